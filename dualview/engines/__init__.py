@@ -1,0 +1,66 @@
+"""Who answers a prompt: the protocol that synthesis speaks, and the engines behind it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from dualview.config import ScriptedEngine, VllmEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A conversation that waits for the assistant, and how the answer is drawn."""
+
+    prompt: tuple[Turn, ...]  # the engine puts it into the model's chat template
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    num_logprobs: int  # how many first tokens to report, the most likely ones; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str  # on "error": what the engine said
+    finish_reason: Literal["stop", "length", "error"]
+    prompt_tokens: int
+    completion_tokens: int
+    first_token_logprobs: Mapping[str, float]  # token -> natural log of its probability; {} if not asked
+
+
+class EngineDied(Exception):
+    """The engine will never answer again; its process should end and a new one start."""
+
+
+class Engine(Protocol):
+    @property
+    def name(self) -> str:
+        """Model and revision, for the lineage of a row."""
+
+    async def complete(self, request: Request) -> Completion:
+        """The model's answer. Many calls may wait at once, all of them from one event loop.
+
+        A refused request is a Completion with finish_reason "error"; only EngineDied is raised.
+        """
+
+    def close(self) -> None:
+        """Gives back memory and processes. No call may follow."""
+
+
+def open_engine(settings: VllmEngine | ScriptedEngine) -> Engine:
+    """Starts the engine and returns when it can answer, which takes a minute for a real model."""
+    match settings.kind:
+        case "vllm":
+            from dualview.engines.vllm import Vllm  # vLLM takes seconds to import
+
+            return Vllm(settings)
+        case "scripted":
+            from dualview.engines.scripted import Scripted, seeded_answers
+
+            return Scripted(f"scripted@{settings.seed}", seeded_answers(settings.seed))

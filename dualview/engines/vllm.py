@@ -1,0 +1,105 @@
+"""vLLM's asynchronous engine. The only module that imports vllm."""
+
+from collections.abc import Iterable
+from itertools import count
+import math
+import os
+from typing import Any
+
+# Read by vLLM when it is imported: a line per request would drown a cluster's logs, and nothing
+# about a run is reported to anyone.
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import numpy as np
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from dualview.config import VllmEngine
+from dualview.engines import Completion, EngineDied, Request
+from dualview.models import local_model
+
+
+class Vllm:
+    """An Engine over one AsyncLLM with prefix caching."""
+
+    def __init__(self, settings: VllmEngine) -> None:
+        self.name = settings.model if settings.revision is None else f"{settings.model}@{settings.revision}"
+        self._llm = AsyncLLM.from_engine_args(
+            AsyncEngineArgs(
+                model=local_model(settings.model),
+                revision=settings.revision,
+                dtype=settings.dtype,
+                max_model_len=settings.max_model_len,
+                max_num_seqs=settings.max_num_seqs,
+                kv_cache_memory_bytes=_gib_to_bytes(settings.kv_cache_gib),
+                trust_remote_code=settings.trust_remote_code,
+                enable_prefix_caching=True,
+                # vLLM 0.32 rewinds the random generator of a seeded request after a partial prefill,
+                # which the CPU's cannot do: the engine dies. Gone when gpu_model_runner.py no longer
+                # calls set_offset on it.
+                enable_chunked_prefill=not current_platform.is_cpu(),
+                disable_log_stats=True,
+            )
+        )
+        self._tokenizer = self._llm.get_tokenizer()
+        self._request_ids = count()
+
+    async def complete(self, request: Request) -> Completion:
+        token_ids = self._tokenizer.apply_chat_template(
+            [{"role": turn.role, "content": turn.text} for turn in request.prompt],
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        sampling = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            logprobs=request.num_logprobs or None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        try:
+            async for output in self._llm.generate(
+                tokens_input(token_ids), sampling, str(next(self._request_ids))
+            ):
+                answer = output.outputs[0]
+        except EngineDeadError as error:
+            raise EngineDied(str(error)) from error
+        except (VLLMClientError, EngineGenerateError) as error:
+            return Completion(str(error), "error", len(token_ids), 0, {})
+        return Completion(
+            text=answer.text,
+            finish_reason=answer.finish_reason if answer.finish_reason in ("stop", "length") else "error",
+            prompt_tokens=len(token_ids),
+            completion_tokens=len(answer.token_ids),
+            first_token_logprobs=_by_text(answer.logprobs[0].values(), request.num_logprobs)
+            if request.num_logprobs
+            else {},
+        )
+
+    def close(self) -> None:
+        self._llm.shutdown()
+
+
+def _gib_to_bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
+
+
+def _by_text(listed: Iterable[Any], num_logprobs: int) -> dict[str, float]:
+    """Log probabilities by decoded token; tokens which decode to one text are added up.
+
+    vLLM appends the sampled token where it is not among the most likely ones. It is left out here,
+    so that the smallest value bounds every token that is not listed.
+    """
+    by_text: dict[str, float] = {}
+    for token in listed:
+        if token.rank <= num_logprobs:
+            before = by_text.get(token.decoded_token, -math.inf)
+            by_text[token.decoded_token] = float(np.logaddexp(before, token.logprob))
+    return by_text

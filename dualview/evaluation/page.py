@@ -1,0 +1,295 @@
+"""One self-contained page that shows what a run made and what it is worth: report.html."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+import io
+import re
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from dualview.evaluation.report import Summary, in_hundredths
+from dualview.records import ACCEPTED, DualView
+
+HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
+PALETTE = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+)  # Okabe and Ito, colour-blind safe
+INK, GREY, LINE = "#1c2733", "#5b6875", "#d9dee3"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text, in the font of the page
+    "text.parse_math": False,  # a name with $ is a name
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": GREY,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": GREY,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color: #1c2733; background: #fbfaf8; font: 17px/1.6 Charter, "Bitstream Charter", Georgia, serif; }}
+body {{ max-width: 58rem; margin: 0 auto; padding: 3.5rem 1.5rem 6rem; }}
+h1, h2, h3, table, figure, .card, .tag, summary, dt {{
+  font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }}
+h1 {{ font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0 0 .5rem; }}
+h2 {{ font-size: 1.25rem; letter-spacing: -.01em; margin: 3.5rem 0 .3rem; }}
+h3 {{ font-size: .95rem; margin: 2rem 0 0; color: #5b6875; font-weight: 600; }}
+p {{ max-width: 42rem; margin: .3rem 0 1rem; }}
+.lead, .note {{ color: #5b6875; }}
+figure {{ margin: 1rem 0; }}
+figure svg {{ display: block; max-width: 100%; height: auto; }}
+svg text {{ font-family: inherit !important; }}
+.cards {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 2rem 0; }}
+.card {{ flex: 1 1 15rem; padding: 1.1rem 1.3rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
+.card b {{ display: block; font-size: 2rem; line-height: 1.25; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }}
+.card span {{ display: block; font-size: .82rem; color: #5b6875; }}
+table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid #e4e2dd; white-space: nowrap; }}
+.wide {{ overflow-x: auto; }}
+summary {{ cursor: pointer; color: #5b6875; font-size: .85rem; margin: 1rem 0; }}
+article {{ margin: 1.2rem 0; padding: 1.2rem 1.5rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
+article > strong {{ font-size: 1.05rem; }}
+.tag {{ float: right; font-size: .75rem; font-weight: 600; padding: .1rem .6rem; border-radius: 1rem; }}
+.accepted {{ color: #005c43; background: #e0f3ec; }}
+.rejected {{ color: #8f3f00; background: #fbe9dd; }}
+dl {{ display: grid; grid-template-columns: 9.5rem 1fr; gap: .5rem 1rem; margin: .8rem 0 0; font-size: .92rem; line-height: 1.5; }}
+dt {{ color: #5b6875; font-size: .8rem; padding-top: .1rem; }}
+dd {{ margin: 0; overflow-wrap: anywhere; }}
+@media (max-width: 40rem) {{ dl {{ grid-template-columns: 1fr; gap: .1rem; }} dd {{ margin-bottom: .6rem; }} }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+LEAD = """<p class="lead">A retriever that follows instructions must change its ranking when only the instruction
+changes. p-MRR says how far the passages that stop being relevant fall: 0 is blind to the instruction, 100 is perfect,
+below 0 is the wrong way.</p>"""
+
+
+def page(
+    title: str,
+    summary: Summary,
+    funnels: Mapping[str, Mapping[str, int]],
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+    accepted: Sequence[DualView],
+    rejected: Sequence[DualView],
+) -> str:
+    """The whole page as HTML; nothing in it is fetched. A part without material is left out.
+
+    funnels: run -> status -> number of requests. losses: arm -> (step, loss). The examples are shown as given.
+    """
+    encoders = list(summary["encoders"])
+    colors = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(dict.fromkeys([*encoders, *losses]))}
+    parts = [LEAD, _cards(summary)]
+    with matplotlib.rc_context(STYLE):
+        if encoders:
+            parts += [
+                "<h2>Scores</h2>",
+                '<p class="note">Mean over queries with its 95% bootstrap interval, x100.</p>',
+            ]
+            for benchmark in dict.fromkeys(
+                name for results in summary["encoders"].values() for name in results
+            ):
+                parts += [f"<h3>{escape(benchmark)}</h3>", _scores_figure(summary, benchmark, colors)]
+            parts.append(_tables(summary))
+        if summary["differences"]:
+            parts += [
+                "<h2>Differences</h2>",
+                '<p class="note">The same queries in both arms: paired bootstrap, 95% interval, x100. Grey where the '
+                "interval holds 0. It speaks of the choice of queries, not of another training seed.</p>",
+            ]
+        for pair in summary["differences"]:
+            name = f"{pair['first']} minus {pair['second']}"
+            parts += [f"<h3>{escape(name)}</h3>", _differences_figure(name, pair["benchmarks"])]
+        if funnels:
+            parts.append("<h2>Generation</h2>")
+        for name, funnel in funnels.items():
+            total, kept = sum(funnel.values()), funnel.get(ACCEPTED, 0)
+            parts += [
+                f"<h3>{escape(name)}</h3>",
+                f'<p class="note">{kept:,} of {total:,} requests were accepted. Every other one is kept with '
+                "its reason.</p>",
+                _funnel_figure(name, funnel),
+            ]
+        if losses:
+            parts += ["<h2>Training loss</h2>", _losses_figure(losses, colors)]
+    for heading, rows in (("Accepted examples", accepted), ("Rejected examples", rejected)):
+        if rows:
+            parts += [f"<h2>{heading}</h2>", *map(_example, rows)]
+    return PAGE.format(title=escape(title), body="\n".join(parts))
+
+
+def _cards(summary: Summary) -> str:
+    cards = []
+    for pair in summary["differences"]:
+        for benchmark, metrics in pair["benchmarks"].items():
+            if "p-MRR" in metrics:
+                cell = metrics["p-MRR"]
+                cards.append(
+                    f'<div class="card"><span>p-MRR on {escape(benchmark)}</span><b>{100 * cell["mean"]:+.1f}</b>'
+                    f"<span>{escape(pair['first'])} minus {escape(pair['second'])}</span>"
+                    f"<span>[{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}], p = {cell['p_value']:.2g}</span></div>"
+                )
+    return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _scores_figure(summary: Summary, benchmark: str, colors: Mapping[str, str]) -> str:
+    results = {arm: cells[benchmark] for arm, cells in summary["encoders"].items() if benchmark in cells}
+    metrics = [metric for metric in HEADLINE if any(metric in cells for cells in results.values())]
+    figure = Figure(figsize=(9.2 if len(metrics) > 1 else 4.6, 0.8 + 0.36 * len(results)))
+    figure.set_layout_engine("constrained", w_pad=0.12)  # the numbers under two panels must not touch
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for row, (arm, cells) in enumerate(results.items()):
+            if metric in cells:
+                _interval(axes, row, cells[metric], colors[arm], f"{100 * cells[metric]['mean']:.1f}")
+        if metric.startswith("p-MRR"):
+            axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+        _rows(axes, list(results))
+        axes.set_title(metric, loc="left")
+    return _svg(figure, f"Scores on {benchmark}")
+
+
+def _differences_figure(name: str, benchmarks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    rows = [
+        (f"{benchmark}  {metric}", metrics[metric])
+        for benchmark, metrics in benchmarks.items()
+        for metric in HEADLINE
+        if metric in metrics
+    ]
+    figure = Figure(figsize=(9.2, 0.5 + 0.36 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for row, (_, cell) in enumerate(rows):
+        color = GREY if cell["low"] <= 0 <= cell["high"] else PALETTE[0]
+        _interval(axes, row, cell, color, f"{100 * cell['mean']:+.1f}")
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    _rows(axes, [label for label, _ in rows])
+    return _svg(figure, f"Paired differences, {name}")
+
+
+def _interval(axes: matplotlib.axes.Axes, row: int, cell: Mapping[str, float], color: str, text: str) -> None:
+    mean, low, high = (100 * cell[key] for key in ("mean", "low", "high"))
+    axes.plot([low, high], [row, row], color=color, linewidth=2.2, alpha=0.55, solid_capstyle="round")
+    axes.plot(mean, row, "o", color=color, markersize=6.5)
+    axes.annotate(text, (mean, row), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+
+
+def _rows(axes: matplotlib.axes.Axes, labels: list[str]) -> None:
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.75)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x")
+    axes.margins(x=0.12)
+
+
+def _funnel_figure(name: str, funnel: Mapping[str, int]) -> str:
+    statuses = sorted(
+        (status for status, count in funnel.items() if count), key=lambda s: (s != ACCEPTED, -funnel[s])
+    )
+    total = sum(funnel.values())
+    figure = Figure(figsize=(9.2, 0.4 + 0.34 * len(statuses)), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(
+        [status.replace("_", " ") for status in statuses],
+        [funnel[status] for status in statuses],
+        color=[PALETTE[2] if status == ACCEPTED else PALETTE[1] for status in statuses],
+        height=0.62,
+    )
+    axes.bar_label(
+        bars, [f"{funnel[s]:,}  ({funnel[s] / total:.1%})" for s in statuses], padding=6, color=GREY
+    )
+    axes.invert_yaxis()
+    axes.margins(x=0.18)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks([])
+    return _svg(figure, f"Requests of {name} by status")
+
+
+def _losses_figure(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Mapping[str, str]) -> str:
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for arm, points in losses.items():
+        axes.plot(*zip(*points, strict=True), color=colors[arm], linewidth=1.6, label=arm)
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(losses), frameon=False
+    )
+    return _svg(figure, "Training loss by step")
+
+
+def _svg(figure: Figure, label: str) -> str:
+    stream = io.StringIO()
+    # The salt makes the ids of clip paths the same in every run, and different between the figures of a page.
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = stream.getvalue()[stream.getvalue().index("<svg") :]
+    svg = re.sub(
+        r'<g id="[^"]*">', "<g>", svg
+    )  # "axes_1" and the like: repeated by every figure, used by nothing
+    return f'<figure role="img" aria-label="{escape(label)}">{svg}</figure>'
+
+
+def _tables(summary: Summary) -> str:
+    rows = [
+        f"<tr><td>{escape(benchmark)}</td><td>{escape(metric)}</td><td>{escape(arm)}</td>"
+        f"<td>{in_hundredths(cell)}</td><td>{cell['num_queries']:,.0f}</td></tr>"
+        for arm, benchmarks in summary["encoders"].items()
+        for benchmark, metrics in benchmarks.items()
+        for metric, cell in metrics.items()
+    ]
+    return (
+        '<details><summary>All numbers</summary><div class="wide"><table><tr><th>benchmark<th>metric<th>encoder'
+        f"<th>mean [95% interval]<th>queries</tr>{''.join(rows)}</table></div></details>"
+    )
+
+
+def _example(row: DualView) -> str:
+    roles = {row.seed.positive.id: "positive", row.target_id: "N*"}
+    target = next((p for p in row.seed.instruction_negatives if p.id == row.target_id), None)
+    verdicts = "; ".join(
+        f"{verdict.judge} on {roles.get(verdict.passage_id, verdict.passage_id)}: "
+        + {True: "right", False: "wrong", None: "could not tell"}[verdict.right]
+        + ("" if verdict.margin is None else f" ({verdict.margin:+.1f})")
+        for verdict in row.verdicts
+    )
+    terms = {
+        "original instruction": row.seed.instruction,
+        "its positive": row.seed.positive.full_text,
+        "new instruction": row.new_instruction or "none",
+        "its positive, N*": target.full_text if target else "none",
+        "verdicts": verdicts or "none",
+    }
+    status = "accepted" if row.status == ACCEPTED else "rejected"
+    listed = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+    return (
+        f'<article><span class="tag {status}">{escape(row.status.replace("_", " "))}</span>'
+        f"<strong>{escape(row.seed.query)}</strong><dl>{listed}</dl></article>"
+    )

@@ -1,0 +1,101 @@
+"""Counters, rate and time left: a live bar on a terminal, plain lines elsewhere, a JSONL trail for plots."""
+
+from collections.abc import Callable
+from datetime import timedelta
+import json
+from pathlib import Path
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class Progress:
+    """Counts up to `total` units of work, as a context manager.
+
+    with Progress("generate", total=40, unit="shards", trail=None) as progress:
+        progress.advance(1, accepted_share=0.87)
+
+    `trail` gets one JSON object a line for each advance: time (seconds since 1970), done, total, and the
+    figures. It is appended to, so that a run that goes on keeps its history. `clock` tells seconds.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        unit: str,
+        trail: Path | None,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._label, self._total, self._unit, self._trail, self._clock = label, total, unit, trail, clock
+        self._console = console or Console()
+        self._bar = Bar(
+            TextColumn(label),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            get_time=clock,
+            disable=not self._console.is_terminal,
+        )
+        self._done = 0
+        self._figures: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._start = self._last_line = self._clock()
+        if self._trail is not None:
+            self._trail.parent.mkdir(parents=True, exist_ok=True)
+        self._bar.start()
+        self._task = self._bar.add_task(self._status(), total=self._total)
+        return self
+
+    def advance(self, num_units: int, **figures: float) -> None:
+        """Counts `num_units` more as done; figures (accepted_share=0.87) stay on show until they change."""
+        now = self._clock()
+        self._done += num_units
+        self._figures.update(figures)
+        self._bar.update(self._task, completed=self._done, description=self._status())
+        if self._trail is not None:
+            with self._trail.open("a") as file:
+                file.write(
+                    json.dumps({"time": now, "done": self._done, "total": self._total, **figures}) + "\n"
+                )
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._print_line()
+            self._last_line = now
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+        self._print_line()
+
+    def _print_line(self) -> None:
+        if not self._console.is_terminal:
+            elapsed = timedelta(seconds=round(self._clock() - self._start))
+            print(f"{self._label}: {self._status()}, {elapsed} elapsed", file=self._console.file, flush=True)
+
+    def _status(self) -> str:
+        """12/40 shards, 0.5 a second, 0:00:56 left, accepted share 0.87"""
+        elapsed_seconds = self._clock() - self._start
+        parts = [f"{self._done:,}/{self._total:,} {self._unit}"]
+        if self._done and elapsed_seconds > 0:
+            rate = self._done / elapsed_seconds
+            left = timedelta(seconds=round(max(self._total - self._done, 0) / rate))
+            parts += [f"{_readable(rate)} a second", f"{left} left"]
+        parts += [f"{name.replace('_', ' ')} {_readable(value)}" for name, value in self._figures.items()]
+        return ", ".join(parts)
+
+
+def _readable(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,0 +1,268 @@
+"""The nouns that walk through the rooms, and their Arrow schemas. Imports nothing of ours."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+ACCEPTED = "accepted"
+
+# Why a request did not become a training row. A closed list: a shard with any other word is refused.
+REASONS = (
+    "declined",  # the writer says that no such instruction exists
+    "unparseable",  # no answer block, or more than one, or an empty one
+    "truncated",  # the answer ended at the token limit
+    "not_flipped",  # a judge's verdict on some passage is the wrong one
+    "undecided",  # a judge could not tell for some passage
+    "bad_length",  # shorter or longer than the rules allow
+    "meta_language",  # talks about passages, numbers or the task
+    "leaks_passage",  # copies a run of words from a passage
+    "near_original",  # a rewording of the original instruction
+    "engine_error",  # the engine refused or failed this one request
+    "poison",  # this request kills the engine
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One demand on an attribute: its value must be (include) or must not be `value`."""
+
+    include: bool
+    facet: str
+    value: str
+
+    def holds(self, attributes: Mapping[str, str]) -> bool | None:
+        """Whether a passage with these attributes satisfies it; None where the facet is unknown."""
+        if self.facet not in attributes:
+            return None
+        return (attributes[self.facet] == self.value) == self.include
+
+
+def all_hold(requirements: Iterable[Requirement], attributes: Mapping[str, str]) -> bool | None:
+    """False if any requirement fails, True if all hold, None otherwise (and for no requirements)."""
+    answers = [requirement.holds(attributes) for requirement in requirements]
+    if False in answers:
+        return False
+    return True if answers and None not in answers else None
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    id: str
+    text: str
+    title: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)  # facet -> value, as the text shows
+
+    @property
+    def full_text(self) -> str:
+        """What an encoder or a model reads: title and text as one string."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """A query with an original instruction and labelled passages: what synthesis starts from."""
+
+    id: str
+    query_id: str  # one information need; its phrasings share it
+    query: str
+    instruction: str
+    positive: Passage
+    instruction_negatives: tuple[Passage, ...]  # on topic, break the instruction
+    hard_negatives: tuple[Passage, ...] = ()
+    requirements: tuple[Requirement, ...] = ()  # what the instruction demands, where it is known
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One judge on one passage under (query, new instruction)."""
+
+    judge: str
+    passage_id: str
+    expected: bool  # should it be relevant?
+    margin: float | None  # log p(yes) - log p(no); None where the judge could not tell
+
+    @property
+    def right(self) -> bool | None:
+        return None if self.margin is None else (self.margin > 0) == self.expected
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a row comes from; enough to write it again."""
+
+    writer: str  # "facets" or the engine's model and revision
+    prompt: str  # name and hash of the writing prompt, or of the vocabulary
+    sampling: str  # canonical JSON
+    judges: tuple[str, ...]
+    code_version: str
+    run: str  # fingerprint of the run
+    shard: int
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class DualView:
+    """One finished request: a seed, the complementary instruction, and what became of it.
+
+    Under (query, new_instruction) the passage `target_id` (N*) is the positive; the seed's positive
+    and its other instruction negatives are not relevant. [2604.18845, section 3]
+    """
+
+    seed: Seed
+    target_id: str
+    new_instruction: str  # "" where none was written
+    new_requirements: tuple[Requirement, ...]
+    status: str  # ACCEPTED or one of REASONS
+    trainable: bool  # accepted, and by a judge that passed its exam
+    verdicts: tuple[Verdict, ...]
+    draft: str  # the writer's whole answer
+    prompt_tokens: int
+    completion_tokens: int
+    lineage: Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class FlipQuery:
+    """One query under two instructions, "original" and "changed", over listed candidates."""
+
+    id: str
+    query: str
+    instructions: Mapping[str, str]
+    relevant: Mapping[str, tuple[str, ...]]  # instruction name -> ids of the passages that obey it
+    candidates: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
+
+
+@dataclass(frozen=True, slots=True)
+class FlipCollection:
+    """A collection in FollowIR's shape: labels change when only the instruction does."""
+
+    name: str
+    passages: Mapping[str, Passage]
+    queries: tuple[FlipQuery, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdhocCollection:
+    """Ordinary retrieval: queries without instructions against every passage."""
+
+    name: str
+    passages: Mapping[str, Passage]
+    queries: Mapping[str, str]
+    qrels: Mapping[str, Mapping[str, int]]  # query -> passage -> grade
+
+
+_REQUIREMENT = pa.struct([("include", pa.bool_()), ("facet", pa.string()), ("value", pa.string())])
+_PASSAGE = pa.struct(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("title", pa.string()),
+        ("attributes", pa.map_(pa.string(), pa.string())),
+    ]
+)
+_SEED_FIELDS = [
+    ("id", pa.string()),
+    ("query_id", pa.string()),
+    ("query", pa.string()),
+    ("instruction", pa.string()),
+    ("positive", _PASSAGE),
+    ("instruction_negatives", pa.list_(_PASSAGE)),
+    ("hard_negatives", pa.list_(_PASSAGE)),
+    ("requirements", pa.list_(_REQUIREMENT)),
+]
+_VERDICT = pa.struct(
+    [
+        ("judge", pa.string()),
+        ("passage_id", pa.string()),
+        ("expected", pa.bool_()),
+        ("margin", pa.float32()),
+    ]
+)
+_LINEAGE = pa.struct(
+    [
+        ("writer", pa.string()),
+        ("prompt", pa.string()),
+        ("sampling", pa.string()),
+        ("judges", pa.list_(pa.string())),
+        ("code_version", pa.string()),
+        ("run", pa.string()),
+        ("shard", pa.int64()),
+        ("attempt", pa.string()),
+    ]
+)
+
+SEED_SCHEMA = pa.schema(_SEED_FIELDS)
+DUAL_VIEW_SCHEMA = pa.schema(
+    [
+        *_SEED_FIELDS,
+        ("target_id", pa.string()),
+        ("new_instruction", pa.string()),
+        ("new_requirements", pa.list_(_REQUIREMENT)),
+        ("status", pa.string()),
+        ("trainable", pa.bool_()),
+        ("verdicts", pa.list_(_VERDICT)),
+        ("draft", pa.string()),
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("lineage", _LINEAGE),
+    ]
+)
+
+
+def dual_views_to_table(rows: Iterable[DualView]) -> pa.Table:
+    """One flat row each: the seed's columns, then the rest, in DUAL_VIEW_SCHEMA."""
+    flat = []
+    for row in rows:
+        columns = asdict(row)
+        seed = columns.pop("seed")
+        flat.append({**seed, **columns})
+    return pa.Table.from_pylist(flat, schema=DUAL_VIEW_SCHEMA)
+
+
+def dual_views_from_table(table: pa.Table) -> list[DualView]:
+    """The inverse of dual_views_to_table."""
+    seed_columns = set(SEED_SCHEMA.names)
+    rows = []
+    for columns in table.to_pylist():
+        rest = {name: value for name, value in columns.items() if name not in seed_columns}
+        lineage = rest.pop("lineage")
+        rows.append(
+            DualView(
+                seed=seed_from_columns(columns),
+                new_requirements=_requirements(rest.pop("new_requirements")),
+                verdicts=tuple(Verdict(**verdict) for verdict in rest.pop("verdicts")),
+                lineage=Lineage(**{**lineage, "judges": tuple(lineage["judges"])}),
+                **rest,
+            )
+        )
+    return rows
+
+
+def seed_from_columns(columns: Mapping[str, Any]) -> Seed:
+    """A Seed from one row of SEED_SCHEMA (further columns are ignored)."""
+    return Seed(
+        id=columns["id"],
+        query_id=columns["query_id"],
+        query=columns["query"],
+        instruction=columns["instruction"],
+        positive=_passage(columns["positive"]),
+        instruction_negatives=tuple(map(_passage, columns["instruction_negatives"])),
+        hard_negatives=tuple(map(_passage, columns["hard_negatives"] or ())),
+        requirements=_requirements(columns["requirements"] or ()),
+    )
+
+
+def _passage(columns: Mapping[str, Any]) -> Passage:
+    return Passage(
+        id=columns["id"],
+        text=columns["text"],
+        title=columns["title"] or "",
+        attributes=dict(columns["attributes"] or ()),
+    )
+
+
+def _requirements(items: Iterable[Mapping[str, Any]]) -> tuple[Requirement, ...]:
+    return tuple(Requirement(**item) for item in items)

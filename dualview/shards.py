@@ -1,0 +1,256 @@
+"""The plan of a generate run, and the commit of its shards.
+
+On the store of a run:
+
+    plan.json                     what the run is; created once
+    data/shard-000017.parquet     one finished shard; created once, never touched again
+    attempts/000017/3             the third attempt at shard 17 has begun
+    marks/000017/3/000005         ... and was about to do row 5 alone
+
+An object that exists is finished and a shard without one is to do, so there is nothing to merge, to mark
+done or to lock: where two attempts overlap, the first put wins and the other is dropped.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+import json
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dualview.config import canonical_json, fingerprint
+from dualview.errors import InputError
+from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, DualView, dual_views_to_table
+from dualview.storage import Store
+
+PLAN_KEY = "plan.json"
+_NUM_DIFFERENCES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Input:
+    """A list of seeds, in an order that does not change as long as the checksum is the same."""
+
+    name: str
+    num_rows: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows start to stop (without stop) of one input."""
+
+    index: int
+    input: str  # the input's name
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> str:
+        return f"data/shard-{self.index:06d}.parquet"
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Plan:
+    settings: Mapping[str, Any]  # all that decides what the rows will be, as JSON values
+    inputs: tuple[Input, ...]
+    rows_per_shard: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(asdict(self))
+
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The inputs in their order, each cut into shards of rows_per_shard; an input's last may be shorter."""
+        spans = [
+            (source, start, min(start + self.rows_per_shard, source.num_rows))
+            for source in self.inputs
+            for start in range(0, source.num_rows, self.rows_per_shard)
+        ]
+        return tuple(
+            Shard(index, source.name, start, stop) for index, (source, start, stop) in enumerate(spans)
+        )
+
+
+def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input], rows_per_shard: int) -> Plan:
+    """Creates the run's plan, or goes on with the one that stands.
+
+    Raises InputError where a plan of other settings, inputs or rows_per_shard stands, and says what differs.
+    """
+    if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
+        raise InputError(f"input {repeated[0]}: is listed more than once")
+    if not any(source.num_rows for source in inputs):
+        raise InputError("the inputs have no rows; expected at least one seed")
+    plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
+    # Fingerprint and shard count are for human readers; read_plan computes them again.
+    summary = {"fingerprint": plan.fingerprint, "num_shards": len(plan.shards)}
+    claim(store, PLAN_KEY, {**asdict(plan), **summary})
+    return read_plan(store)
+
+
+def claim(store: Store, key: str, content: Mapping[str, Any]) -> None:
+    """Makes `content` what the output is, or finds that it already is.
+
+    Raises InputError, saying what differs, where the output was claimed with other content.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if store.put_new(key, text.encode(), attempt=uuid4().hex):
+        return
+    try:
+        standing = json.loads(store.get(key))
+    except ValueError:
+        raise InputError(f"{store.url}/{key}: is not JSON; choose another output") from None
+    differences = _differences(standing, json.loads(text))
+    if differences:
+        raise InputError(
+            f"{store.url}: holds a run with other settings ({differences});"
+            " choose another output, or put the settings back"
+        )
+
+
+def read_plan(store: Store) -> Plan:
+    """The plan that stands. Raises InputError where there is none or it cannot be read."""
+    try:
+        content = json.loads(store.get(PLAN_KEY))
+        inputs = tuple(Input(**source) for source in content["inputs"])
+        return Plan(content["settings"], inputs, content["rows_per_shard"])
+    except FileNotFoundError:
+        raise InputError(f"no generate run at {store.url}: it has no {PLAN_KEY}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{store.url}/{PLAN_KEY}: is not the plan of a generate run") from None
+
+
+def _differences(there: Any, here: Any) -> str:
+    """The first few, for a sentence; "" where there are none."""
+    there_flat, here_flat = dict(_flatten(there)), dict(_flatten(here))
+    differing = [key for key in {**there_flat, **here_flat} if there_flat.get(key) != here_flat.get(key)]
+    shown = [
+        f"{key}: there {there_flat.get(key, 'absent')}, here {here_flat.get(key, 'absent')}"
+        for key in differing[:_NUM_DIFFERENCES_SHOWN]
+    ]
+    num_more = len(differing) - len(shown)
+    return "; ".join([*shown, f"{num_more} more"] if num_more else shown)
+
+
+def _flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Leaves as (dotted key, JSON)."""
+    if value and isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flatten(inner, (*path, str(key)))
+    else:
+        yield ".".join(path), canonical_json(value)
+
+
+def missing(store: Store, plan: Plan) -> list[Shard]:
+    """The shards that are still to do, found by one listing."""
+    committed = {entry.key for entry in store.list("data/")}
+    return [shard for shard in plan.shards if shard.key not in committed]
+
+
+def is_complete(store: Store) -> bool:
+    """Whether every shard of the run stands. Raises InputError where there is no run."""
+    return not missing(store, read_plan(store))
+
+
+def commit(store: Store, shard: Shard, rows: Sequence[DualView], attempt: str) -> bool:
+    """Puts a finished shard as one Parquet file; False if another attempt's stands already.
+
+    The file's metadata has under "dualview" a JSON object: run, attempt, statuses (a count each),
+    prompt_tokens and completion_tokens (sums). Raises ValueError, and puts nothing, where the rows are
+    not exactly one finished row for each request of the shard: that is a bug of ours.
+    """
+    _check_rows(shard, rows, attempt)
+    summary = {
+        "run": rows[0].lineage.run,
+        "attempt": attempt,
+        "statuses": Counter(row.status for row in rows),
+        "prompt_tokens": sum(row.prompt_tokens for row in rows),
+        "completion_tokens": sum(row.completion_tokens for row in rows),
+    }
+    table = dual_views_to_table(rows).replace_schema_metadata({"dualview": canonical_json(summary)})
+    # In memory first: pyarrow's own S3 streams leave a broken object behind when writing fails.
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    return store.put_new(shard.key, buffer.getvalue().to_pybytes(), attempt)
+
+
+def _check_rows(shard: Shard, rows: Sequence[DualView], attempt: str) -> None:
+    problem = ""
+    if len(rows) != shard.num_rows:
+        problem = f"{len(rows)} rows instead of {shard.num_rows}"
+    elif len({row.seed.id for row in rows}) != len(rows):
+        problem = "a seed has several rows"
+    elif unknown := {row.status for row in rows} - {ACCEPTED, *REASONS}:
+        problem = f"unknown status {unknown}"
+    elif any(row.trainable and row.status != ACCEPTED for row in rows):
+        problem = "a row that was not accepted is trainable"
+    elif len({row.lineage.run for row in rows}) != 1:
+        problem = "rows of several runs"
+    elif {(row.lineage.shard, row.lineage.attempt) for row in rows} != {(shard.index, attempt)}:
+        problem = "rows of another shard or attempt"
+    if problem:
+        raise ValueError(f"shard {shard.index}, attempt {attempt}: {problem}")
+
+
+def read_tables(store: Store) -> Iterator[pa.Table]:
+    """The committed shards in order, each a table in DUAL_VIEW_SCHEMA with its metadata (see commit).
+
+    Raises InputError where there is no run, or naming the file that is corrupt.
+    """
+    plan = read_plan(store)
+    to_do = set(missing(store, plan))
+    for shard in plan.shards:
+        if shard not in to_do:
+            yield _read_shard(store, shard)
+
+
+def _read_shard(store: Store, shard: Shard) -> pa.Table:
+    data = store.get(shard.key)
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{store.url}/{shard.key}: is not a whole Parquet file ({reason})") from None
+    if not table.schema.equals(DUAL_VIEW_SCHEMA) or table.num_rows != shard.num_rows:
+        raise InputError(
+            f"{store.url}/{shard.key}: expected {shard.num_rows} rows with the columns of records.DualView,"
+            f" found {table.num_rows} rows with {', '.join(table.column_names)}"
+        )
+    return table
+
+
+# A row that kills its engine leaves nothing behind but the attempts it cost. So attempts are counted, and
+# from the third on the rows run one by one, each marked before it runs: the last mark of a dead attempt
+# names the row that it died on. One such mark may be someone else's doing (a preempted machine), two are not.
+
+
+def begin_attempt(store: Store, shard: Shard, attempt: str) -> int:
+    """Notes that an attempt at the shard begins; which one it is: 1, 2, 3..."""
+    notes = f"attempts/{shard.index:06d}/"
+    ordinal = len(store.list(notes)) + 1
+    while not store.put_new(f"{notes}{ordinal}", attempt.encode(), attempt):
+        ordinal += 1
+    return ordinal
+
+
+def mark_row(store: Store, shard: Shard, ordinal: int, row_index: int) -> None:
+    """Notes that this attempt is about to run the shard's row (0-based), rows in ascending order."""
+    store.put_new(f"marks/{shard.index:06d}/{ordinal}/{row_index:06d}", b"", attempt=str(ordinal))
+
+
+def killers(store: Store, shard: Shard) -> set[int]:
+    """Rows which two or more attempts died on. To be asked before an attempt marks its own first row."""
+    last_marks: dict[str, int] = {}
+    for entry in store.list(f"marks/{shard.index:06d}/"):  # sorted: an attempt's last mark comes last
+        *_, ordinal, row_index = entry.key.split("/")
+        last_marks[ordinal] = int(row_index)
+    return {row_index for row_index, count in Counter(last_marks.values()).items() if count >= 2}

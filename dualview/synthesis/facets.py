@@ -1,0 +1,77 @@
+"""Complementary instructions without a language model, composed from the passages' attributes."""
+
+from collections.abc import Iterator
+import random
+from typing import Literal
+
+from dualview.config import FacetsWriter
+from dualview.records import Passage, Requirement, Seed
+from dualview.vocabulary import Vocabulary
+
+Kind = Literal["negation", "same_facet", "other_facet"]
+
+
+def compose(
+    seed: Seed, target: Passage, settings: FacetsWriter, vocabulary: Vocabulary
+) -> tuple[str, Requirement] | None:
+    """An instruction that `target` obeys and that every other labelled passage breaks; None if there is none.
+
+    The kind of the complement and its polarity are drawn by the shares in `settings`. Where the
+    drawn kind is impossible another is taken, and the polarity gives way last. Only values that the
+    vocabulary has phrases for are used. A function of (settings, vocabulary, seed) alone, so the
+    same seed gives the same instruction in whatever shard it stands.
+    """
+    rng = random.Random(f"{settings.seed}:{seed.id}")
+    kinds = _preferred_kinds(rng.random(), settings)
+    include = rng.random() >= settings.exclusion_share
+    flips = [
+        requirement
+        for requirement in _candidates(seed, target)
+        if (requirement.facet, requirement.value) in vocabulary.phrases and _flips(requirement, seed, target)
+    ]
+    for polarity in (include, not include):
+        for kind in kinds:
+            fitting = [
+                requirement
+                for requirement in flips
+                if _kind(requirement, seed) == kind
+                and (kind == "negation" or requirement.include == polarity)
+            ]
+            if fitting:
+                requirement = rng.choice(fitting)
+                return vocabulary.say(requirement, rng), requirement
+    return None
+
+
+def _preferred_kinds(draw: float, settings: FacetsWriter) -> tuple[Kind, ...]:
+    """The drawn kind first, and what replaces it; `draw` is uniform in [0, 1)."""
+    if draw < settings.negation_share:
+        return ("negation", "same_facet", "other_facet")
+    if draw < settings.negation_share + settings.same_facet_share:
+        return ("same_facet", "other_facet", "negation")
+    return ("other_facet", "same_facet", "negation")
+
+
+def _candidates(seed: Seed, target: Passage) -> Iterator[Requirement]:
+    """Every requirement that could hold for the target and fail for the positive."""
+    for facet, value in sorted(target.attributes.items()):
+        unwanted = seed.positive.attributes.get(facet)
+        if unwanted is not None and unwanted != value:
+            yield Requirement(True, facet, value)
+            yield Requirement(False, facet, unwanted)
+
+
+def _flips(requirement: Requirement, seed: Seed, target: Passage) -> bool:
+    others = [passage for passage in seed.instruction_negatives if passage.id != target.id]
+    return requirement.holds(target.attributes) is True and all(
+        requirement.holds(passage.attributes) is False for passage in (seed.positive, *others)
+    )
+
+
+def _kind(requirement: Requirement, seed: Seed) -> Kind:
+    negated = Requirement(not requirement.include, requirement.facet, requirement.value)
+    if negated in seed.requirements:
+        return "negation"
+    if any(requirement.facet == original.facet for original in seed.requirements):
+        return "same_facet"
+    return "other_facet"

@@ -1,0 +1,16 @@
+"""Measures encoders that read instructions: python jobs/evaluate.py --config configs/demo/evaluate.yaml"""
+
+from dualview.config import EvaluateConfig, from_command_line
+from dualview.errors import one_sentence
+from dualview.evaluation.report import print_table
+from dualview.on_ray.evaluate import evaluate
+
+
+def main() -> None:
+    config = from_command_line(EvaluateConfig, __doc__)
+    print_table(evaluate(config))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

@@ -1,0 +1,19 @@
+"""Trains an encoder on dual views: python jobs/train.py --config configs/demo/train-dual.yaml"""
+
+from dualview.config import TrainConfig, from_command_line
+from dualview.errors import one_sentence
+from dualview.on_ray.train import train
+
+
+def main() -> None:
+    config = from_command_line(TrainConfig, __doc__)
+    result = train(config)
+    print(
+        f"{config.output}/encoder: {result['steps']} steps, {result['instances']:,} instances,"
+        f" final loss {result['losses'][-1]:.3f}, {result['groups_per_second']:.1f} groups/s"
+    )
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

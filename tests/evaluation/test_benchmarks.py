@@ -1,0 +1,260 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dualview.config import Beir, Flips
+from dualview.errors import InputError
+from dualview.evaluation.benchmarks import (
+    SCORES_SCHEMA,
+    QueryScore,
+    read_beir,
+    read_flips,
+    score_adhoc,
+    score_flips,
+    scores_to_table,
+)
+from dualview.records import AdhocCollection, FlipCollection, FlipQuery, Passage
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+real_data = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the development collections are not on this machine"
+)
+
+CORPUS = [{"_id": id, "title": "", "text": f"text {id}"} for id in "abcd"]
+FLIP = {
+    "_id": "q1",
+    "query": "tax",
+    "instructions": {"for": "Only what is in favour.", "against": "Only what is against."},
+    "relevant": {"for": ["a", "b"], "against": ["c"]},
+}
+QUERIES = [{"_id": "1", "text": "wing"}, {"_id": "2", "text": "heat"}]
+QRELS = "query-id\tcorpus-id\tscore\n1\ta\t2\n1\tb\t0\n"
+
+
+def _flips(folder):
+    return Flips(kind="flips", name="stance", path=str(folder), original="for", changed="against")
+
+
+def _beir(folder):
+    return Beir(kind="beir", name="wings", path=str(folder))
+
+
+def _write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("corpus", ["corpus.jsonl", "dev/corpus.jsonl"])
+def test_flips_read_the_corpus_of_the_folder_or_its_parent(tmp_path, corpus):
+    second = {**FLIP, "_id": "q2", "relevant": {"for": ["a"], "against": ["b", "a", "b"], "unused": []}}
+    _write(tmp_path / corpus, CORPUS)
+    _write(tmp_path / "dev" / "queries.jsonl", [FLIP, "\n", second])
+    collection = read_flips(_flips(tmp_path / "dev"))
+    assert collection == FlipCollection(
+        name="stance",
+        passages={id: Passage(id, text=f"text {id}") for id in "abc"},  # d is relevant to no query
+        queries=tuple(
+            FlipQuery(
+                id=id,
+                query="tax",
+                instructions={"original": "Only what is in favour.", "changed": "Only what is against."},
+                relevant=relevant,
+                candidates=("a", "b", "c"),
+            )
+            for id, relevant in [
+                ("q1", {"original": ("a", "b"), "changed": ("c",)}),
+                ("q2", {"original": ("a",), "changed": ("b", "a")}),
+            ]
+        ),
+    )
+
+
+def test_beir_reads_the_judged_queries(tmp_path):
+    _write(
+        tmp_path / "corpus.jsonl", [{"_id": "a", "title": "t", "text": "\u2028 b"}, {"_id": "b", "text": ""}]
+    )
+    _write(tmp_path / "queries.jsonl", QUERIES)
+    _write(tmp_path / "qrels.tsv", [QRELS])
+    assert read_beir(_beir(tmp_path)) == AdhocCollection(
+        name="wings",
+        passages={"a": Passage("a", title="t", text="\u2028 b"), "b": Passage("b", text="")},
+        queries={"1": "wing"},
+        qrels={"1": {"a": 2, "b": 0}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], "queries.jsonl: is empty"),
+        ([FLIP, "{broken\n"], "queries.jsonl line 2: is not valid JSON"),
+        (["[1]\n"], "queries.jsonl line 1: expected a JSON object"),
+        ([FLIP, FLIP], "queries.jsonl line 2: the id 'q1' stands there a second time"),
+        ([{**FLIP, "_id": 7}], "line 1: `_id` must be a text, found 7"),
+        ([{**FLIP, "query": None}], "line 1: `query` must be a text, found None"),
+        ([{**FLIP, "instructions": {"for": "x"}}], "line 1: `instructions` must map 'against' to a text"),
+        ([{**FLIP, "relevant": {"for": ["a"], "against": []}}], "line 1: `relevant` must map 'against'"),
+        ([{**FLIP, "relevant": ["a"]}], "line 1: `relevant` must map 'for'"),
+        ([{**FLIP, "relevant": {"for": ["z"], "against": ["a"]}}], "passage 'z' is not in corpus.jsonl"),
+        (
+            [{**FLIP, "relevant": {"for": [["a"]], "against": ["a"]}}],
+            r"passage \['a'\] is not in corpus.jsonl",
+        ),
+        ([{**FLIP, "relevant": {"for": ["a", "b"], "against": ["b", "a"]}}], "the same relevant passages"),
+    ],
+)
+def test_wrong_flips_are_refused_with_file_and_line(tmp_path, rows, sentence):
+    _write(tmp_path / "corpus.jsonl", CORPUS)
+    _write(tmp_path / "queries.jsonl", rows)
+    with pytest.raises(InputError, match=sentence):
+        read_flips(_flips(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("corpus.jsonl", None, "corpus.jsonl: cannot be read"),
+        ("corpus.jsonl", [], "corpus.jsonl: is empty"),
+        ("corpus.jsonl", [*CORPUS, CORPUS[0]], "corpus.jsonl line 5: the id 'a' stands there a second time"),
+        ("corpus.jsonl", [{"_id": "a"}], "corpus.jsonl line 1: `text` must be a text, found 'nothing'"),
+        ("corpus.jsonl", [{"_id": "a", "text": "", "title": None}], "line 1: `title` must be a text"),
+        ("queries.jsonl", None, "queries.jsonl: cannot be read"),
+        ("qrels.tsv", None, "qrels.tsv: cannot be read"),
+        ("qrels.tsv", [], "qrels.tsv: begins with ''; expected 'query-id"),
+        ("qrels.tsv", ["1 0 a 2\n"], "qrels.tsv: begins with '1 0 a 2'"),
+        ("qrels.tsv", ["query-id\tcorpus-id\tscore\n"], "qrels.tsv: holds no judgement"),
+        (
+            "qrels.tsv",
+            [QRELS, "1\tc\t1.5\n"],
+            "qrels.tsv line 4: .* is not a query, a passage and a whole-number",
+        ),
+        ("qrels.tsv", [QRELS, "1\tc\n"], "qrels.tsv line 4: .* is not a query, a passage and a whole-number"),
+        ("qrels.tsv", [QRELS, "9\tc\t1\n"], "line 4: the query '9' is not in queries.jsonl"),
+        ("qrels.tsv", [QRELS, "1\tz\t1\n"], "line 4: the passage 'z' is not in corpus.jsonl"),
+        ("qrels.tsv", [QRELS, "1\ta\t1\n"], "line 4: the query '1' and the passage 'a' stand there twice"),
+        ("qrels.tsv", [QRELS, "2\ta\t0\n", "2\tb\t-1\n"], "the query '2' has no relevant passage"),
+    ],
+)
+def test_wrong_beir_is_refused_with_file_and_line(tmp_path, file, content, sentence):
+    files = {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels.tsv": [QRELS], file: content}
+    for name, rows in files.items():
+        if rows is not None:
+            _write(tmp_path / name, rows)
+    with pytest.raises(InputError, match=sentence):
+        read_beir(_beir(tmp_path))
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": "caf\xe9"}\n')
+    with pytest.raises(InputError, match=r"corpus.jsonl: is not UTF-8"):
+        read_beir(_beir(tmp_path))
+
+
+@real_data
+def test_the_shared_collections():
+    perspectrum = read_flips(
+        Flips(
+            kind="flips",
+            name="perspectrum",
+            path=str(SHARED / "perspectrum" / "dev"),
+            original="support",
+            changed="oppose",
+        )
+    )
+    assert (len(perspectrum.queries), len(perspectrum.passages)) == (110, 1729)
+    condaqa = read_flips(
+        Flips(
+            kind="flips", name="condaqa", path=str(SHARED / "condaqa" / "dev"), original="yes", changed="no"
+        )
+    )
+    assert (len(condaqa.queries), len(condaqa.passages)) == (234, 398)
+    cranfield = read_beir(Beir(kind="beir", name="cranfield", path=str(SHARED / "cranfield")))
+    assert (len(cranfield.queries), len(cranfield.passages)) == (225, 1400)
+    assert sum(map(len, cranfield.qrels.values())) == 1612
+
+
+def _collection(relevant, labels=None):
+    query = FlipQuery(
+        id="q",
+        query="tax",
+        instructions={"original": "o", "changed": "c"},
+        relevant=relevant,
+        candidates=("a", "b", "c", "d"),
+        labels=labels or {},
+    )
+    return FlipCollection("stance", {id: Passage(id, text=id) for id in "abcd"}, (query,))
+
+
+def _values(scores):
+    return {score.metric: score.value for score in scores}
+
+
+def test_a_retriever_that_obeys_gets_the_best_flip_scores():
+    collection = _collection({"original": ("a", "b"), "changed": ("c",)}, {"polarity": "exclusion"})
+    scores = score_flips(collection, {"original": {"q": list("abcd")}, "changed": {"q": list("cdab")}})
+    assert _values(scores) == pytest.approx(
+        {
+            "p-MRR": ((1 - 1 / 3) + (1 - 2 / 4)) / 2,
+            "nDCG@10": 1,
+            "nDCG@10 changed": 1,
+            "MAP@1000": 1,
+            "pair accuracy": 1,
+        }
+    )
+    assert {(score.benchmark, score.query_id, score.labels["polarity"]) for score in scores} == {
+        ("stance", "q", "exclusion")
+    }
+
+
+def test_a_retriever_that_is_blind_to_the_instruction_gets_half_of_the_pairs():
+    collection = _collection({"original": ("a", "b"), "changed": ("c",)})
+    blind = {"q": list("acbd")}
+    values = _values(score_flips(collection, {"original": blind, "changed": blind}))
+    assert values["p-MRR"] == 0
+    assert values["pair accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("relevant", "undefined"),
+    [
+        ({"original": ("a", "b"), "changed": ("a",)}, {"pair accuracy"}),
+        ({"original": ("a",), "changed": ("a", "b")}, {"pair accuracy", "p-MRR"}),
+    ],
+)
+def test_what_is_undefined_for_a_query_has_no_row(relevant, undefined):
+    ranking = {"q": list("abcd")}
+    values = _values(score_flips(_collection(relevant), {"original": ranking, "changed": ranking}))
+    assert {"p-MRR", "pair accuracy"} - values.keys() == undefined
+
+
+def test_adhoc_scores():
+    collection = AdhocCollection(
+        "wings", {id: Passage(id, text=id) for id in "abc"}, {"1": "wing"}, {"1": {"b": 2, "c": 1, "a": 0}}
+    )
+    perfect = _values(score_adhoc(collection, {"1": ["b", "c", "a"]}))
+    assert perfect == {"nDCG@10": 1, "MAP@1000": 1, "recall@100": 1, "MRR": 1}
+    assert _values(score_adhoc(collection, {"1": ["a", "b"]})) == pytest.approx(
+        {"nDCG@10": (2 / 1.5849625) / (2 + 1 / 1.5849625), "MAP@1000": 0.25, "recall@100": 0.5, "MRR": 0.5}
+    )
+
+
+def test_a_missing_ranking_is_no_score_but_an_error():
+    with pytest.raises(KeyError):
+        score_flips(_collection({"original": ("a",), "changed": ("b",)}), {"original": {}, "changed": {}})
+
+
+def test_scores_become_one_table():
+    table = scores_to_table("dual", [QueryScore("stance", "q", "p-MRR", 0.25, {"polarity": "exclusion"})])
+    assert table.schema == SCORES_SCHEMA
+    assert table.to_pylist() == [
+        {
+            "encoder": "dual",
+            "benchmark": "stance",
+            "query_id": "q",
+            "metric": "p-MRR",
+            "value": 0.25,
+            "labels": [("polarity", "exclusion")],
+        }
+    ]
+    assert scores_to_table("dual", []).schema == SCORES_SCHEMA

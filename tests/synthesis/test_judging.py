@@ -1,0 +1,77 @@
+import asyncio
+import math
+
+import pytest
+
+from dualview.config import Exam, LlmJudge
+from dualview.engines import Completion
+from dualview.engines.scripted import Scripted
+from dualview.records import Passage, Requirement
+from dualview.synthesis.judging import ask, judge_name, look_up, yes_no_margin
+
+JUDGE = LlmJudge(kind="llm", prompt="judge-v1", min_margin=0.5, exam=Exam(num_pairs=10, min_auc=0.8, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "margin"),
+    [
+        pytest.param({"yes": -1.0, "no": -3.0}, 2.0, id="yes"),
+        pytest.param({"yes": -4.0, "no": -0.5, "maybe": -9.0}, -3.5, id="no"),
+        pytest.param(
+            {"Yes": math.log(0.2), " yes": math.log(0.3), "NO": math.log(0.25)}, math.log(2), id="spellings"
+        ),
+        pytest.param({"yes": -0.1, "The": -5.0, "I": -7.0}, 6.9, id="no is not listed: at most the rarest"),
+        pytest.param({"no": -0.1, "The": -5.0}, -4.9, id="yes is not listed"),
+        pytest.param({"The": -0.1, "I": -5.0}, None, id="neither is listed"),
+        pytest.param({}, None, id="nothing is listed"),
+        pytest.param({"The": -0.1, "no": -5.0}, None, id="no is the rarest, and yes may be as rare"),
+        pytest.param({"yes": -1.0, "no": -1.0}, None, id="equal"),
+        pytest.param({"yes": -800.0, "no": -801.0, "Yes": -800.0}, 1 + math.log(2), id="no underflow"),
+        pytest.param({"yesterday": -0.1, "now": -1.0}, None, id="other words"),
+    ],
+)
+def test_margin_of_yes_over_no(logprobs, margin):
+    assert yes_no_margin(logprobs) == (None if margin is None else pytest.approx(margin))
+
+
+def test_an_llm_judge_reads_the_first_token_of_one_greedy_word():
+    requests = []
+
+    def answer(request):
+        requests.append(request)
+        return Completion("yes", "length", 42, 1, {"yes": -0.1, "no": -3.1})
+
+    judgement = asyncio.run(
+        ask(
+            Scripted("s", answer),
+            JUDGE,
+            "exports",
+            "Only islands.",
+            Passage("p", "island; fish", title="Fiji"),
+        )
+    )
+
+    assert judgement.margin == pytest.approx(3.0)
+    assert (judgement.prompt_tokens, judgement.completion_tokens) == (42, 1)
+    assert (requests[0].max_tokens, requests[0].temperature, requests[0].num_logprobs) == (1, 0.0, 20)
+    assert all(
+        text in requests[0].prompt[-1].text for text in ("exports", "Only islands.", "Fiji island; fish")
+    )
+
+
+def test_a_refused_question_is_no_verdict():
+    engine = Scripted("s", lambda _: Completion("too long", "error", 0, 0, {}))
+    assert asyncio.run(ask(engine, JUDGE, "q", "i", Passage("p", "t"))).margin is None
+
+
+def test_attributes_judge_looks_requirements_up():
+    island = Passage("p", "", attributes={"coast": "island"})
+    is_island, in_asia = Requirement(True, "coast", "island"), Requirement(True, "region", "asia")
+    assert look_up([is_island], island).margin == 1.0
+    assert look_up([Requirement(False, "coast", "island"), in_asia], island).margin == -1.0
+    assert look_up([is_island, in_asia], island).margin is None
+    assert look_up([], island).margin is None
+
+
+def test_a_judge_is_named_after_its_prompt():
+    assert judge_name(JUDGE).startswith("llm:judge-v1@")

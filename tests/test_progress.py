@@ -1,0 +1,107 @@
+"""Counters under a clock that the test turns itself."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dualview.progress import Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def plain_console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False)
+
+
+def printed(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_plain_line_every_ten_seconds_and_one_at_the_end() -> None:
+    clock, console = Clock(), plain_console()
+    with Progress("generate", 40, "shards", None, console, clock) as progress:
+        for _ in range(6):
+            clock.seconds += 4
+            progress.advance(2, accepted_share=0.875, tokens_per_second=12345.6)
+    assert printed(console).splitlines() == [
+        "generate: 6/40 shards, 0.5 a second, 0:01:08 left, accepted share 0.875, tokens per second 12,346,"
+        " 0:00:12 elapsed",
+        "generate: 12/40 shards, 0.5 a second, 0:00:56 left, accepted share 0.875, tokens per second 12,346,"
+        " 0:00:24 elapsed",
+        "generate: 12/40 shards, 0.5 a second, 0:00:56 left, accepted share 0.875, tokens per second 12,346,"
+        " 0:00:24 elapsed",
+    ]
+
+
+def test_before_the_first_advance_there_is_no_rate() -> None:
+    console = plain_console()
+    with Progress("train", 1500, "steps", None, console, Clock()) as progress:
+        progress.advance(0)
+    assert printed(console) == "train: 0/1,500 steps, 0:00:00 elapsed\n"
+
+
+def test_figures_stay_on_show_until_they_change() -> None:
+    clock, console = Clock(), plain_console()
+    with Progress("train", 2, "steps", None, console, clock) as progress:
+        clock.seconds += 1
+        progress.advance(1, loss=0.5, rate=2e-5)
+        progress.advance(1, loss=0.25)
+    assert "loss 0.25, rate 2e-05" in printed(console)
+
+
+def test_the_trail_has_a_line_for_each_advance_and_is_continued(tmp_path: Path) -> None:
+    trail = tmp_path / "logs" / "trail.jsonl"
+    clock = Clock()
+    for _ in range(2):
+        with Progress("generate", 3, "shards", trail, plain_console(), clock) as progress:
+            clock.seconds += 1.5
+            progress.advance(1, accepted_share=0.5)
+            progress.advance(2)
+    lines = [json.loads(line) for line in trail.read_text().splitlines()]
+    assert lines == [
+        {"time": 1001.5, "done": 1, "total": 3, "accepted_share": 0.5},
+        {"time": 1001.5, "done": 3, "total": 3},
+        {"time": 1003.0, "done": 1, "total": 3, "accepted_share": 0.5},
+        {"time": 1003.0, "done": 3, "total": 3},
+    ]
+
+
+def test_the_last_line_says_how_far_a_broken_run_came() -> None:
+    console = plain_console()
+
+    def break_off() -> None:
+        with Progress("generate", 3, "shards", None, console, Clock()) as progress:
+            progress.advance(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        break_off()
+    assert printed(console) == "generate: 1/3 shards, 0:00:00 elapsed\n"
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with Progress("generate", 4, "shards", None, console, clock) as progress:
+        clock.seconds += 20
+        progress.advance(3, accepted_share=0.9)
+    shown = printed(console)
+    assert "━" in shown
+    assert "3/4 shards, 0.15 a second, 0:00:07 left, accepted share 0.9" in shown
+    assert "elapsed" not in shown
+
+
+def test_standard_output_is_used_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("evaluate", 1, "benchmarks", None, clock=Clock()) as progress:
+        progress.advance(1)
+    assert capsys.readouterr().out == "evaluate: 1/1 benchmarks, 0:00:00 elapsed\n"

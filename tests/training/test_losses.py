@@ -1,0 +1,79 @@
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import torch
+
+from dualview.training.losses import info_nce, retention
+
+
+def relations(num_positives):
+    """(V, D) matrices whose rows have a number of positives from the given range."""
+    return st.integers(2, 7).flatmap(
+        lambda D: st.lists(
+            st.lists(st.sampled_from([1, -1, 0]), min_size=D, max_size=D).filter(
+                lambda row: row.count(1) in num_positives
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+
+
+@given(relations([1]), st.floats(0.01, 1.0), st.integers(0, 2**31))
+def test_with_one_positive_it_is_cross_entropy_over_the_documents_that_are_not_left_out(
+    relation, temperature, seed
+):
+    relation_VD = torch.tensor(relation)
+    scores_VD = torch.rand(relation_VD.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    losses_V = info_nce(scores_VD, relation_VD, temperature)
+    for row, own, loss in zip(scores_VD.double(), relation_VD, losses_V, strict=True):
+        kept = own != 0
+        target = (own[kept] == 1).nonzero()[0]
+        expected = torch.nn.functional.cross_entropy(row[kept][None] / temperature, target)
+        assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)  # float32 logits up to 100
+
+
+@given(relations([1, 2, 3]), st.integers(0, 2**31))
+def test_each_positive_stands_against_the_negatives_alone(relation, seed):
+    scores = np.random.default_rng(seed).uniform(-1, 1, np.shape(relation))
+    losses = info_nce(torch.tensor(scores), torch.tensor(relation), 0.1)
+    for row, own, loss in zip(scores / 0.1, relation, losses, strict=True):
+        negatives = sum(math.exp(s) for s, label in zip(row, own, strict=True) if label == -1)
+        terms = [
+            -math.log(math.exp(s) / (math.exp(s) + negatives))
+            for s, label in zip(row, own, strict=True)
+            if label == 1
+        ]
+        assert float(loss) == pytest.approx(sum(terms) / len(terms), rel=1e-4, abs=1e-5)
+
+
+def test_gradients_equal_those_of_cross_entropy_in_float64():
+    scores_VD = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    relation_VD = torch.full((4, 9), -1)
+    relation_VD[range(4), range(4)] = 1
+    info_nce(scores_VD, relation_VD, 0.05).sum().backward()
+    reference = scores_VD.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(reference / 0.05, torch.arange(4), reduction="sum").backward()
+    torch.testing.assert_close(scores_VD.grad, reference.grad.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_view_without_negatives_teaches_nothing():
+    scores_VD = torch.tensor([[0.3, 0.9]], requires_grad=True)
+    loss = info_nce(scores_VD, torch.tensor([[1, 0]]), 0.02)
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert scores_VD.grad.tolist() == [[0.0, 0.0]]
+
+
+def test_a_view_without_a_positive_is_refused():
+    with pytest.raises(ValueError, match="positive"):
+        info_nce(torch.zeros(2, 2), torch.tensor([[1, -1], [-1, -1]]), 0.02)
+
+
+def test_retention_is_zero_for_untouched_vectors_and_two_for_opposite_ones():
+    vectors = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
+    assert float(retention(vectors, vectors)) == pytest.approx(0, abs=1e-6)
+    assert float(retention(-vectors, vectors)) == pytest.approx(2, abs=1e-6)
