@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from contextlib import suppress
 import hashlib
 import json
 from pathlib import Path
@@ -108,6 +109,7 @@ class VllmEngine(Settings):
     max_model_len: Positive
     max_num_seqs: Positive
     kv_cache_gib: Annotated[float, Field(gt=0)] | None  # on CPU; None: the engine's own choice
+    compile: bool  # torch.compile when it starts: a minute that only long runs earn back
     trust_remote_code: bool
 
 
@@ -262,10 +264,11 @@ def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ())
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
-        raise InputError(f"{path}{line}: is not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise InputError(f"{path}{line}: is not valid YAML ({problem})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, for example `output: s3://bucket/run`")
     for assignment in assignments:
@@ -273,7 +276,7 @@ def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ())
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_error(error)}") from None
+        raise InputError(f"{path}: {_first_error(error, content)}") from None
 
 
 def _assign(content: dict[str, Any], assignment: str) -> None:
@@ -287,13 +290,13 @@ def _assign(content: dict[str, Any], assignment: str) -> None:
             raise InputError(f"--set {assignment}: `{parent}` holds a value, not further keys")
     try:
         content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise InputError(f"--set {assignment}: `{value}` is not a YAML value") from None
 
 
-def _first_error(error: ValidationError) -> str:
+def _first_error(error: ValidationError, content: dict[str, Any]) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _key(first["loc"], content)
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     match first["type"]:
         case "extra_forbidden":
@@ -302,6 +305,18 @@ def _first_error(error: ValidationError) -> str:
             return f"missing key `{key}`; it has no default{more}"
         case _:
             return f"`{key}`: {first['msg']}, but found {first['input']!r}{more}"
+
+
+def _key(location: tuple[int | str, ...], content: Any) -> str:
+    """Where pydantic found an error, as dotted keys of the file."""
+    parts = []
+    for part in location:
+        if isinstance(content, dict) and part == content.get("kind"):
+            continue  # pydantic names the member of a union too
+        parts.append(str(part))
+        with suppress(LookupError, TypeError):  # what is missing has nothing below it
+            content = content[part]
+    return ".".join(parts)
 
 
 def canonical_json(value: Any) -> str:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 import json
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -48,13 +49,13 @@ def run_demo(folder: Path, general: Path | None) -> None:
     with clock.watch_memory(), s3_server(), local_cluster():
         with clock.stage("language model"):
             llm = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
-        runs = {}
+        runs: dict[str, dict[str, Any]] = {}
+        notes: list[str] = []
         for name, assignments in (("llm", [f"engine.model={llm}"]), ("facets", [])):
             with clock.stage(f"generate, {name}"):
                 config = load(GenerateConfig, str(CONFIGS / f"{name}.yaml"), assignments)
                 runs[name] = generate(config)
-                for sentence in exam_sentences(config, runs[name]["exam"]):
-                    print(sentence)
+                notes += exam_sentences(config, runs[name]["exam"])
         trained = {}
         for arm in ARMS:
             with clock.stage(f"train, {arm}"):
@@ -64,6 +65,7 @@ def run_demo(folder: Path, general: Path | None) -> None:
             scores = evaluate(evaluate_config)
         with clock.stage("collect"):
             rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in runs}
+            notes.append(agreement_sentence(rows["llm"]))
             download_tree(f"s3://{BUCKET}", folder / "bucket")
             shutil.copytree(folder / "bucket" / "train-dual" / "encoder", folder / "encoder")
 
@@ -73,6 +75,7 @@ def run_demo(folder: Path, general: Path | None) -> None:
             "Dual views: the demo",
             scores,
             funnels,
+            notes,
             {arm: list(enumerate(result["losses"], start=1)) for arm, result in trained.items()},
             *_examples(rows),
         )
@@ -80,7 +83,7 @@ def run_demo(folder: Path, general: Path | None) -> None:
     summary = {
         "seconds": clock.seconds,
         "peak_memory_gib": round(clock.peak_bytes / GIB, 1),
-        "generation": {**_total(runs), "runs": runs, "judge_agreement": judge_agreement(rows["llm"])},
+        "generation": {**_total(runs), "runs": runs, "notes": notes},
         "training": {
             arm: {key: value for key, value in result.items() if key != "losses"}
             for arm, result in trained.items()
@@ -125,6 +128,7 @@ class Clock:
 @contextmanager
 def s3_server() -> Iterator[None]:
     """A real S3 endpoint on loopback with one bucket, which every process started from here will use."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -159,7 +163,7 @@ def local_cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def judge_agreement(rows: list[DualView]) -> dict[str, float]:
+def agreement_sentence(rows: list[DualView]) -> str:
     """How often the LLM judge says of a draft and a passage what the passage's attributes say."""
     same = total = 0
     for row in rows:
@@ -171,7 +175,8 @@ def judge_agreement(rows: list[DualView]) -> dict[str, float]:
         both = [pair for pair in margins.values() if len(pair) == 2]
         total += len(both)
         same += sum((pair["llm"] > 0) == (pair["attributes"] > 0) for pair in both)
-    return {"agreement": same / total if total else float("nan"), "num_verdicts": total}
+    share = f"{same / total:.0%}" if total else "none"
+    return f"The LLM judge agrees with the attributes on {share} of {total} verdicts; a coin would on 50%."
 
 
 def _clear(folder: Path) -> None:
@@ -251,11 +256,8 @@ def _print_end(folder: Path, summary: dict[str, Any], scores: Summary) -> None:
         table.add_row(stage, f"{seconds:.0f}")
     table.add_row("all", f"{sum(summary['seconds'].values()):.0f}", style="bold")
     Console().print(table)
-    agreement = summary["generation"]["judge_agreement"]
-    print(
-        f"The LLM judge agrees with the attributes on {agreement['agreement']:.0%} of"
-        f" {agreement['num_verdicts']} verdicts (a coin: 50%)."
-    )
+    for note in summary["generation"]["notes"]:
+        print(note)
     print(
         f"Peak memory {summary['peak_memory_gib']} GiB. Everything lies in {folder}, to read: {folder}/report.html"
     )

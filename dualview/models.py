@@ -6,7 +6,7 @@ from pathlib import Path
 import tempfile
 
 from dualview.errors import InputError
-from dualview.storage import download_tree
+from dualview.storage import S3Store, check_reachable, download_tree, open_store
 
 
 def local_model(model: str) -> str:
@@ -15,15 +15,28 @@ def local_model(model: str) -> str:
     `package:NAME/FOLDER` is a folder inside an installed Python package; `s3://...` and `file://...`
     are copied to a local folder, once a process. Raises InputError where nothing is there.
     """
+    check_model(model)
     if model.startswith("package:"):
         return str(_package_folder(model))
     if "://" in model:
         return str(_downloaded(model).name)
-    if model.startswith((".", "/")) and not Path(model).is_dir():
+    return model
+
+
+def check_model(model: str) -> None:
+    """Raises InputError where it is plain, without loading or copying anything, that nothing is there."""
+    if model.startswith("package:"):
+        _package_folder(model)
+    elif "://" in model:
+        store = open_store(model)
+        if isinstance(store, S3Store):
+            check_reachable(store)
+        if not store.list("config"):
+            raise InputError(f"model {model}: nothing lies there; expected a folder with config.json")
+    elif model.startswith((".", "/")) and not Path(model).is_dir():
         raise InputError(
             f"model {model}: no such folder; expected a folder, a hub name or s3://bucket/prefix"
         )
-    return model
 
 
 @cache
@@ -36,7 +49,10 @@ def _downloaded(url: str) -> tempfile.TemporaryDirectory[str]:
 
 def _package_folder(model: str) -> Path:
     package, _, inner = model.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a parent that is not there, or no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
             f"model {model}: the Python package `{package}` is not installed;"

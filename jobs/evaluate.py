@@ -2,12 +2,15 @@
 
 from dualview.config import EvaluateConfig, from_command_line
 from dualview.errors import one_sentence
-from dualview.evaluation.report import print_table
-from dualview.on_ray.evaluate import evaluate
 
 
 def main() -> None:
     config = from_command_line(EvaluateConfig, __doc__)
+
+    # After the config, because they take seconds to import: a mistake in it shows at once.
+    from dualview.evaluation.report import print_table
+    from dualview.on_ray.evaluate import evaluate
+
     print_table(evaluate(config))
 
 

@@ -4,11 +4,14 @@ import json
 
 from dualview.config import GenerateConfig, from_command_line
 from dualview.errors import one_sentence
-from dualview.on_ray.generate import exam_sentences, generate
 
 
 def main() -> None:
     config = from_command_line(GenerateConfig, __doc__)
+
+    # After the config, because they take seconds to import: a mistake in it shows at once.
+    from dualview.on_ray.generate import exam_sentences, generate
+
     summary = generate(config)
     for sentence in exam_sentences(config, summary["exam"]):
         print(sentence)

@@ -2,11 +2,14 @@
 
 from dualview.config import TrainConfig, from_command_line
 from dualview.errors import one_sentence
-from dualview.on_ray.train import train
 
 
 def main() -> None:
     config = from_command_line(TrainConfig, __doc__)
+
+    # After the config, because they take seconds to import: a mistake in it shows at once.
+    from dualview.on_ray.train import train
+
     result = train(config)
     print(
         f"{config.output}/encoder: {result['steps']} steps, {result['instances']:,} instances,"

@@ -8,7 +8,7 @@ from typing import Any
 
 # Read by vLLM when it is imported: a line per request would drown a cluster's logs, and nothing
 # about a run is reported to anyone.
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 import numpy as np
@@ -39,6 +39,7 @@ class Vllm:
                 max_num_seqs=settings.max_num_seqs,
                 kv_cache_memory_bytes=_gib_to_bytes(settings.kv_cache_gib),
                 trust_remote_code=settings.trust_remote_code,
+                enforce_eager=not settings.compile,
                 enable_prefix_caching=True,
                 # vLLM 0.32 rewinds the random generator of a seeded request after a partial prefill,
                 # which the CPU's cannot do: the engine dies. Gone when gpu_model_runner.py no longer

@@ -97,13 +97,15 @@ def page(
     title: str,
     summary: Summary,
     funnels: Mapping[str, Mapping[str, int]],
+    notes: Sequence[str],
     losses: Mapping[str, Sequence[tuple[int, float]]],
     accepted: Sequence[DualView],
     rejected: Sequence[DualView],
 ) -> str:
     """The whole page as HTML; nothing in it is fetched. A part without material is left out.
 
-    funnels: run -> status -> number of requests. losses: arm -> (step, loss). The examples are shown as given.
+    funnels: run -> status -> number of requests. notes: sentences on the generation.
+    losses: arm -> (step, loss). The examples are shown as given.
     """
     encoders = list(summary["encoders"])
     colors = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(dict.fromkeys([*encoders, *losses]))}
@@ -138,6 +140,7 @@ def page(
                 "its reason.</p>",
                 _funnel_figure(name, funnel),
             ]
+        parts += [f"<p>{escape(note)}</p>" for note in notes]
         if losses:
             parts += ["<h2>Training loss</h2>", _losses_figure(losses, colors)]
     for heading, rows in (("Accepted examples", accepted), ("Rejected examples", rejected)):

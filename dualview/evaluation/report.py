@@ -110,7 +110,8 @@ def print_table(summary: Summary) -> None:
             if benchmark in pair["benchmarks"]
         }
         for columns in filter(None, (scores, differences)):
-            table = Table("metric", title=escape(benchmark))
+            table = Table(title=escape(benchmark))
+            table.add_column("metric", no_wrap=True)
             for heading in columns:
                 table.add_column(escape(heading), justify="right", no_wrap=True)
             for metric in sorted({metric for cells in columns.values() for metric in cells}):

@@ -3,6 +3,7 @@
 import logging
 
 import ray
+import ray.data
 
 from dualview.config import Actors
 from dualview.errors import InputError
@@ -16,6 +17,9 @@ def join_cluster(actors: Actors) -> None:
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
+    # Our own progress says it shorter.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     resources = ray.cluster_resources()
     for name, each in (("CPU", actors.cpus), ("GPU", actors.gpus)):
         wanted, there = actors.num * each, resources.get(name, 0.0)

@@ -22,6 +22,7 @@ from dualview.evaluation.benchmarks import (
 )
 from dualview.evaluation.ranking import rank_candidates, top_k
 from dualview.evaluation.report import Summary, summary
+from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
 from dualview.progress import Progress
 from dualview.records import AdhocCollection, FlipCollection
@@ -46,6 +47,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
     store = open_store(config.output)
     check_reachable(store)
     _check_comparisons(config)
+    for model in config.encoders.values():
+        check_model(model)
     collections = [open_benchmark(benchmark) for benchmark in config.benchmarks]
     claim(store, "config.json", config.model_dump(mode="json", exclude={"actors", "rows_per_shard"}))
     if store.list(SCORES_KEY):

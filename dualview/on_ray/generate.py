@@ -18,8 +18,9 @@ import ray
 from ray.data import ActorPoolStrategy
 
 import dualview
-from dualview.config import FactbookSource, GenerateConfig, LlmJudge
+from dualview.config import FactbookSource, GenerateConfig, LlmJudge, LlmWriter, VllmEngine
 from dualview.engines import EngineDied, open_engine
+from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
 from dualview.progress import Progress
 from dualview.records import ACCEPTED, DualView, Lineage, Seed
@@ -36,6 +37,7 @@ from dualview.shards import (
 )
 from dualview.sources import factbook, open_source
 from dualview.storage import Store, check_reachable, open_store
+from dualview.synthesis import prompts
 from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
 from dualview.synthesis.judging import judge_name
 from dualview.synthesis.shard import (
@@ -68,6 +70,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     """
     store = open_store(config.output)
     check_reachable(store)
+    if isinstance(config.engine, VllmEngine):
+        check_model(config.engine.model)
     check_parts(
         config.writer,
         config.judges,
@@ -75,8 +79,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         has_vocabulary=vocabulary_of(config) is not None,
         has_engine=config.engine is not None,
     )
+    source = open_source(config.source)
+    inputs = source.inputs()
+    check_prompts(config, *source.read(inputs[0].name, 0, 1))
     exam = set_exam(config)
-    plan = plan_run(store, run_settings(config), open_source(config.source).inputs(), config.rows_per_shard)
+    plan = plan_run(store, run_settings(config), inputs, config.rows_per_shard)
     to_do = missing(store, plan)
     print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
@@ -92,6 +99,17 @@ def vocabulary_of(config: GenerateConfig) -> Vocabulary | None:
             return factbook.vocabulary(source.split)
         case _:
             return None
+
+
+def check_prompts(config: GenerateConfig, seed: Seed) -> None:
+    """Fills the config's prompts with `seed`. Raises InputError where one is meant for another use."""
+    if isinstance(config.writer, LlmWriter):
+        prompt = prompts.load(config.writer.prompt)
+        prompts.writing_prompt(prompt, seed, seed.instruction_negatives[0])
+    for judge in config.judges:
+        if isinstance(judge, LlmJudge):
+            prompt = prompts.load(judge.prompt)
+            prompts.judging_prompt(prompt, seed.query, seed.instruction, seed.positive)
 
 
 def set_exam(config: GenerateConfig) -> Exam:
@@ -208,6 +226,8 @@ class ShardActor:
                 continue
             await asyncio.to_thread(mark_row, self.store, shard, ordinal, index)
             rows.append(await finish_row(recipe, seed, origin))
+        # One past the last, so that a death while committing is not laid to the last row.
+        await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(seeds))
         return rows
 
     async def _examined_recipe(self) -> Recipe:
@@ -231,11 +251,17 @@ class ShardActor:
 
     async def _sit_exam(self) -> None:
         assert self.engine is not None  # check_parts: no LLM judge without an engine
-        results = {
-            judge_name(judge): asdict(await sit_exam(self.engine, judge, self.exam[judge_name(judge)]))
-            for judge in self.config.judges
-            if isinstance(judge, LlmJudge)
-        }
+        try:
+            results = {
+                judge_name(judge): asdict(await sit_exam(self.engine, judge, self.exam[judge_name(judge)]))
+                for judge in self.config.judges
+                if isinstance(judge, LlmJudge)
+            }
+        except EngineDied as error:
+            # No row is to blame, so none could be left out: with a new actor it would go on like this for ever.
+            raise RuntimeError(
+                "the engine died in the exam of the judge; the same command tries again"
+            ) from error
         data = json.dumps(results, indent=2).encode()
         await asyncio.to_thread(self.store.put_new, EXAM_KEY, data, uuid4().hex)
 

@@ -15,6 +15,7 @@ import torch
 
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import new_encoder
+from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
 from dualview.records import dual_views_from_table
 from dualview.shards import claim, read_tables
@@ -37,6 +38,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     store = open_store(config.output)
     check_reachable(store)
+    check_model(config.encoder.model)
     settings = config.model_dump(mode="json")
     claim(store, "config.json", config.model_dump(mode="json", exclude={"workers", "max_failures"}))
     if any(entry.key == RESULT_KEY for entry in store.list(RESULT_KEY)):

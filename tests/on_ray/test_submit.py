@@ -1,0 +1,90 @@
+"""All jobs through `ray job submit`, as a user would send them, with token authentication on."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import psutil
+import pytest
+import ray
+
+from dualview.storage import open_store
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+
+@pytest.fixture(scope="module")
+def job_server(cluster: str) -> str:
+    # Ray's job server looks for "the" cluster of its machine, and gives a job whichever it finds.
+    if sum(process.info["name"] == "gcs_server" for process in psutil.process_iter(["name"])) > 1:
+        pytest.skip("another Ray cluster runs on this machine")
+    return f"http://{ray.worker.get_dashboard_url()}"
+
+
+def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, "job", "submit", "--address", job_server, "--working-dir", ROOT, "--", *entrypoint],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
+    base = f"{s3}/submit"
+    jobs = {
+        "generate": {
+            "--config": "configs/demo/facets.yaml",
+            "--set": [f"output={base}/data", "source.num_seeds=200"],
+        },
+        "train": {
+            "--config": "configs/demo/train-dual.yaml",
+            "--set": [
+                f"output={base}/encoder",
+                f"mixture.data={base}/data",
+                "mixture.num_instances=16",
+                "batch={instances: 8, queries: 4}",
+            ],
+        },
+        "evaluate": {
+            "--config": "configs/demo/evaluate.yaml",
+            "--set": [
+                f"output={base}/scores",
+                "encoders=" + json.dumps({"trained": f"{base}/encoder/encoder"}),
+                "compare=[]",
+                "benchmarks=[{kind: factbook, split: development, num_queries: 8, seed: 1}]",
+            ],
+        },
+    }
+    for name, options in jobs.items():
+        arguments = ["--config", options["--config"]]
+        for assignment in options["--set"]:
+            arguments += ["--set", assignment]
+        sent = submit(job_server, sys.executable, f"jobs/{name}.py", *arguments)
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+    keys = {entry.key for entry in open_store(base).list()}
+    assert {"data/plan.json", "encoder/result.json", "scores/scores.parquet"} <= keys
+
+
+def test_a_users_mistake_reaches_the_user_as_its_sentence(job_server):
+    sent = submit(
+        job_server,
+        sys.executable,
+        "jobs/generate.py",
+        "--config",
+        "configs/demo/facets.yaml",
+        "--set",
+        "colour=red",
+    )
+    assert sent.returncode != 0
+    assert "unknown key `colour`" in sent.stdout + sent.stderr
+
+
+def test_without_the_token_nothing_runs(job_server):
+    sent = submit(job_server, sys.executable, "--version", RAY_AUTH_TOKEN="not-the-token")
+    assert sent.returncode != 0

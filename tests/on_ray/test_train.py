@@ -1,0 +1,137 @@
+"""Training with the real parts: Ray Train, DeepSpeed on gloo, MiniLM, checkpoints on a real S3 server."""
+
+from collections.abc import Callable, Iterator
+import json
+from threading import Thread
+import time
+
+import numpy as np
+import psutil
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from dualview.config import GenerateConfig, TrainConfig, load
+from dualview.encoder import encode_texts, load_encoder
+from dualview.errors import InputError
+from dualview.models import local_model
+from dualview.on_ray.generate import generate
+from dualview.on_ray.train import train
+from dualview.storage import open_store
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def data(cluster: str, s3: str) -> str:
+    url = f"{s3}/train/data"
+    generate(load(GenerateConfig, "configs/demo/facets.yaml", [f"output={url}", "source.num_seeds=400"]))
+    return url
+
+
+@pytest.fixture(scope="module")
+def config(data: str, s3: str) -> Callable[..., TrainConfig]:
+    def make(name: str, **changes: object) -> TrainConfig:
+        settings = {
+            "output": f"{s3}/train/{name}",
+            "mixture.data": data,
+            "mixture.num_instances": 16 * STEPS,
+            "encoder.max_passage_tokens": 32,
+            "precision": "fp32",
+            "checkpoint_every_steps": 2,
+            **changes,
+        }
+        assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return load(TrainConfig, "configs/demo/train-dual.yaml", assignments)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(config: Callable[..., TrainConfig]) -> TrainConfig:
+    own = config("two-ranks")
+    train(own)
+    return own
+
+
+def weights(output: str) -> bytes:
+    return open_store(output).get("encoder/model.safetensors")
+
+
+def test_one_rank_and_two_take_the_same_steps(config, uninterrupted):
+    alone = config("one-rank", **{"workers.num": 1, "deepspeed.stage": 0})
+    train(alone)
+    of_two, of_one = (
+        json.loads(open_store(run.output).get("result.json"))["losses"] for run in (uninterrupted, alone)
+    )
+    assert len(of_one) == STEPS
+    # float32 sums in another order; Adam makes the most of it over the steps. A wrong gradient shows at once.
+    np.testing.assert_allclose(of_two, of_one, rtol=5e-3)
+
+
+def test_a_killed_worker_costs_nothing_but_time(config, uninterrupted, s3):
+    """Kill -9 of a rank after the first checkpoint: the weights are those of the uninterrupted run, bit for bit."""
+    killed = config("killed")
+    victims: list[int] = []
+    killer = Thread(target=_kill_a_worker_after_a_checkpoint, args=(killed.output, victims))
+    killer.start()
+    result = train(killed)
+    killer.join()
+    assert victims
+    losses = json.loads(open_store(uninterrupted.output).get("result.json"))["losses"]
+    assert result["losses"] == losses
+    assert weights(killed.output) == weights(uninterrupted.output)
+
+
+def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
+    deadline = time.monotonic() + 180
+    while not any("mp_rank_00" in entry.key for entry in open_store(output).list("checkpoints-")):
+        assert time.monotonic() < deadline
+    victim = next(_train_workers())
+    victim.kill()
+    victims.append(victim.pid)
+
+
+def _train_workers() -> Iterator[psutil.Process]:
+    for process in psutil.Process().children(recursive=True):  # of this test's own cluster
+        if any("RayTrainWorker" in part for part in process.cmdline()):
+            yield process
+
+
+def test_a_finished_run_is_only_read(uninterrupted, capsys):
+    before = open_store(uninterrupted.output).list()
+    train(uninterrupted)
+    assert "nothing to do" in capsys.readouterr().out
+    assert open_store(uninterrupted.output).list() == before
+
+
+def test_the_same_output_with_other_settings_is_refused(uninterrupted):
+    other = uninterrupted.model_copy(update={"seed": 7})
+    with pytest.raises(InputError, match=r"seed: there 0, here 7"):
+        train(other)
+
+
+def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
+    texts = ["main ports", "Chad: Central Africa; landlocked", "x " * 40]
+    folder = local_model(f"{uninterrupted.output}/encoder")
+    theirs = SentenceTransformer(folder, device="cpu").encode(texts)
+    ours = encode_texts(
+        load_encoder(folder, trust_remote_code=False), texts, max_tokens=128, precision="fp32"
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    untouched = encode_texts(
+        load_encoder(uninterrupted.encoder.model, trust_remote_code=False),
+        texts,
+        max_tokens=128,
+        precision="fp32",
+    )
+    assert float((ours - untouched).abs().max()) > 1e-3
+
+
+def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
+    with pytest.raises(InputError, match="num_instances: 16000 was asked for"):
+        train(config("too-much", **{"mixture.num_instances": 16000}))
+
+
+def test_data_that_is_not_there_is_one_sentence(config, s3):
+    with pytest.raises(InputError, match="no generate run at"):
+        train(config("no-data", **{"mixture.data": f"{s3}/nowhere"}))
