@@ -155,18 +155,22 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
         num_cpus=config.actors.cpus,
         num_gpus=config.actors.gpus,
     )
-    started, rows, accepted, tokens = time.monotonic(), 0, 0, 0
+    rows = accepted = tokens = 0
+    first_start = last_end = 0.0
     trail = Path(config.trail) if config.trail else None
     total = sum(shard.num_rows for shard in to_do)
     with Progress("generating", total, unit="rows", trail=trail) as progress:
         for report in reports.iter_rows():
             rows += report["rows"]
             accepted += report["accepted"]
-            tokens += report["completion_tokens"]
+            tokens += report["tokens"]
+            first_start = min(first_start or report["start"], report["start"])
+            last_end = max(last_end, report["end"])
             progress.advance(
                 report["rows"],
                 accepted_share=accepted / rows,
-                tokens_per_second=tokens / (time.monotonic() - started),
+                # Read and written ones, while engines were up: neither their start nor the exam counts.
+                tokens_per_second=tokens / (last_end - first_start),
             )
 
 
@@ -184,23 +188,26 @@ class ShardActor:
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         shard = self.plan.shards[int(batch["shard"][0])]
         try:
-            rows = await self._finish(shard)
+            recipe = await self._examined_recipe()
+            start = time.time()
+            rows = await self._finish(recipe, shard)
         except EngineDied:
             # Ray starts a new actor and hands it this one's shards.
             os._exit(1)
         return {
             "rows": np.array([len(rows)]),
             "accepted": np.array([sum(row.status == ACCEPTED for row in rows)]),
-            "completion_tokens": np.array([sum(row.completion_tokens for row in rows)]),
+            "tokens": np.array([sum(row.prompt_tokens + row.completion_tokens for row in rows)]),
+            "start": np.array([start]),
+            "end": np.array([time.time()]),
         }
 
-    async def _finish(self, shard: Shard) -> list[DualView]:
+    async def _finish(self, recipe: Recipe, shard: Shard) -> list[DualView]:
         attempt = uuid4().hex
         ordinal = await asyncio.to_thread(begin_attempt, self.store, shard, attempt)
         seeds = await asyncio.to_thread(self.source.read, shard.input, shard.start, shard.stop)
         careful = ordinal >= FIRST_CAREFUL_ATTEMPT
         async with self.turns.alone() if careful else self.turns.together():
-            recipe = await self._examined_recipe()
             origin = lineage(
                 recipe,
                 run=self.plan.fingerprint,
