@@ -62,6 +62,7 @@ class FacetsWriter(Settings):
     negation_share: Share  # complements that negate the original requirement
     same_facet_share: Share  # another value of the same attribute; the rest take another attribute
     exclusion_share: Share  # among the complements that are no negation
+    compound_share: Share  # complements with a second requirement, which N* meets as well
 
 
 class LlmWriter(Settings):
@@ -157,7 +158,8 @@ class Mixture(Settings):
 
 class Batch(Settings):
     instances: Positive
-    queries: Positive  # groups of one query share candidates; a batch has this many queries
+    queries: Positive  # a batch has groups of this many queries
+    candidates: Literal["groups", "queries"]  # the passages of its groups, or all passages of its queries
 
 
 class Loss(Settings):
@@ -180,10 +182,12 @@ class TrainConfig(Settings):
     output: str
     seed: int
     encoder: EncoderConfig
+    documents: Literal["trained", "frozen"]  # frozen: an index of the untouched encoder stays valid
     mixture: Mixture
     batch: Batch
     loss: Loss
     optimizer: Optimizer
+    move_back: Share  # at the end, this share of the way back to the untouched weights
     precision: Literal["bf16", "fp32"]
     deepspeed: DeepSpeedConfig
     checkpoint_every_steps: Positive

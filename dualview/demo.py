@@ -32,7 +32,7 @@ from dualview.storage import download_tree, open_store
 
 CONFIGS = Path("configs/demo")
 BUCKET = "dualview"
-ARMS = ("single", "dual")
+ARMS = ("single", "dual", "frozen")
 NUM_EXAMPLES = 5
 OBJECT_STORE_BYTES = 512 * 2**20
 GIB = 2**30
@@ -51,7 +51,7 @@ def run_demo(folder: Path, general: Path | None) -> None:
             llm = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
         runs: dict[str, dict[str, Any]] = {}
         notes: list[str] = []
-        for name, assignments in (("llm", [f"engine.model={llm}"]), ("facets", [])):
+        for name, assignments in (("llm", [f"engine.model={llm}"]), ("facets", []), ("facets-many", [])):
             with clock.stage(f"generate, {name}"):
                 config = load(GenerateConfig, str(CONFIGS / f"{name}.yaml"), assignments)
                 runs[name] = generate(config)
@@ -64,10 +64,11 @@ def run_demo(folder: Path, general: Path | None) -> None:
             evaluate_config = load(EvaluateConfig, str(CONFIGS / "evaluate.yaml"), _general(general))
             scores = evaluate(evaluate_config)
         with clock.stage("collect"):
-            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in runs}
+            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in ("llm", "facets")}
             notes.append(agreement_sentence(rows["llm"]))
             download_tree(f"s3://{BUCKET}", folder / "bucket")
-            shutil.copytree(folder / "bucket" / "train-dual" / "encoder", folder / "encoder")
+            for arm, name in (("dual", "encoder"), ("frozen", "encoder-frozen")):
+                shutil.copytree(folder / "bucket" / f"train-{arm}" / "encoder", folder / name)
 
     funnels = {name: {ACCEPTED: run["accepted"], **run["rejected"]} for name, run in runs.items()}
     (folder / "report.html").write_text(
@@ -180,7 +181,7 @@ def agreement_sentence(rows: list[DualView]) -> str:
 
 
 def _clear(folder: Path) -> None:
-    for name in ("bucket", "encoder"):
+    for name in ("bucket", "encoder", "encoder-frozen"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (folder / name).unlink(missing_ok=True)

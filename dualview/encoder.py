@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 import torch
 
 from dualview.errors import InputError
 from dualview.models import local_model
 
 Precision = Literal["bf16", "fp32"]
+Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
 
 
 def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
@@ -44,6 +45,14 @@ def _unreadable(model: str, error: Exception) -> InputError:
     )
 
 
+def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> SentenceTransformer:
+    """Two encoders as one: `encode_query` takes the first, `encode_document` the second."""
+    router = Router.for_query_document(
+        query_modules=list(query.children()), document_modules=list(document.children())
+    )
+    return SentenceTransformer(modules=[router], device="cpu")
+
+
 def pad_id(encoder: SentenceTransformer) -> int:
     """The token that fills up shorter texts of a chunk; the mask hides it."""
     return int(encoder.tokenizer.pad_token_id)
@@ -60,7 +69,7 @@ def tokenize(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int
 
 
 def embed(
-    encoder: torch.nn.Module, tokens: Sequence[list[int]], pad: int, *, chunk_tokens: int
+    encoder: torch.nn.Module, tokens: Sequence[list[int]], pad: int, *, side: Side, chunk_tokens: int
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
 
@@ -79,7 +88,7 @@ def embed(
             input_ids_NL[row, : len(ids)] = torch.tensor(ids)
             mask_NL[row, : len(ids)] = 1
         features = {"input_ids": input_ids_NL.to(device), "attention_mask": mask_NL.to(device)}
-        vectors.append(encoder(features)["sentence_embedding"].float())
+        vectors.append(encoder(features, task=side)["sentence_embedding"].float())
     back = torch.empty(len(order), dtype=torch.long, device=device)
     back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
     return torch.cat(vectors)[back]
@@ -100,13 +109,18 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def encode_texts(
-    encoder: SentenceTransformer, texts: Sequence[str], *, max_tokens: int, precision: Precision
+    encoder: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    side: Side,
+    max_tokens: int,
+    precision: Precision,
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 on the CPU, without gradients."""
     tokens = tokenize(encoder, texts, max_tokens)
     encoder.eval()
     with torch.inference_mode(), autocast(precision, encoder.device):
-        return embed(encoder, tokens, pad_id(encoder), chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
+        return embed(encoder, tokens, pad_id(encoder), side=side, chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
 
 
 # Small enough for the cache of a CPU core, and for the attention matrices of a GPU at 512 tokens.

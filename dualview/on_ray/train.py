@@ -7,6 +7,9 @@ import time
 from typing import Any
 
 import deepspeed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -14,19 +17,23 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import new_encoder
+from dualview.encoder import asymmetric, new_encoder
 from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
+from dualview.on_ray.encoding import Job, encode
 from dualview.records import dual_views_from_table
 from dualview.shards import claim, read_tables
 from dualview.storage import arrow_filesystem, check_reachable, open_store, upload_tree
-from dualview.training.batches import Sampler
+from dualview.training.batches import Sampler, candidates_of
 from dualview.training.groups import Group, mix
-from dualview.training.step import learning_rate_scale, retain, step_loss
+from dualview.training.step import learning_rate_scale, move_back, retain, step_loss
 
 CHECKPOINTS_KEPT = 2
 SECONDS_BETWEEN_LINES = 10
+CONFIG_KEY = "config.json"
 RESULT_KEY = "result.json"
+PASSAGES_KEY = "passages.parquet"
+TEXTS_PER_UNIT = 256
 CHECKPOINT_TAG = "state"
 
 
@@ -40,14 +47,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_reachable(store)
     check_model(config.encoder.model)
     settings = config.model_dump(mode="json")
-    claim(store, "config.json", config.model_dump(mode="json", exclude={"workers", "max_failures"}))
-    if any(entry.key == RESULT_KEY for entry in store.list(RESULT_KEY)):
+    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures"})
+    if store.list(RESULT_KEY):
+        claim(store, CONFIG_KEY, claimed)
         print(f"{config.output} is finished; nothing to do")
     else:
-        groups = load_groups(config)  # a mistake in the data shows here, before any worker starts
+        groups = load_groups(config)  # a mistake in the data shows here, before anything is written
         num_steps = sampler_of(config, groups).steps_for(config.mixture.num_instances)
+        claim(store, CONFIG_KEY, claimed)
         print(f"training on {len(groups):,} groups: {num_steps} steps of {config.batch.instances} instances")
         join_cluster(config.workers)
+        if config.documents == "frozen":
+            _encode_passages(config, groups)
         _trainer(config, settings).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
@@ -59,6 +70,32 @@ def load_groups(config: TrainConfig) -> list[Group]:
         row for table in read_tables(open_store(config.mixture.data)) for row in dual_views_from_table(table)
     )
     return mix(rows, config.mixture, config.seed)
+
+
+def _encode_passages(config: TrainConfig, groups: list[Group]) -> None:
+    """Puts the untouched encoder's vectors of all passages beside the run, once."""
+    store = open_store(config.output)
+    if store.list(PASSAGES_KEY):
+        return
+    passages = {passage.id: passage.full_text for group in groups for passage in group.passages}
+    texts = sorted(set(passages.values()))
+    vectors = encode(
+        {"passages": Job(config.encoder.model, "document", config.encoder.max_passage_tokens, texts)},
+        config.workers,
+        texts_per_unit=TEXTS_PER_UNIT,
+        precision=config.precision,
+        trust_remote_code=config.encoder.trust_remote_code,
+    )["passages"]
+    table = pa.table({"id": list(passages), "vector": [vectors[text] for text in passages.values()]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    store.put_new(PASSAGES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
+
+
+def _frozen_passages(config: TrainConfig) -> dict[str, torch.Tensor]:
+    table = pq.read_table(pa.BufferReader(open_store(config.output).get(PASSAGES_KEY)))
+    vectors_DH = np.stack(table["vector"].to_numpy())
+    return dict(zip(table["id"].to_pylist(), torch.from_numpy(vectors_DH), strict=True))
 
 
 def sampler_of(config: TrainConfig, groups: list[Group]) -> Sampler:
@@ -107,7 +144,15 @@ def train_worker(settings: dict[str, Any]) -> None:
         trust_remote_code=config.encoder.trust_remote_code,
     )
     retained = retain(encoder, groups, config)
-    loss_of = step_loss(encoder, retained, config, rank=rank, world_size=world_size)
+    loss_of = step_loss(
+        encoder,
+        config,
+        retained,
+        candidates_of(groups) if config.batch.candidates == "queries" else {},
+        _frozen_passages(config) if config.documents == "frozen" else None,
+        rank=rank,
+        world_size=world_size,
+    )
     engine = _deepspeed_engine(encoder, config, num_steps)
     engine.module.train(config.encoder.dropout)
 
@@ -208,6 +253,13 @@ def _export(encoder: SentenceTransformer, config: TrainConfig, attempt: str, ran
     sharded = list(encoder.parameters()) if config.deepspeed.stage == 3 else []
     with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
         if rank == 0:
+            untouched = new_encoder(
+                config.encoder.model,
+                pooling=config.encoder.pooling,
+                trust_remote_code=config.encoder.trust_remote_code,
+            )
+            move_back(encoder, untouched.state_dict(), config.move_back)
+            exported = asymmetric(encoder, untouched) if config.documents == "frozen" else encoder
             with tempfile.TemporaryDirectory() as folder:
-                encoder.save(folder)
+                exported.save(folder)
                 upload_tree(Path(folder), open_store(config.output), "encoder", attempt)

@@ -13,12 +13,13 @@ Kind = Literal["negation", "same_facet", "other_facet"]
 
 def compose(
     seed: Seed, target: Passage, settings: FacetsWriter, vocabulary: Vocabulary
-) -> tuple[str, Requirement] | None:
+) -> tuple[str, tuple[Requirement, ...]] | None:
     """An instruction that `target` obeys and that every other labelled passage breaks; None if there is none.
 
     The kind of the complement and its polarity are drawn by the shares in `settings`. Where the
-    drawn kind is impossible another is taken, and the polarity gives way last. Only values that the
-    vocabulary has phrases for are used. A function of (settings, vocabulary, seed) alone, so the
+    drawn kind is impossible another is taken, and the polarity gives way last. A compound has a second
+    sentence, with a requirement that `target` meets as well. Only values that the vocabulary has
+    phrases for are used. A function of (settings, vocabulary, seed) alone, so the
     same seed gives the same instruction in whatever shard it stands.
     """
     rng = random.Random(f"{settings.seed}:{seed.id}")
@@ -38,9 +39,26 @@ def compose(
                 and (kind == "negation" or requirement.include == polarity)
             ]
             if fitting:
-                requirement = rng.choice(fitting)
-                return vocabulary.say(requirement, rng), requirement
+                requirements = [rng.choice(fitting)]
+                if rng.random() < settings.compound_share:
+                    further_includes = rng.random() >= settings.exclusion_share
+                    requirements += _further(requirements[0], further_includes, target, vocabulary, rng)
+                    rng.shuffle(requirements)
+                return " ".join(vocabulary.say(each, rng) for each in requirements), tuple(requirements)
     return None
+
+
+def _further(
+    first: Requirement, include: bool, target: Passage, vocabulary: Vocabulary, rng: random.Random
+) -> list[Requirement]:
+    """One more requirement that holds for the target, on another attribute; none if there is none."""
+    holding = [
+        requirement
+        for facet, value in vocabulary.phrases
+        if facet != first.facet
+        and (requirement := Requirement(include, facet, value)).holds(target.attributes)
+    ]
+    return [rng.choice(holding)] if holding else []
 
 
 def _preferred_kinds(draw: float, settings: FacetsWriter) -> tuple[Kind, ...]:

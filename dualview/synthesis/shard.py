@@ -187,8 +187,8 @@ async def _write(recipe: Recipe, seed: Seed, target: Passage) -> Draft:
             composed = facets.compose(seed, target, writer, _vocabulary(recipe))
             if composed is None:
                 return Draft("", "", (), "declined", 0, 0)
-            instruction, requirement = composed
-            return Draft(instruction, instruction, (requirement,), None, 0, 0)
+            instruction, requirements = composed
+            return Draft(instruction, instruction, requirements, None, 0, 0)
         case LlmWriter() as writer:
             completion = await _engine(recipe).complete(
                 Request(

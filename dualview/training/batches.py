@@ -3,19 +3,17 @@
 # V = views of the batch, D = distinct passages of the batch
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 import random
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dualview.errors import InputError
 from dualview.records import Passage, all_hold
-from dualview.training.groups import LEFT_OUT, NEGATIVE, Group, View
-
-Item = TypeVar("Item")
+from dualview.training.groups import LEFT_OUT, NEGATIVE, POSITIVE, Group, View
 
 
 @dataclass(frozen=True)
@@ -27,19 +25,32 @@ class Batch:
     relation_VD: NDArray[np.int8]
 
 
-def make_batch(groups: Sequence[Group]) -> Batch:
+Candidates = Mapping[str, Sequence[Passage]]  # query id -> every passage that is on its topic
+
+
+def candidates_of(groups: Iterable[Group]) -> Candidates:
+    """All passages that the groups of a query have among them, by id."""
+    by_query: defaultdict[str, dict[str, Passage]] = defaultdict(dict)
+    for group in groups:
+        by_query[group.query_id].update((passage.id, passage) for passage in group.passages)
+    return {query_id: [passages[id] for id in sorted(passages)] for query_id, passages in by_query.items()}
+
+
+def make_batch(groups: Sequence[Group], candidates: Candidates) -> Batch:
     """Both views of a group stand in one batch, and every passage of the batch meets every view.
 
-    A view labels the passages of its own group. Of the others, those of the same query are left out
-    unless the view's requirements are known to fail on them (they are on topic, so nothing else
-    makes them negatives); those of other queries are negatives.
+    The passages are those of the groups, and those that `candidates` (which may be empty) has for
+    their queries. A view labels the passages of its own group. Other passages of the same query are
+    labelled by the view's requirements, where they are known, and left out where they are not: they
+    are on topic, so nothing else tells. Passages of other queries are negatives.
     """
     passages: dict[str, Passage] = {}
     queries_of: defaultdict[str, set[str]] = defaultdict(set)
-    for group in groups:
-        for passage in group.passages:
+    for query_id in dict.fromkeys(group.query_id for group in groups):
+        own = (passage for group in groups if group.query_id == query_id for passage in group.passages)
+        for passage in chain(own, candidates.get(query_id, ())):
             passages.setdefault(passage.id, passage)
-            queries_of[passage.id].add(group.query_id)
+            queries_of[passage.id].add(query_id)
     views = [(group.query_id, view) for group in groups for view in group.views]
     relation_VD = np.full((len(views), len(passages)), NEGATIVE, dtype=np.int8)
     for v, (query_id, view) in enumerate(views):
@@ -47,9 +58,11 @@ def make_batch(groups: Sequence[Group]) -> Batch:
             if passage.id in view.labels:
                 relation_VD[v, d] = view.labels[passage.id]
             elif query_id in queries_of[passage.id]:
-                broken = all_hold(view.requirements, passage.attributes) is False
-                relation_VD[v, d] = NEGATIVE if broken else LEFT_OUT
+                relation_VD[v, d] = _LABEL_OF[all_hold(view.requirements, passage.attributes)]
     return Batch(tuple(view for _, view in views), tuple(passages.values()), relation_VD)
+
+
+_LABEL_OF = {True: POSITIVE, False: NEGATIVE, None: LEFT_OUT}
 
 
 class Sampler:

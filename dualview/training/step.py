@@ -2,7 +2,7 @@
 
 # V = views, D = passages of the batch, H = embedding size, R = retained texts
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import random
 
@@ -11,7 +11,8 @@ import torch
 
 from dualview.config import TrainConfig
 from dualview.encoder import autocast, embed, encode_texts, pad_id, tokenize
-from dualview.training.batches import Batch, make_batch, share_of
+from dualview.records import Passage
+from dualview.training.batches import Candidates, make_batch, share_of
 from dualview.training.collectives import gather_vectors
 from dualview.training.groups import Group, View
 from dualview.training.losses import info_nce, retention
@@ -28,6 +29,17 @@ CHUNK_TOKENS = 2048
 def view_text(template: str, view: View) -> str:
     """Query and instruction as the one text that the encoder reads."""
     return template.format(query=view.query, instruction=view.instruction)
+
+
+def move_back(encoder: torch.nn.Module, untouched: Mapping[str, torch.Tensor], share: float) -> None:
+    """Moves every weight this share of the way back to `untouched`, a state dict of the same encoder.
+
+    Some of what was learned is given up, and more of what was lost comes back (weight interpolation).
+    """
+    with torch.no_grad():
+        for name, weight in encoder.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(untouched[name].to(weight), share)
 
 
 @dataclass(frozen=True)
@@ -48,84 +60,87 @@ def retain(encoder: SentenceTransformer, groups: Sequence[Group], config: TrainC
         start = rng.randrange(max(1, len(words) - RETAINED_WORDS + 1))
         spans.append(" ".join(words[start : start + RETAINED_WORDS]))
     limit = config.encoder.max_passage_tokens
-    untouched_RH = encode_texts(encoder, spans, max_tokens=limit, precision=config.precision)
+    untouched_RH = encode_texts(encoder, spans, side="query", max_tokens=limit, precision=config.precision)
     return Retained(tokenize(encoder, spans, limit), untouched_RH.clone())
 
 
-def rank_loss(
-    model: torch.nn.Module,
-    batch_tokens: tuple[list[list[int]], list[list[int]]],
-    relation_VD: torch.Tensor,
-    retained: tuple[list[list[int]], torch.Tensor],
+def step_loss(
+    encoder: SentenceTransformer,
     config: TrainConfig,
+    retained: Retained,
+    candidates: Candidates,
+    frozen: Mapping[str, torch.Tensor] | None,
     *,
-    pad: int,
+    rank: int,
+    world_size: int,
+) -> Callable[[torch.nn.Module, Sequence[Group], int], torch.Tensor]:
+    """A function (model, groups, step) -> this rank's share of the loss of a step.
+
+    `model` is the encoder, wrapped or not. The mean over ranks is the loss of the whole batch: every
+    rank encodes its share of the views and of the passages, gathers the passages of all, and scores
+    its own views against every passage. Averaging the gradients over ranks, as DeepSpeed does, gives
+    exactly the gradient of one process that holds the whole batch.
+
+    frozen: passage id -> unit vector (H,), where passages are looked up and not encoded.
+    """
+    pad, settings = pad_id(encoder), config.encoder
+
+    def loss_of(model: torch.nn.Module, groups: Sequence[Group], step: int) -> torch.Tensor:
+        batch = make_batch(groups, candidates)
+        view_tokens = tokenize(
+            encoder,
+            [view_text(settings.query_template, view) for view in batch.views],
+            settings.max_query_tokens,
+        )
+        my_views = share_of(list(map(len, view_tokens)), rank, world_size)
+        texts = _chosen_texts(len(retained.tokens), config, step)
+        my_texts = texts[rank::world_size]
+
+        device = next(model.parameters()).device
+        with autocast(config.precision, device):
+            own_H = embed(
+                model,
+                [view_tokens[v] for v in my_views] + [retained.tokens[r] for r in my_texts],
+                pad,
+                side="query",
+                chunk_tokens=CHUNK_TOKENS,
+            )
+            views_VH, texts_RH = own_H[: len(my_views)], own_H[len(my_views) :]
+            if frozen is None:
+                passages_DH = encode_among_ranks(model, encoder, batch.passages, config, rank, world_size)
+            else:
+                passages_DH = torch.stack([frozen[passage.id] for passage in batch.passages]).to(device)
+
+        relation_VD = torch.from_numpy(batch.relation_VD)[my_views].to(device)
+        loss_V = info_nce(views_VH.float() @ passages_DH.T, relation_VD, config.loss.temperature)
+        loss = loss_V.sum() * (world_size / len(view_tokens))
+        if my_texts:
+            untouched_RH = retained.untouched_RH[my_texts].to(device)
+            share = len(my_texts) * world_size / len(texts)
+            loss = loss + config.loss.retention * share * retention(texts_RH, untouched_RH)
+        return loss
+
+    return loss_of
+
+
+def encode_among_ranks(
+    model: torch.nn.Module,
+    encoder: SentenceTransformer,
+    passages: Sequence[Passage],
+    config: TrainConfig,
     rank: int,
     world_size: int,
 ) -> torch.Tensor:
-    """This rank's share of the loss of a step: the mean over ranks is the loss of the whole batch.
-
-    Every rank encodes its share of the views and of the passages, gathers the passages of all, and
-    scores its own views against every passage. Averaging the gradients over ranks, as DeepSpeed
-    does, gives exactly the gradient of one process that holds the whole batch.
-    """
-    view_tokens, passage_tokens = batch_tokens
-    my_views = share_of([len(tokens) for tokens in view_tokens], rank, world_size)
-    lengths = [len(tokens) for tokens in passage_tokens]
-    shares = [share_of(lengths, other, world_size) for other in range(world_size)]
-    texts_RH, untouched_RH = retained
-    my_texts = range(len(texts_RH))[rank::world_size]
-
-    device = next(model.parameters()).device
-    with autocast(config.precision, device):
-        own_VH = embed(
-            model,
-            [view_tokens[v] for v in my_views] + [texts_RH[r] for r in my_texts],
-            pad,
-            chunk_tokens=CHUNK_TOKENS,
-        )
-        own_DH = embed(model, [passage_tokens[d] for d in shares[rank]], pad, chunk_tokens=CHUNK_TOKENS)
-    views_VH, texts_here_RH = own_VH[: len(my_views)], own_VH[len(my_views) :]
-    passages_DH = gather_vectors(own_DH, [len(share) for share in shares])
-    order = torch.tensor([d for share in shares for d in share])
-
-    loss_V = info_nce(
-        views_VH @ passages_DH.T, relation_VD[my_views][:, order].to(device), config.loss.temperature
+    """Unit vectors (D, H) of the passages on every rank, each encoded once, by one of them."""
+    tokens = tokenize(encoder, [passage.full_text for passage in passages], config.encoder.max_passage_tokens)
+    shares = [share_of(list(map(len, tokens)), other, world_size) for other in range(world_size)]
+    own_DH = embed(
+        model, [tokens[d] for d in shares[rank]], pad_id(encoder), side="document", chunk_tokens=CHUNK_TOKENS
     )
-    loss = loss_V.sum() * (world_size / len(view_tokens))
-    if len(my_texts):
-        share = len(my_texts) * world_size / len(texts_RH)
-        anchors_RH = untouched_RH[list(my_texts)].to(device)
-        loss = loss + config.loss.retention * share * retention(texts_here_RH, anchors_RH)
-    return loss
-
-
-def step_loss(
-    encoder: SentenceTransformer, retained: Retained, config: TrainConfig, *, rank: int, world_size: int
-) -> Callable[[torch.nn.Module, Sequence[Group], int], torch.Tensor]:
-    """A function (model, groups, step) -> this rank's loss; `model` is the encoder, wrapped or not."""
-    settings = config.encoder
-
-    def loss_of(model: torch.nn.Module, groups: Sequence[Group], step: int) -> torch.Tensor:
-        batch: Batch = make_batch(groups)
-        views = [view_text(settings.query_template, view) for view in batch.views]
-        passages = [passage.full_text for passage in batch.passages]
-        chosen = _chosen_texts(len(retained.tokens), config, step)
-        return rank_loss(
-            model,
-            (
-                tokenize(encoder, views, settings.max_query_tokens),
-                tokenize(encoder, passages, settings.max_passage_tokens),
-            ),
-            torch.from_numpy(batch.relation_VD),
-            ([retained.tokens[r] for r in chosen], retained.untouched_RH[chosen]),
-            config,
-            pad=pad_id(encoder),
-            rank=rank,
-            world_size=world_size,
-        )
-
-    return loss_of
+    gathered_DH = gather_vectors(own_DH, list(map(len, shares)))
+    place = torch.empty(len(passages), dtype=torch.long)
+    place[torch.tensor([d for share in shares for d in share])] = torch.arange(len(passages))
+    return gathered_DH[place.to(gathered_DH.device)]
 
 
 def _chosen_texts(num_texts: int, config: TrainConfig, step: int) -> list[int]:

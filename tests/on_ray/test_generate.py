@@ -68,6 +68,7 @@ FACETS = {
         "negation_share": 0.2,
         "same_facet_share": 0.4,
         "exclusion_share": 0.2,
+        "compound_share": 0.0,
     },
     "judges": [{"kind": "attributes"}],
     "accept": "attributes",

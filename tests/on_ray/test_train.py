@@ -115,21 +115,34 @@ def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
     folder = local_model(f"{uninterrupted.output}/encoder")
     theirs = SentenceTransformer(folder, device="cpu").encode(texts)
     ours = encode_texts(
-        load_encoder(folder, trust_remote_code=False), texts, max_tokens=128, precision="fp32"
+        load_encoder(folder, trust_remote_code=False), texts, side="query", max_tokens=128, precision="fp32"
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     untouched = encode_texts(
         load_encoder(uninterrupted.encoder.model, trust_remote_code=False),
         texts,
+        side="query",
         max_tokens=128,
         precision="fp32",
     )
     assert float((ours - untouched).abs().max()) > 1e-3
 
 
+def test_with_frozen_documents_an_existing_index_stays_valid(config):
+    frozen = config("frozen", documents="frozen", **{"batch.candidates": "queries", "move_back": 0.25})
+    train(frozen)
+    texts = ["main ports", "Chad: Central Africa; landlocked"]
+    exported = SentenceTransformer(local_model(f"{frozen.output}/encoder"), device="cpu")
+    untouched = SentenceTransformer(local_model(frozen.encoder.model), device="cpu")
+    np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
+    assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
+
+
 def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
+    asked = config("too-much", **{"mixture.num_instances": 16000})
     with pytest.raises(InputError, match="num_instances: 16000 was asked for"):
-        train(config("too-much", **{"mixture.num_instances": 16000}))
+        train(asked)
+    assert open_store(asked.output).list() == []  # the mended config may go there
 
 
 def test_data_that_is_not_there_is_one_sentence(config, s3):

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 import random
 
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 import pytest
 
 from dualview.config import FacetsWriter
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, Seed, all_hold
 from dualview.synthesis.facets import compose
 from dualview.vocabulary import Vocabulary
 
@@ -17,7 +18,14 @@ WORLD = {
     "climate": ("arid", "tropical", "cold"),
 }
 VALUES = [(facet, value) for facet, values in WORLD.items() for value in values]
-WRITER = FacetsWriter(kind="facets", seed=1, negation_share=0.15, same_facet_share=0.45, exclusion_share=0.15)
+WRITER = FacetsWriter(
+    kind="facets",
+    seed=1,
+    negation_share=0.15,
+    same_facet_share=0.45,
+    exclusion_share=0.15,
+    compound_share=0.0,
+)
 
 
 def vocabulary(known):
@@ -79,9 +87,9 @@ def test_a_complement_flips_exactly_and_is_found_whenever_there_is_one(
     if composed is None:
         assert not possible
     else:
-        instruction, requirement = composed
-        assert requirement in possible
-        assert ALL.read(instruction) == (requirement,)
+        instruction, requirements = composed
+        assert set(requirements) <= possible
+        assert ALL.read(instruction) == requirements
 
 
 def test_the_same_seed_gets_the_same_words_whatever_came_before():
@@ -98,7 +106,7 @@ def drawn(writer, positive, negative, original, num=2000):
     counts = Counter()
     for i in range(num):
         row = seed(positive, [negative], [original], id=str(i))
-        _, requirement = compose(row, row.instruction_negatives[0], writer, ALL)
+        _, [requirement] = compose(row, row.instruction_negatives[0], writer, ALL)
         counts[requirement] += 1 / num
     return counts
 
@@ -127,12 +135,32 @@ def test_an_impossible_kind_gives_way_to_a_possible_one(negation, same):
     assert set(shares) <= {Requirement(True, "climate", "arid"), Requirement(False, "climate", "cold")}
 
 
+def test_a_compound_flips_too_and_its_second_requirement_is_about_something_else():
+    writer = WRITER.model_copy(update={"compound_share": 1.0, "exclusion_share": 0.5})
+    row = seed({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
+    target = row.instruction_negatives[0]
+    seen = set()
+    for i in range(200):
+        instruction, requirements = compose(replace(row, id=str(i)), target, writer, ALL)
+        assert len({requirement.facet for requirement in requirements}) == 2
+        assert ALL.read(instruction) == requirements
+        assert all_hold(requirements, target.attributes) is True
+        assert all_hold(requirements, row.positive.attributes) is False
+        seen.add(requirements)
+    assert {(a.include, b.include) for a, b in seen} == {
+        (True, True),
+        (False, False),
+        (True, False),
+        (False, True),
+    }
+
+
 def test_unknown_values_are_never_said():
     row = seed({"region": "africa"}, [{"region": "asia"}], [Requirement(True, "region", "africa")])
     only_originals = vocabulary([("region", "africa")])
     for i in range(20):
         writer = WRITER.model_copy(update={"seed": i})
-        _, requirement = compose(row, row.instruction_negatives[0], writer, only_originals)
+        _, [requirement] = compose(row, row.instruction_negatives[0], writer, only_originals)
         assert requirement == Requirement(False, "region", "africa")
     assert compose(row, row.instruction_negatives[0], WRITER, vocabulary([("region", "europe")])) is None
 
@@ -141,5 +169,5 @@ def test_another_negative_that_would_be_relevant_too_rules_a_complement_out():
     row = seed({"region": "africa"}, [{"region": "asia"}, {"region": "europe"}])
     for i in range(20):
         writer = WRITER.model_copy(update={"seed": random.Random(i).randrange(10**6)})
-        _, requirement = compose(row, row.instruction_negatives[0], writer, ALL)
+        _, [requirement] = compose(row, row.instruction_negatives[0], writer, ALL)
         assert requirement == Requirement(True, "region", "asia")

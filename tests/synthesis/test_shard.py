@@ -28,7 +28,9 @@ VOCABULARY = Vocabulary(
     inclusions=("Only keep countries {phrase}.",),
     exclusions=("Leave out countries {phrase}.",),
 )
-FACETS = FacetsWriter(kind="facets", seed=1, negation_share=0.2, same_facet_share=0.4, exclusion_share=0.2)
+FACETS = FacetsWriter(
+    kind="facets", seed=1, negation_share=0.2, same_facet_share=0.4, exclusion_share=0.2, compound_share=0.0
+)
 LLM = LlmWriter(kind="llm", prompt="write-v1", temperature=0.7, top_p=0.9, max_tokens=200, seed=1)
 LLM_JUDGE = LlmJudge(
     kind="llm", prompt="judge-v1", min_margin=1.0, exam=Exam(num_pairs=10, min_auc=0.8, seed=1)

@@ -6,7 +6,7 @@ import pytest
 
 from dualview.errors import InputError
 from dualview.records import Passage, Requirement
-from dualview.training.batches import Sampler, make_batch, share_of
+from dualview.training.batches import Sampler, candidates_of, make_batch, share_of
 from dualview.training.groups import LEFT_OUT, NEGATIVE, POSITIVE, Group, View
 
 IN_AFRICA = (Requirement(True, "region", "africa"),)
@@ -34,26 +34,35 @@ CHAD, FIJI, MALI, LAOS, NIUE = (
 )
 
 
-def relation(batch):
-    return {
-        (view.instruction, passage.id): int(batch.relation_VD[v, d])
-        for v, view in enumerate(batch.views)
-        for d, passage in enumerate(batch.passages)
-    }
-
-
 def test_both_views_of_a_group_label_its_passages_the_other_way_round():
-    batch = make_batch([group("g", "q", [CHAD, FIJI], {"chad": 1, "fiji": -1}, {"chad": -1, "fiji": 1})])
+    batch = make_batch([group("g", "q", [CHAD, FIJI], {"chad": 1, "fiji": -1}, {"chad": -1, "fiji": 1})], {})
     assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]
 
 
-def test_passages_of_the_same_query_are_negatives_only_where_they_are_known_to_break_the_requirement():
+def test_passages_of_the_same_query_are_labelled_by_what_is_known_of_them():
     own = group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1})
     others = group("g2", "exports", [MALI, LAOS, NIUE], {"mali": 1, "laos": -1, "niue": -1})
-    labels = relation(make_batch([own, others]))
-    assert labels["view 0", "mali"] == POSITIVE  # of the second group's view, which has the same name
-    batch = make_batch([own, others])
-    assert batch.relation_VD[0].tolist() == [POSITIVE, NEGATIVE, LEFT_OUT, NEGATIVE, LEFT_OUT]
+    batch = make_batch([own, others], {})
+    assert [passage.id for passage in batch.passages] == ["chad", "fiji", "mali", "laos", "niue"]
+    assert batch.relation_VD[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE, NEGATIVE, LEFT_OUT]
+
+
+def test_candidates_of_the_queries_join_the_batch_and_those_of_other_queries_do_not():
+    shown = [
+        group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
+        group("g2", "ports", [NIUE], {"niue": 1}),
+    ]
+    everything = [
+        *shown,
+        group("g3", "exports", [FIJI, LAOS], {"fiji": 1, "laos": -1}),
+        group("g4", "flag", [MALI], {"mali": 1}),
+    ]
+    batch = make_batch(shown, candidates_of(everything))
+    assert [passage.id for passage in batch.passages] == ["chad", "fiji", "laos", "niue"]
+    assert batch.relation_VD.tolist() == [
+        [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE],
+        [NEGATIVE, NEGATIVE, NEGATIVE, POSITIVE],
+    ]
 
 
 def test_passages_of_other_queries_are_negatives():
@@ -61,7 +70,8 @@ def test_passages_of_other_queries_are_negatives():
         [
             group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
             group("g2", "ports", [MALI], {"mali": 1}),
-        ]
+        ],
+        {},
     )
     assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE, NEGATIVE], [NEGATIVE, NEGATIVE, POSITIVE]]
 
@@ -71,7 +81,8 @@ def test_a_passage_of_two_groups_stands_once_and_keeps_each_views_own_label():
         [
             group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
             group("g2", "exports", [FIJI, CHAD], {"fiji": 1, "chad": -1}),
-        ]
+        ],
+        {},
     )
     assert [p.id for p in batch.passages] == ["chad", "fiji"]
     assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]

@@ -13,11 +13,12 @@ import torch.multiprocessing
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from dualview.config import TrainConfig
+from dualview.encoder import asymmetric, encode_texts, load_encoder
 from dualview.records import Passage, Requirement
-from dualview.training.batches import make_batch
+from dualview.training.batches import candidates_of, make_batch
 from dualview.training.groups import Group, View
 from dualview.training.losses import info_nce, retention
-from dualview.training.step import learning_rate_scale, retain, step_loss
+from dualview.training.step import learning_rate_scale, move_back, retain, step_loss
 
 WORDS = [
     "chad",
@@ -57,7 +58,9 @@ def config(weight=1.0, precision="fp32"):
                 "trust_remote_code": False,
             },
             "mixture": {"data": "unused", "views": "both", "num_hard_negatives": 0, "num_instances": 8},
-            "batch": {"instances": 8, "queries": 2},
+            "documents": "trained",
+            "batch": {"instances": 8, "queries": 2, "candidates": "groups"},
+            "move_back": 0.0,
             "loss": {"temperature": 0.05, "retention": weight},
             "optimizer": {
                 "learning_rate": 1e-3,
@@ -119,9 +122,15 @@ def groups():
     return made
 
 
-def gradients(encoder, rank, world_size, settings):
+def gradients(encoder, rank, world_size, settings, frozen=None):
     loss_of = step_loss(
-        encoder, moved(retain(encoder, groups(), settings)), settings, rank=rank, world_size=world_size
+        encoder,
+        settings,
+        moved(retain(encoder, groups(), settings)),
+        candidates_of(groups()),
+        frozen,
+        rank=rank,
+        world_size=world_size,
     )
     loss = loss_of(encoder, groups(), 0)
     loss.backward()
@@ -165,13 +174,13 @@ def test_loss_and_gradients_equal_a_plain_loop_that_encodes_every_text_alone(tmp
     encoder = tiny_encoder(tmp_path)
     settings = config(weight=1.0)
     retained = moved(retain(encoder, groups(), settings))
-    loss_of = step_loss(encoder, retained, settings, rank=0, world_size=1)
+    loss_of = step_loss(encoder, settings, retained, {}, None, rank=0, world_size=1)
     loss = loss_of(encoder, groups(), 0)
     loss.backward()
     ours = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
 
     encoder.zero_grad()
-    batch = make_batch(groups())
+    batch = make_batch(groups(), {})
 
     def encode(text):
         features = encoder.tokenizer(text, return_tensors="pt")
@@ -195,15 +204,74 @@ def _texts_of_step(retained, settings):
 
 def test_the_untouched_encoder_has_nothing_to_retain(tmp_path):
     encoder = tiny_encoder(tmp_path)
-    with_term = step_loss(
-        encoder, retain(encoder, groups(), config()), config(weight=5.0), rank=0, world_size=1
+    with_term, without = (
+        step_loss(
+            encoder, config(weight), retain(encoder, groups(), config()), {}, None, rank=0, world_size=1
+        )
+        for weight in (5.0, 0.0)
     )
-    without = step_loss(
-        encoder, retain(encoder, groups(), config()), config(weight=0.0), rank=0, world_size=1
+    assert with_term(encoder, groups(), 0).item() == pytest.approx(
+        without(encoder, groups(), 0).item(), abs=1e-5
     )
-    assert float(with_term(encoder, groups(), 0)) == pytest.approx(
-        float(without(encoder, groups(), 0)), abs=1e-5
+
+
+def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
+    """The loss is that of encoding them, and no gradient passes through them."""
+    encoder = tiny_encoder(tmp_path)
+    settings = config(weight=0.0)
+    passages = {passage.id: passage for group in groups() for passage in group.passages}
+    vectors = encode_texts(
+        encoder,
+        [passage.text for passage in passages.values()],
+        side="document",
+        max_tokens=16,
+        precision="fp32",
     )
+    frozen = dict(zip(passages, vectors.clone(), strict=True))
+    trained_loss, trained = gradients(encoder, 0, 1, settings)
+    encoder.zero_grad()
+    frozen_loss, of_queries = gradients(encoder, 0, 1, settings, frozen)
+    assert frozen_loss == pytest.approx(trained_loss, rel=1e-5)
+    assert not torch.allclose(trained, of_queries, rtol=1e-2)
+
+    batch = make_batch(groups(), candidates_of(groups()))
+    encoder.zero_grad()
+    features = encoder.tokenizer(
+        [f"{view.query}. {view.instruction}" for view in batch.views], padding=True, return_tensors="pt"
+    )
+    queries = encoder(dict(features))["sentence_embedding"]
+    scores = queries @ torch.stack([frozen[passage.id] for passage in batch.passages]).T
+    info_nce(scores, torch.from_numpy(batch.relation_VD), 0.05).mean().backward()
+    plain = torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+    torch.testing.assert_close(of_queries, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_moving_back_is_a_share_of_the_way(tmp_path):
+    encoder = tiny_encoder(tmp_path)
+    untouched = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(4.0)
+    move_back(encoder, untouched, 0.25)
+    for name, weight in encoder.named_parameters():
+        torch.testing.assert_close(weight.detach(), untouched[name] + 3.0)
+
+
+def test_an_asymmetric_encoder_reads_queries_and_documents_with_its_own_sides(tmp_path):
+    (tmp_path / "a").mkdir()
+    query, document = tiny_encoder(tmp_path / "a"), tiny_encoder(tmp_path / "a")
+    with torch.no_grad():
+        for weight in query.parameters():
+            weight.mul_(1.5)
+    asymmetric(query, document).save(str(tmp_path / "both"))
+    both = load_encoder(str(tmp_path / "both"), trust_remote_code=False)
+    texts = ["exports of chad", "only in asia"]
+    settings = {"max_tokens": 16, "precision": "fp32"}
+    for side, alone in (("query", query), ("document", document)):
+        ours = encode_texts(both, texts, side=side, **settings)
+        torch.testing.assert_close(ours, encode_texts(alone, texts, side=side, **settings))
+        theirs = both.encode_query(texts) if side == "query" else both.encode_document(texts)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero():
