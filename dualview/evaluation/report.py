@@ -113,7 +113,7 @@ def print_table(summary: Summary) -> None:
             table = Table(title=escape(benchmark))
             table.add_column("metric", no_wrap=True)
             for heading in columns:
-                table.add_column(escape(heading), justify="right", no_wrap=True)
+                table.add_column(escape(heading), justify="right")
             for metric in sorted({metric for cells in columns.values() for metric in cells}):
                 table.add_row(escape(metric), *(cells.get(metric, "") for cells in columns.values()))
             Console().print(table)

@@ -106,7 +106,12 @@ def _trainer(config: TrainConfig, settings: dict[str, Any]) -> TorchTrainer:
     filesystem, path = arrow_filesystem(config.output)
     workers = config.workers
     threads = str(max(1, int(workers.cpus)))
-    environment = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of ours comes twice
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, of torch
+    }
     if not workers.gpus:
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
