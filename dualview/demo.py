@@ -254,25 +254,24 @@ def _total(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _headline(scores: Summary) -> dict[str, Any]:
-    """Every figure of every arm, x100 as printed, and dual minus single with its interval."""
-    in_hundredths = {
-        arm: {
-            benchmark: {metric: round(100 * cell["mean"], 2) for metric, cell in metrics.items()}
-            for benchmark, metrics in benchmarks.items()
+    """x100 as printed: every arm and difference on the demo's own collection, then on the others by name."""
+    own, *others = dict.fromkeys(name for results in scores["encoders"].values() for name in results)
+
+    def on(benchmark: str) -> dict[str, Any]:
+        arms = {
+            arm: {metric: round(100 * cell["mean"], 2) for metric, cell in results[benchmark].items()}
+            for arm, results in scores["encoders"].items()
         }
-        for arm, benchmarks in scores["encoders"].items()
-    }
-    differences = {
-        f"{pair['first']} minus {pair['second']}": {
-            benchmark: {
+        differences = {
+            f"{pair['first']} minus {pair['second']}": {
                 metric: {name: round(100 * cell[name], 2) for name in ("mean", "low", "high")}
-                for metric, cell in metrics.items()
+                for metric, cell in pair["benchmarks"][benchmark].items()
             }
-            for benchmark, metrics in pair["benchmarks"].items()
+            for pair in scores["differences"]
         }
-        for pair in scores["differences"]
-    }
-    return {**in_hundredths, **differences}
+        return {**arms, **differences}
+
+    return {**on(own), **{benchmark: on(benchmark) for benchmark in others}}
 
 
 def _print_end(folder: Path, summary: dict[str, Any], scores: Summary) -> None:
