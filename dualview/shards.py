@@ -91,25 +91,26 @@ def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input],
     if not any(source.num_rows for source in inputs):
         raise InputError("the inputs have no rows; expected at least one seed")
     plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
-    # Fingerprint and shard count are for human readers; read_plan computes them again.
-    summary = {"fingerprint": plan.fingerprint, "num_shards": len(plan.shards)}
-    claim(store, PLAN_KEY, {**asdict(plan), **summary})
+    notes = {"fingerprint": plan.fingerprint, "num_shards": len(plan.shards)}
+    claim(store, PLAN_KEY, asdict(plan), notes)
     return read_plan(store)
 
 
-def claim(store: Store, key: str, content: Mapping[str, Any]) -> None:
+def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Makes `content` what the output is, or finds that it already is.
 
-    Raises InputError, saying what differs, where the output was claimed with other content.
+    `notes` stand beside it for human readers, and are not compared. Raises InputError, saying what
+    differs, where the output was claimed with other content.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False)
     if store.put_new(key, text.encode(), attempt=uuid4().hex):
         return
     try:
         standing = json.loads(store.get(key))
-    except ValueError:
-        raise InputError(f"{store.url}/{key}: is not JSON; choose another output") from None
-    differences = _differences(standing, json.loads(text))
+        claimed = {name: value for name, value in standing.items() if name not in notes}
+    except (ValueError, AttributeError):
+        raise InputError(f"{store.url}/{key}: is not a JSON object; choose another output") from None
+    differences = _differences(claimed, json.loads(json.dumps(content)))
     if differences:
         raise InputError(
             f"{store.url}: holds a run with other settings ({differences});"

@@ -43,7 +43,9 @@ def evaluate(config: EvaluateConfig) -> Summary:
     for model in config.encoders.values():
         check_model(model)
     collections = [open_benchmark(benchmark) for benchmark in config.benchmarks]
-    claim(store, "config.json", config.model_dump(mode="json", exclude={"actors", "rows_per_shard"}))
+    claim(
+        store, "config.json", config.model_dump(mode="json", exclude={"actors", "rows_per_shard"}), notes={}
+    )
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:

@@ -49,12 +49,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     claimed = config.model_dump(mode="json", exclude={"workers", "max_failures"})
     if store.list(RESULT_KEY):
-        claim(store, CONFIG_KEY, claimed)
+        claim(store, CONFIG_KEY, claimed, notes={})
         print(f"{config.output} is finished; nothing to do")
     else:
         groups = load_groups(config)  # a mistake in the data shows here, before anything is written
         num_steps = sampler_of(config, groups).steps_for(config.mixture.num_instances)
-        claim(store, CONFIG_KEY, claimed)
+        claim(store, CONFIG_KEY, claimed, notes={})
         print(f"training on {len(groups):,} groups: {num_steps} steps of {config.batch.instances} instances")
         join_cluster(config.workers)
         if config.documents == "frozen":
@@ -182,6 +182,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             "instances": config.mixture.num_instances,
             "groups": len(groups),
             "world_size": world_size,
+            "steps_since_resume": num_steps - first_step,
             "seconds_since_resume": seconds,
             "groups_per_second": len(groups) * (num_steps - first_step) / num_steps / seconds,
             "losses": losses,

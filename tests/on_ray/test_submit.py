@@ -48,7 +48,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
                 f"output={base}/encoder",
                 f"mixture.data={base}/data",
                 "mixture.num_instances=16",
-                "batch={instances: 8, queries: 4}",
+                "batch={instances: 8, queries: 4, candidates: groups}",
             ],
         },
         "evaluate": {

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 import json
+import subprocess
+import sys
 from threading import Thread
 import time
 
@@ -9,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
+import yaml
 
 from dualview.config import GenerateConfig, TrainConfig, load
 from dualview.encoder import encode_texts, load_encoder
@@ -83,18 +86,42 @@ def test_a_killed_worker_costs_nothing_but_time(config, uninterrupted, s3):
 
 
 def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
-    deadline = time.monotonic() + 180
-    while not any("mp_rank_00" in entry.key for entry in open_store(output).list("checkpoints-")):
-        assert time.monotonic() < deadline
+    _wait_for_a_checkpoint(output)
     victim = next(_train_workers())
     victim.kill()
     victims.append(victim.pid)
+
+
+def _wait_for_a_checkpoint(output: str) -> None:
+    """Until Ray Train has registered one."""
+    store, deadline = open_store(output), time.monotonic() + 180
+    while not any(
+        entry.key.endswith("checkpoint_manager_snapshot.json") for entry in store.list("checkpoints-")
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _train_workers() -> Iterator[psutil.Process]:
     for process in psutil.Process().children(recursive=True):  # of this test's own cluster
         if any("RayTrainWorker" in part for part in process.cmdline()):
             yield process
+
+
+def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp_path):
+    own = config("driver-killed")
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    command = [sys.executable, "jobs/train.py", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        _wait_for_a_checkpoint(own.output)
+        assert driver.poll() is None  # it has not finished
+        driver.kill()
+    before = {entry.key for entry in open_store(own.output).list()}
+    assert "result.json" not in before
+    result = train(own)
+    assert result["steps_since_resume"] < STEPS  # it did not begin anew
+    assert weights(own.output) == weights(uninterrupted.output)
 
 
 def test_a_finished_run_is_only_read(uninterrupted, capsys):

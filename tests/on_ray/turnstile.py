@@ -33,7 +33,7 @@ class Turnstile:
             self._opened.set()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "PUT":
+        if "HTTP_IF_NONE_MATCH" not in environ:  # only our store's puts are create-only
             return self._app(environ, start_response)
         # Read before the wait: a put that was received takes place even if its sender is dead by then.
         environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])))
