@@ -46,7 +46,6 @@ def train(config: TrainConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check_model(config.encoder.model)
-    settings = config.model_dump(mode="json")
     claimed = config.model_dump(mode="json", exclude={"workers", "max_failures"})
     if store.list(RESULT_KEY):
         claim(store, CONFIG_KEY, claimed, notes={})
@@ -59,9 +58,23 @@ def train(config: TrainConfig) -> dict[str, Any]:
         join_cluster(config.workers)
         if config.documents == "frozen":
             _encode_passages(config, groups)
-        _trainer(config, settings).fit()
+        _trainer(_anywhere(config)).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
+
+
+def _anywhere(config: TrainConfig) -> TrainConfig:
+    """The same with absolute paths: Ray Train's workers run in a folder of their own."""
+    model = config.encoder.model
+    if Path(model).is_dir():
+        model = str(Path(model).absolute())
+    return config.model_copy(
+        update={
+            "output": open_store(config.output).url,
+            "mixture": config.mixture.model_copy(update={"data": open_store(config.mixture.data).url}),
+            "encoder": config.encoder.model_copy(update={"model": model}),
+        }
+    )
 
 
 def load_groups(config: TrainConfig) -> list[Group]:
@@ -102,7 +115,8 @@ def sampler_of(config: TrainConfig, groups: list[Group]) -> Sampler:
     return Sampler(groups, instances=config.batch.instances, queries=config.batch.queries, seed=config.seed)
 
 
-def _trainer(config: TrainConfig, settings: dict[str, Any]) -> TorchTrainer:
+def _trainer(config: TrainConfig) -> TorchTrainer:
+    settings = config.model_dump(mode="json")
     filesystem, path = arrow_filesystem(config.output)
     workers = config.workers
     threads = str(max(1, int(workers.cpus)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import json
+from pathlib import Path
 import subprocess
 import sys
 from threading import Thread
@@ -19,15 +20,16 @@ from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
-from dualview.storage import open_store
+from dualview.storage import download_tree, open_store
 
 STEPS = 8
+DEMO = Path("configs/demo").absolute()
 
 
 @pytest.fixture(scope="module")
 def data(cluster: str, s3: str) -> str:
     url = f"{s3}/train/data"
-    generate(load(GenerateConfig, "configs/demo/facets.yaml", [f"output={url}", "source.num_seeds=400"]))
+    generate(load(GenerateConfig, str(DEMO / "facets.yaml"), [f"output={url}", "source.num_seeds=400"]))
     return url
 
 
@@ -44,7 +46,7 @@ def config(data: str, s3: str) -> Callable[..., TrainConfig]:
             **changes,
         }
         assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        return load(TrainConfig, "configs/demo/train-dual.yaml", assignments)
+        return load(TrainConfig, str(DEMO / "train-dual.yaml"), assignments)
 
     return make
 
@@ -163,6 +165,13 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     untouched = SentenceTransformer(local_model(frozen.encoder.model), device="cpu")
     np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
+
+
+def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    download_tree(uninterrupted.mixture.data, tmp_path / "data")
+    train(config("relative", output="run", **{"mixture.data": "data", "mixture.num_instances": 16}))
+    assert (tmp_path / "run" / "encoder" / "model.safetensors").exists()
 
 
 def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
