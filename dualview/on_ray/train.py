@@ -18,11 +18,12 @@ import torch
 
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import asymmetric, new_encoder
+from dualview.errors import InputError
 from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
 from dualview.on_ray.encoding import Job, encode
 from dualview.records import dual_views_from_table
-from dualview.shards import claim, read_tables
+from dualview.shards import claim, is_complete, read_tables
 from dualview.storage import arrow_filesystem, check_reachable, open_store, upload_tree
 from dualview.training.batches import Sampler, candidates_of
 from dualview.training.groups import Group, mix
@@ -56,9 +57,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
         claim(store, CONFIG_KEY, claimed, notes={})
         print(f"training on {len(groups):,} groups: {num_steps} steps of {config.batch.instances} instances")
         join_cluster(config.workers)
+        placed = _anywhere(config)
         if config.documents == "frozen":
-            _encode_passages(config, groups)
-        _trainer(_anywhere(config)).fit()
+            _encode_passages(placed, groups)
+        _trainer(placed).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
 
@@ -78,10 +80,17 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
 
 
 def load_groups(config: TrainConfig) -> list[Group]:
-    """The groups of the config's mixture, in the order of its seed."""
-    rows = (
-        row for table in read_tables(open_store(config.mixture.data)) for row in dual_views_from_table(table)
-    )
+    """The groups of the config's mixture, in the order of its seed.
+
+    Raises InputError where the data is not a finished generate run: what is drawn must not depend on
+    how far it has come.
+    """
+    store = open_store(config.mixture.data)
+    if not is_complete(store):
+        raise InputError(
+            f"mixture.data: the generate run at {store.url} is not finished; run it to its end first"
+        )
+    rows = (row for table in read_tables(store) for row in dual_views_from_table(table))
     return mix(rows, config.mixture, config.seed)
 
 

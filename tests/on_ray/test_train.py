@@ -20,6 +20,7 @@ from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
+from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
 
 STEPS = 8
@@ -179,6 +180,12 @@ def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
     with pytest.raises(InputError, match="num_instances: 16000 was asked for"):
         train(asked)
     assert open_store(asked.output).list() == []  # the mended config may go there
+
+
+def test_data_that_is_not_finished_is_one_sentence(config, tmp_path):
+    plan_run(open_store(str(tmp_path)), {}, [Input("seeds", 2, "checksum")], rows_per_shard=1)
+    with pytest.raises(InputError, match="is not finished"):
+        train(config("unfinished-data", **{"mixture.data": str(tmp_path)}))
 
 
 def test_data_that_is_not_there_is_one_sentence(config, s3):
