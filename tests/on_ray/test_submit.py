@@ -15,6 +15,9 @@ from dualview.storage import open_store
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
+# Against a hang, and not a measure: a training job imports torch in four processes, minutes on a busy machine.
+DEADLINE_SECONDS = 1200
+
 
 @pytest.fixture(scope="module")
 def job_server(cluster: str) -> str:
@@ -31,7 +34,7 @@ def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=DEADLINE_SECONDS,
     )
 
 
