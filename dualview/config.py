@@ -1,17 +1,18 @@
 """YAML to frozen, strict settings: unknown keys are refused, every error is one sentence."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 import yaml
 
 from dualview.errors import InputError
+from dualview.records import Condition
 
 
 class Settings(BaseModel):
@@ -23,6 +24,7 @@ class Settings(BaseModel):
 T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Strict(False)]  # a YAML list
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SettingsType = TypeVar("SettingsType", bound="Settings")
 
@@ -54,6 +56,13 @@ class TuplesSource(Settings):
     paths: Annotated[Several[str], Field(min_length=1)]
 
 
+class DraftsSource(Settings):
+    """The rows of a finished generate run that only wrote: their drafts are judged by this run."""
+
+    kind: Literal["drafts"]
+    run: str  # that run's output
+
+
 class FacetsWriter(Settings):
     """No LLM: the complement is composed from the attributes of the passages."""
 
@@ -65,12 +74,43 @@ class FacetsWriter(Settings):
     compound_share: Share  # complements with a second requirement, which N* meets as well
 
 
-class LlmWriter(Settings):
-    kind: Literal["llm"]
+class Sampling(Settings):
     prompt: str  # a file of dualview/synthesis/prompts, without .txt
     temperature: Annotated[float, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     max_tokens: Positive
+    seed: int
+
+
+class LlmWriter(Sampling):
+    kind: Literal["llm"]
+    drafts: Positive  # for each target; of those that are accepted the one with the largest surplus is taken
+
+
+class GivenWriter(Settings):
+    """Nothing is written: the source brings the drafts."""
+
+    kind: Literal["given"]
+
+
+class Bootstrap(Sampling):
+    """For seeds without an instruction: an LLM writes one, and the judge finds what breaks it."""
+
+    lengths: Annotated[Several[Literal["short", "medium", "long"]], Field(min_length=1)]
+    styles: Annotated[Several[Literal["plain", "negated", "background", "persona"]], Field(min_length=1)]
+    max_instruction_negatives: Positive
+
+
+class LlmRewording(Sampling):
+    kind: Literal["llm"]
+    num: Positive  # of each instruction
+
+
+class VocabularyRewording(Settings):
+    """Other templates and phrases for the same requirements: exact by construction."""
+
+    kind: Literal["vocabulary"]
+    num: Positive
     seed: int
 
 
@@ -80,11 +120,14 @@ class Exam(Settings):
     num_pairs: Positive
     min_auc: Share  # below it the run's rows are written but not marked trainable
     seed: int
+    # Whose labels are the gold; null: those of this run's own source.
+    gold: Annotated[FactbookSource | TuplesSource, Field(discriminator="kind")] | None
 
 
 class LlmJudge(Settings):
     kind: Literal["llm"]
     prompt: str
+    query_prompt: str | None  # for the query alone; needed where `query` is one of the conditions
     min_margin: Annotated[float, Field(ge=0)]  # closer to 0 than this: undecided
     exam: Exam
 
@@ -93,6 +136,20 @@ class AttributesJudge(Settings):
     """Reads the requirements of an instruction and looks them up in the passage's attributes."""
 
     kind: Literal["attributes"]
+
+
+class Cells(Settings):
+    """Which cells of the relevance matrix are judged: passages of the seed x these conditions."""
+
+    conditions: Annotated[Several[Condition], Field(min_length=1)]
+    hard_negatives: bool  # besides the positive and the instruction negatives: labels that nobody gave
+
+
+class Accept(Settings):
+    """Whose verdicts decide, and on which conditions; on each, every labelled passage must be right."""
+
+    judge: Literal["llm", "attributes"]
+    conditions: Annotated[Several[Condition], Field(min_length=1)]
 
 
 class Rules(Settings):
@@ -111,6 +168,7 @@ class VllmEngine(Settings):
     max_num_seqs: Positive
     kv_cache_gib: Annotated[float, Field(gt=0)] | None  # on CPU; None: the engine's own choice
     compile: bool  # torch.compile when it starts: a minute that only long runs earn back
+    tensor_parallel: Positive  # GPUs of one node that share a model; on CPU: 1
     trust_remote_code: bool
 
 
@@ -121,18 +179,59 @@ class ScriptedEngine(Settings):
     seed: int
 
 
-class GenerateConfig(Settings):
-    output: str  # s3://bucket/prefix, file:///folder or a plain path
-    source: Annotated[FactbookSource | TuplesSource, Field(discriminator="kind")]
-    writer: Annotated[FacetsWriter | LlmWriter, Field(discriminator="kind")]
-    judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
-    accept: Literal["llm", "attributes"]  # whose verdicts decide
+class Price(Settings):
+    per_million_prompt_tokens: NotNegative
+    per_million_completion_tokens: NotNegative
+    per_gpu_hour: NotNegative
+
+
+class Budget(Settings):
+    """Over all attempts and resumes of the run; when one is used up, the run ends and can go on later."""
+
+    tokens: Positive | None
+    dollars: Annotated[float, Field(gt=0)] | None
+    gpu_hours: Annotated[float, Field(gt=0)] | None
+
+
+class EngineActors(Actors):
+    max_num: Positive | None  # the pool grows up to this as the cluster does; null: it stays at num
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_num is not None and self.max_num < self.num:
+            raise ValueError(f"max_num {self.max_num} is below num {self.num}")
+        return self
+
+
+class Synthesis(Settings):
+    """What decides a row, given its seed and the engine."""
+
+    bootstrap: Bootstrap | None
+    targets: Positive | Literal["all"]  # instruction negatives of a seed that get a complement each, in order
+    writer: Annotated[FacetsWriter | LlmWriter | GivenWriter, Field(discriminator="kind")]
     rules: Rules
+    judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
+    cells: Cells
+    accept: Accept | None  # null: this run only writes, another one judges (source of kind drafts)
+    rewording: Annotated[LlmRewording | VocabularyRewording, Field(discriminator="kind")] | None
+
+
+class GenerateConfig(Synthesis):
+    output: str  # s3://bucket/prefix, file:///folder or a plain path
+    source: Annotated[FactbookSource | TuplesSource | DraftsSource, Field(discriminator="kind")]
     engine: Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")] | None
+    price: Price | None  # null: no account in dollars
+    budget: Budget | None
     rows_per_shard: Positive
     shards_in_flight: Positive  # per actor
-    actors: Actors
+    actors: EngineActors
     trail: str | None  # a local JSONL file for the progress of the run
+
+    @model_validator(mode="after")
+    def _dollars_have_a_price(self) -> Self:
+        if self.budget is not None and self.budget.dollars is not None and self.price is None:
+            raise ValueError("budget.dollars needs `price`, for example price: {per_gpu_hour: 2.5, ...}")
+        return self
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -244,8 +343,14 @@ class EvaluateConfig(Settings):
 # --- loading --------------------------------------------------------------------------------------
 
 
-def from_command_line(schema: type[SettingsType], description: str | None) -> SettingsType:
-    """The settings that `--config FILE` and any `--set KEY=VALUE` name; the same for every job."""
+def from_command_line(
+    schema: type[SettingsType], description: str | None, **flags: str
+) -> tuple[SettingsType, Namespace]:
+    """The settings that `--config FILE` and any `--set KEY=VALUE` name; the same for every job.
+
+    flags: further switches of this job and their help; `dry_run` becomes --dry-run, and is in the second
+    value.
+    """
     parser = ArgumentParser(description=description)
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
     parser.add_argument(
@@ -255,8 +360,10 @@ def from_command_line(schema: type[SettingsType], description: str | None) -> Se
         metavar="KEY=VALUE",
         help="change one key of the file, for example --set actors.num=2; may be repeated",
     )
+    for name, explanation in flags.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=explanation)
     arguments = parser.parse_args()
-    return load(schema, arguments.config, arguments.set)
+    return load(schema, arguments.config, arguments.set), arguments
 
 
 def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ()) -> SettingsType:

@@ -26,7 +26,8 @@ from dualview.engines.smollm2 import checkpoint
 from dualview.evaluation.page import page
 from dualview.evaluation.report import Summary, print_table
 from dualview.on_ray.evaluate import evaluate
-from dualview.on_ray.generate import exam_sentences, generate
+from dualview.on_ray.examination import exam_sentences
+from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
 from dualview.records import ACCEPTED, DualView, dual_views_from_table
 from dualview.shards import read_tables
@@ -197,7 +198,7 @@ def agreement_sentence(rows: list[DualView]) -> str:
     for row in rows:
         margins: dict[str, dict[str, float]] = {}
         for verdict in row.verdicts:
-            if verdict.margin is not None:
+            if verdict.margin is not None and verdict.condition == "new":
                 kind = verdict.judge.partition(":")[0]
                 margins.setdefault(verdict.passage_id, {})[kind] = verdict.margin
         both = [pair for pair in margins.values() if len(pair) == 2]

@@ -2,26 +2,36 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 ACCEPTED = "accepted"
+WRITTEN = "written"  # keeps the rules, and waits for the pass that judges
 
 # Why a request did not become a training row. A closed list: a shard with any other word is refused.
 REASONS = (
+    "no_original",  # no original instruction could be written, or the judge denies that the positive obeys it
+    "no_instruction_negative",  # no mined passage is on topic and breaks the written original instruction
     "declined",  # the writer says that no such instruction exists
     "unparseable",  # no answer block, or more than one, or an empty one
     "truncated",  # the answer ended at the token limit
-    "not_flipped",  # a judge's verdict on some passage is the wrong one
+    "not_confirmed",  # a judge denies what the seed says of its own passages
+    "not_flipped",  # a judge's verdict on some passage under the new instruction is the wrong one
     "undecided",  # a judge could not tell for some passage
     "bad_length",  # shorter or longer than the rules allow
     "meta_language",  # talks about passages, numbers or the task
     "leaks_passage",  # copies a run of words from a passage
-    "near_original",  # a rewording of the original instruction
+    "near_original",  # says what the original instruction says, or a rewording says its text again
+    "meaning_changed",  # of a rewording: a judge's verdict on some passage is not what it was
+    "other_language",  # not in the query's language
+    "contaminated",  # shares a run of words with a benchmark's query or instruction
     "engine_error",  # the engine refused or failed this one request
     "poison",  # this request kills the engine
 )
+
+# What a passage may be relevant under: the query alone, or with one of the two instructions.
+Condition = Literal["query", "original", "new"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,11 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A query with an original instruction and labelled passages: what synthesis starts from."""
+    """A query with an original instruction and labelled passages: what synthesis starts from.
+
+    A plain seed, from a corpus without instructions, has neither instruction nor instruction negatives;
+    synthesis finds them before anything else.
+    """
 
     id: str
     query_id: str  # one information need; its phrasings share it
@@ -76,16 +90,40 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One judge on one passage under (query, new instruction)."""
+    """One cell of the relevance matrix, (condition, passage), as one judge sees it."""
 
     judge: str
+    condition: Condition
     passage_id: str
-    expected: bool  # should it be relevant?
+    expected: bool | None  # should it be relevant? None: the seed does not say, the verdict is a new label
     margin: float | None  # log p(yes) - log p(no); None where the judge could not tell
 
     @property
-    def right(self) -> bool | None:
-        return None if self.margin is None else (self.margin > 0) == self.expected
+    def surplus(self) -> float | None:
+        """How far the judge is on the expected side; below 0 on the other. None where either is unknown."""
+        if self.margin is None or self.expected is None:
+            return None
+        return self.margin if self.expected else -self.margin
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One answer of a writer, and how it did."""
+
+    condition: Condition  # which instruction was asked for: "new", or "original" for a plain seed
+    answer: str  # whole
+    instruction: str  # "" where the answer holds none
+    status: str  # ACCEPTED, WRITTEN or one of REASONS
+    surplus: float | None  # the smallest of its deciding verdicts; None where it was not judged
+
+
+@dataclass(frozen=True, slots=True)
+class Rewording:
+    """Another wording of one of the row's instructions; to be used only if it was accepted."""
+
+    condition: Condition
+    instruction: str
+    status: str  # ACCEPTED: the judge's verdicts on the seed's passages stay; else one of REASONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +134,9 @@ class Lineage:
     prompt: str  # name and hash of the writing prompt, or of the vocabulary
     sampling: str  # canonical JSON
     judges: tuple[str, ...]
+    judge_model: str  # the engine's model and revision; "" where no LLM judges
     code_version: str
+    written_in: str  # fingerprint of the run whose drafts were judged; "" where they are this run's own
     run: str  # fingerprint of the run
     shard: int
     attempt: str
@@ -114,10 +154,11 @@ class DualView:
     target_id: str
     new_instruction: str  # "" where none was written
     new_requirements: tuple[Requirement, ...]
-    status: str  # ACCEPTED or one of REASONS
+    status: str  # ACCEPTED, WRITTEN or one of REASONS
     trainable: bool  # accepted, and by a judge that passed its exam
-    verdicts: tuple[Verdict, ...]
-    draft: str  # the writer's whole answer
+    verdicts: tuple[Verdict, ...]  # on new_instruction; those on other drafts are summed up in `drafts`
+    drafts: tuple[Draft, ...]
+    rewordings: tuple[Rewording, ...]
     prompt_tokens: int
     completion_tokens: int
     lineage: Lineage
@@ -176,18 +217,31 @@ _SEED_FIELDS = [
 _VERDICT = pa.struct(
     [
         ("judge", pa.string()),
+        ("condition", pa.string()),
         ("passage_id", pa.string()),
         ("expected", pa.bool_()),
         ("margin", pa.float32()),
     ]
 )
+_DRAFT = pa.struct(
+    [
+        ("condition", pa.string()),
+        ("answer", pa.string()),
+        ("instruction", pa.string()),
+        ("status", pa.string()),
+        ("surplus", pa.float32()),
+    ]
+)
+_REWORDING = pa.struct([("condition", pa.string()), ("instruction", pa.string()), ("status", pa.string())])
 _LINEAGE = pa.struct(
     [
         ("writer", pa.string()),
         ("prompt", pa.string()),
         ("sampling", pa.string()),
         ("judges", pa.list_(pa.string())),
+        ("judge_model", pa.string()),
         ("code_version", pa.string()),
+        ("written_in", pa.string()),
         ("run", pa.string()),
         ("shard", pa.int64()),
         ("attempt", pa.string()),
@@ -204,7 +258,8 @@ DUAL_VIEW_SCHEMA = pa.schema(
         ("status", pa.string()),
         ("trainable", pa.bool_()),
         ("verdicts", pa.list_(_VERDICT)),
-        ("draft", pa.string()),
+        ("drafts", pa.list_(_DRAFT)),
+        ("rewordings", pa.list_(_REWORDING)),
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("lineage", _LINEAGE),
@@ -234,6 +289,8 @@ def dual_views_from_table(table: pa.Table) -> list[DualView]:
                 seed=seed_from_columns(columns),
                 new_requirements=_requirements(rest.pop("new_requirements")),
                 verdicts=tuple(Verdict(**verdict) for verdict in rest.pop("verdicts")),
+                drafts=tuple(Draft(**draft) for draft in rest.pop("drafts")),
+                rewordings=tuple(Rewording(**rewording) for rewording in rest.pop("rewordings")),
                 lineage=Lineage(**{**lineage, "judges": tuple(lineage["judges"])}),
                 **rest,
             )

@@ -5,6 +5,7 @@ On the store of a run:
     plan.json                     what the run is; created once
     data/shard-000017.parquet     one finished shard; created once, never touched again
     attempts/000017/3             the third attempt at shard 17 has begun
+    lost/000017/ATTEMPT           ... and another was first; what this one spent
     marks/000017/3/000005         ... and was about to do row 5 alone
 
 An object that exists is finished and a shard without one is to do, so there is nothing to merge, to mark
@@ -13,7 +14,8 @@ done or to lock: where two attempts overlap, the first put wins and the other is
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 import json
 from typing import Any
@@ -23,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dualview.config import canonical_json, fingerprint
+from dualview.costs import Spent
 from dualview.errors import InputError
-from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, DualView, dual_views_to_table
-from dualview.storage import Store
+from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, WRITTEN, DualView, dual_views_to_table
+from dualview.storage import Entry, Store, arrow_filesystem
 
 PLAN_KEY = "plan.json"
 _NUM_DIFFERENCES_SHOWN = 3
@@ -162,20 +165,28 @@ def is_complete(store: Store) -> bool:
     return not missing(store, read_plan(store))
 
 
-def commit(store: Store, shard: Shard, rows: Sequence[DualView], attempt: str) -> bool:
+def commit(
+    store: Store,
+    shard: Shard,
+    planned: Sequence[tuple[str, str]],
+    rows: Sequence[DualView],
+    attempt: str,
+    spent: Spent,
+) -> bool:
     """Puts a finished shard as one Parquet file; False if another attempt's stands already.
 
-    The file's metadata has under "dualview" a JSON object: run, attempt, statuses (a count each),
-    prompt_tokens and completion_tokens (sums). Raises ValueError, and puts nothing, where the rows are
-    not exactly one finished row for each request of the shard: that is a bug of ours.
+    planned: the (seed id, target id) of each request; "" for a target that is found on the way. The file's metadata has under "dualview" a JSON object: run, attempt, statuses (a count each),
+    trainable (a count), and what was spent. Raises ValueError, and
+    puts nothing, where the rows are not exactly one finished row for each planned request, in order:
+    that is a bug of ours.
     """
-    _check_rows(shard, rows, attempt)
+    _check_rows(shard, planned, rows, attempt)
     summary = {
-        "run": rows[0].lineage.run,
+        "run": rows[0].lineage.run if rows else "",
         "attempt": attempt,
         "statuses": Counter(row.status for row in rows),
-        "prompt_tokens": sum(row.prompt_tokens for row in rows),
-        "completion_tokens": sum(row.completion_tokens for row in rows),
+        "trainable": sum(row.trainable for row in rows),
+        **asdict(spent),
     }
     table = dual_views_to_table(rows).replace_schema_metadata({"dualview": canonical_json(summary)})
     # In memory first: pyarrow's own S3 streams leave a broken object behind when writing fails.
@@ -184,19 +195,26 @@ def commit(store: Store, shard: Shard, rows: Sequence[DualView], attempt: str) -
     return store.put_new(shard.key, buffer.getvalue().to_pybytes(), attempt)
 
 
-def _check_rows(shard: Shard, rows: Sequence[DualView], attempt: str) -> None:
+def _check_rows(
+    shard: Shard, planned: Sequence[tuple[str, str]], rows: Sequence[DualView], attempt: str
+) -> None:
     problem = ""
-    if len(rows) != shard.num_rows:
-        problem = f"{len(rows)} rows instead of {shard.num_rows}"
-    elif len({row.seed.id for row in rows}) != len(rows):
-        problem = "a seed has several rows"
-    elif unknown := {row.status for row in rows} - {ACCEPTED, *REASONS}:
+    if len(rows) != len(planned):
+        problem = f"{len(rows)} rows instead of {len(planned)}"
+    elif len(set(planned)) != len(planned):
+        problem = "a request is planned twice"
+    elif any(
+        row.seed.id != seed_id or target_id not in ("", row.target_id)
+        for (seed_id, target_id), row in zip(planned, rows, strict=True)
+    ):
+        problem = "rows of other requests, or in another order"
+    elif unknown := {row.status for row in rows} - {ACCEPTED, WRITTEN, *REASONS}:
         problem = f"unknown status {unknown}"
     elif any(row.trainable and row.status != ACCEPTED for row in rows):
         problem = "a row that was not accepted is trainable"
-    elif len({row.lineage.run for row in rows}) != 1:
+    elif len({row.lineage.run for row in rows}) > 1:
         problem = "rows of several runs"
-    elif {(row.lineage.shard, row.lineage.attempt) for row in rows} != {(shard.index, attempt)}:
+    elif {(row.lineage.shard, row.lineage.attempt) for row in rows} - {(shard.index, attempt)}:
         problem = "rows of another shard or attempt"
     if problem:
         raise ValueError(f"shard {shard.index}, attempt {attempt}: {problem}")
@@ -211,22 +229,43 @@ def read_tables(store: Store) -> Iterator[pa.Table]:
     to_do = set(missing(store, plan))
     for shard in plan.shards:
         if shard not in to_do:
-            yield _read_shard(store, shard)
+            yield read_shard(store, shard.key)
 
 
-def _read_shard(store: Store, shard: Shard) -> pa.Table:
-    data = store.get(shard.key)
+def read_summaries(store: Store) -> list[dict[str, Any]]:
+    """What commit left in the metadata of each shard that stands, in order; only file footers are read."""
+    filesystem, folder = arrow_filesystem(store.url)
+
+    def summary(entry: Entry) -> dict[str, Any]:
+        try:
+            metadata = pq.read_metadata(f"{folder}/{entry.key}", filesystem=filesystem).metadata
+            content: dict[str, Any] = json.loads(metadata[b"dualview"])
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            raise _corrupt(store, entry.key, error) from None
+        return content
+
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        return list(threads.map(summary, store.list("data/")))
+
+
+def read_shard(store: Store, key: str) -> pa.Table:
+    """One committed shard. Raises InputError, naming the file, where it is corrupt."""
+    data = store.get(key)
     try:
         table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{shard.key}: is not a whole Parquet file ({reason})") from None
-    if not table.schema.equals(DUAL_VIEW_SCHEMA) or table.num_rows != shard.num_rows:
+        raise _corrupt(store, key, error) from None
+    if not table.schema.equals(DUAL_VIEW_SCHEMA) or b"dualview" not in (table.schema.metadata or {}):
         raise InputError(
-            f"{store.url}/{shard.key}: expected {shard.num_rows} rows with the columns of records.DualView,"
-            f" found {table.num_rows} rows with {', '.join(table.column_names)}"
+            f"{store.url}/{key}: expected the columns of records.DualView and a summary in the file's"
+            f" metadata, found {', '.join(table.column_names)}"
         )
     return table
+
+
+def _corrupt(store: Store, key: str, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(f"{store.url}/{key}: is not a whole Parquet file of a generate run ({reason})")
 
 
 # A row that kills its engine leaves nothing behind but the attempts it cost. So attempts are counted, and
@@ -255,3 +294,18 @@ def killers(store: Store, shard: Shard) -> set[int]:
         *_, ordinal, row_index = entry.key.split("/")
         last_marks[ordinal] = int(row_index)
     return {row_index for row_index, count in Counter(last_marks.values()).items() if count >= 2}
+
+
+def note_lost(store: Store, shard: Shard, attempt: str, spent: Spent) -> None:
+    """Keeps what an attempt spent whose shard another attempt committed first."""
+    store.put_new(f"lost/{shard.index:06d}/{attempt}", json.dumps(asdict(spent)).encode(), attempt)
+
+
+def spent_so_far(store: Store) -> Spent:
+    """What all attempts spent that came to an end; one that died leaves no account."""
+    names = [field.name for field in fields(Spent)]
+    notes = [json.loads(store.get(entry.key)) for entry in store.list("lost/")]
+    total = Spent()
+    for note in [*read_summaries(store), *notes]:
+        total += Spent(**{name: note[name] for name in names})
+    return total

@@ -5,7 +5,7 @@ from dualview.errors import one_sentence
 
 
 def main() -> None:
-    config = from_command_line(EvaluateConfig, __doc__)
+    config, _ = from_command_line(EvaluateConfig, __doc__)
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
     from dualview.evaluation.report import print_table

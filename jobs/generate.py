@@ -7,10 +7,18 @@ from dualview.errors import one_sentence
 
 
 def main() -> None:
-    config = from_command_line(GenerateConfig, __doc__)
+    config, arguments = from_command_line(
+        GenerateConfig, __doc__, dry_run="print the plan, the prompts and what it would cost; write nothing"
+    )
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
-    from dualview.on_ray.generate import exam_sentences, generate
+    if arguments.dry_run:
+        from dualview.on_ray.dry_run import dry_run
+
+        dry_run(config)
+        return
+    from dualview.on_ray.examination import exam_sentences
+    from dualview.on_ray.generate import generate
 
     summary = generate(config)
     for sentence in exam_sentences(config, summary["exam"]):

@@ -46,7 +46,11 @@ def test_later_assignments_win_and_may_replace_a_whole_block() -> None:
     config = load(
         GenerateConfig,
         FACETS,
-        ["engine={kind: scripted, seed: 1}", "engine.seed=2", "actors={num: 3, cpus: 2, gpus: 0}"],
+        [
+            "engine={kind: scripted, seed: 1}",
+            "engine.seed=2",
+            "actors={num: 3, cpus: 2, gpus: 0, max_num: null}",
+        ],
     )
     assert config.engine is not None
     assert config.engine.model_dump() == {"kind": "scripted", "seed": 2}
@@ -64,13 +68,18 @@ def test_settings_are_frozen() -> None:
         (GenerateConfig, FACETS, "outptu=x", "unknown key `outptu`; remove it or look for a misspelling"),
         (GenerateConfig, FACETS, "source.nope=1", "unknown key `source.nope`"),
         (GenerateConfig, FACETS, "judges=[{kind: attributes, x: 1}]", "unknown key `judges.0.x`"),
-        (GenerateConfig, FACETS, "actors={num: 1, gpus: 0}", "missing key `actors.cpus`; it has no default"),
+        (
+            GenerateConfig,
+            FACETS,
+            "actors={num: 1, gpus: 0}",
+            "missing key `actors.cpus`; it has no default (1 more)",
+        ),
         (GenerateConfig, FACETS, "source={kind: tuples}", "missing key `source.paths`"),
         (
             GenerateConfig,
             FACETS,
             "engine={kind: vllm}",
-            "missing key `engine.model`; it has no default (7 more)",
+            "missing key `engine.model`; it has no default (8 more)",
         ),
         (GenerateConfig, FACETS, "source.kind=csv", "`source`: Input tag 'csv' found using 'kind' does not"),
         (GenerateConfig, FACETS, "source.split=test", "`source.split`: Input should be 'train' or"),
@@ -81,6 +90,8 @@ def test_settings_are_frozen() -> None:
             "`actors.num`: Input should be a valid integer, but found 'two'",
         ),
         (GenerateConfig, FACETS, "actors.num=0", "`actors.num`: Input should be greater than 0, but found 0"),
+        (GenerateConfig, FACETS, "actors.max_num=0", "`actors.max_num`: Input should be greater than 0"),
+        (GenerateConfig, FACETS, "budget={tokens: null, dollars: 5.0, gpu_hours: null}", "needs `price`"),
         (GenerateConfig, FACETS, "actors.num=1.5", "valid integer, but found 1.5"),
         (GenerateConfig, FACETS, "actors.cpus=.nan", "but found nan"),
         (GenerateConfig, FACETS, "rows_per_shard=true", "valid integer, but found True"),
@@ -146,7 +157,7 @@ def test_a_wrong_assignment_is_quoted(assignment: str, sentence: str) -> None:
             ": is not valid YAML (unacceptable character #x0000: special characters are not allowed)",
         ),
         (b"output: 2026-13-01", ": is not valid YAML (month must be in 1..12)"),
-        (b"1: 2", ": missing key `output`"),
+        (b"1: 2", ": missing key `bootstrap`; it has no default (17 more)"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -166,10 +177,10 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_the_command_line_names_the_file_and_the_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--config", FACETS, "--set", "actors.num=2", "--set", "output=out/run"]
-    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
-    assert from_command_line(GenerateConfig, "") == load(
-        GenerateConfig, FACETS, ["actors.num=2", "output=out/run"]
-    )
+    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments, "--dry-run"])
+    config, flags = from_command_line(GenerateConfig, "", dry_run="only look")
+    assert config == load(GenerateConfig, FACETS, ["actors.num=2", "output=out/run"])
+    assert flags.dry_run
 
 
 def test_equal_values_have_one_text_and_one_fingerprint() -> None:

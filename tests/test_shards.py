@@ -19,14 +19,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.costs import Spent
 from dualview.errors import InputError
 from dualview.records import (
     ACCEPTED,
     REASONS,
+    Draft,
     DualView,
     Lineage,
     Passage,
     Requirement,
+    Rewording,
     Seed,
     Verdict,
     dual_views_from_table,
@@ -40,9 +43,12 @@ from dualview.shards import (
     killers,
     mark_row,
     missing,
+    note_lost,
     plan_run,
     read_plan,
+    read_summaries,
     read_tables,
+    spent_so_far,
 )
 from dualview.storage import Store, open_store
 
@@ -94,11 +100,18 @@ def finished_row(seed_id: str, shard: int, attempt: str) -> DualView:
         new_requirements=(Requirement(False, "region", "Africa"),),
         status=ACCEPTED,
         trainable=True,
-        verdicts=(Verdict("attributes", "n", True, 1.5), Verdict("llm", "p", False, None)),
-        draft="<answer>Leave out Africa.</answer>",
+        verdicts=(
+            Verdict("attributes", "new", "n", True, 1.5),
+            Verdict("llm", "new", "p", False, None),
+            Verdict("llm", "query", "h", None, 0.5),
+        ),
+        drafts=(Draft("new", "<answer>Leave out Africa.</answer>", "Leave out Africa.", ACCEPTED, 1.5),),
+        rewordings=(Rewording("new", "Nothing from Africa.", ACCEPTED),),
         prompt_tokens=100,
         completion_tokens=10,
-        lineage=Lineage("demo", "reverse", "{}", ("attributes", "llm"), "0.1", "run", shard, attempt),
+        lineage=Lineage(
+            "demo", "reverse", "{}", ("attributes", "llm"), "m", "0.1", "", "run", shard, attempt
+        ),
     )
 
 
@@ -106,6 +119,13 @@ def finished_rows(shard: Shard, attempt: str) -> list[DualView]:
     return [
         finished_row(f"{shard.input}-{row}", shard.index, attempt) for row in range(shard.start, shard.stop)
     ]
+
+
+def put(store: Store, shard: Shard, rows: list[DualView], attempt: str) -> bool:
+    """Commits the rows of the shard as planned: one for each of its inputs' rows."""
+    planned = [(f"{shard.input}-{row}", "n") for row in range(shard.start, shard.stop)]
+    tokens = (sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows))
+    return commit(store, shard, planned, rows, attempt, Spent(*tokens, gpu_seconds=1.5))
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -220,7 +240,7 @@ def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
     plan = plan_run(store, SETTINGS, INPUTS, 2)
     assert missing(store, plan) == list(plan.shards)
     for index in (3, 0):
-        assert commit(store, plan.shards[index], finished_rows(plan.shards[index], "one"), "one")
+        assert put(store, plan.shards[index], finished_rows(plan.shards[index], "one"), "one")
     begin_attempt(store, plan.shards[1], "one")
     finished_rows(plan.shards[1], "one")  # the process dies here, with its rows and before the put
 
@@ -228,7 +248,7 @@ def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
     assert [shard.index for shard in missing(store, again)] == [1, 2, 4]
     assert not is_complete(store)
     for shard in missing(store, again):
-        assert commit(store, shard, finished_rows(shard, "two"), "two")
+        assert put(store, shard, finished_rows(shard, "two"), "two")
     assert is_complete(store)
     rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
     planned = [f"{source.name}-{row}" for source in INPUTS for row in range(source.num_rows)]
@@ -239,7 +259,7 @@ def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
 def test_an_unfinished_run_is_read_as_far_as_it_stands(store: Store) -> None:
     plan = plan_run(store, SETTINGS, INPUTS, 2)
     for index in (4, 1):
-        commit(store, plan.shards[index], finished_rows(plan.shards[index], "one"), "one")
+        put(store, plan.shards[index], finished_rows(plan.shards[index], "one"), "one")
     assert [table["id"].to_pylist() for table in read_tables(store)] == [
         ["north.jsonl-2", "north.jsonl-3"],
         ["south.jsonl-2", "south.jsonl-3"],
@@ -249,10 +269,20 @@ def test_an_unfinished_run_is_read_as_far_as_it_stands(store: Store) -> None:
 def test_a_second_attempt_is_dropped(store: Store) -> None:
     plan = plan_run(store, SETTINGS, INPUTS, 5)
     shard = plan.shards[0]
-    assert commit(store, shard, finished_rows(shard, "one"), "one")
-    assert not commit(store, shard, finished_rows(shard, "two"), "two")
+    assert put(store, shard, finished_rows(shard, "one"), "one")
+    assert not put(store, shard, finished_rows(shard, "two"), "two")
     [table] = read_tables(store)
     assert dual_views_from_table(table) == finished_rows(shard, "one")
+
+
+def test_what_was_spent_counts_lost_attempts_too(store: Store) -> None:
+    plan = plan_run(store, SETTINGS, INPUTS, 5)
+    shard = plan.shards[0]
+    assert spent_so_far(store) == Spent()
+    assert put(store, shard, finished_rows(shard, "one"), "one")
+    assert not put(store, shard, finished_rows(shard, "two"), "two")
+    note_lost(store, shard, "two", Spent(500, 50, 1.5))
+    assert spent_so_far(store) == Spent(1000, 100, 3.0)
 
 
 def test_of_attempts_at_the_same_time_one_stands_whole(tmp_path: Path) -> None:
@@ -263,7 +293,7 @@ def test_of_attempts_at_the_same_time_one_stands_whole(tmp_path: Path) -> None:
 
     def attempt_it(attempt: str) -> bool:
         at_once.wait()
-        return commit(store, shard, finished_rows(shard, attempt), attempt)
+        return put(store, shard, finished_rows(shard, attempt), attempt)
 
     with ThreadPoolExecutor(len(attempts)) as pool:
         won = list(pool.map(attempt_it, attempts))
@@ -278,15 +308,18 @@ def test_the_files_metadata_sums_it_up(tmp_path: Path) -> None:
     rows = finished_rows(shard, "one")
     rows[1:3] = [replace(row, status="declined", trainable=False) for row in rows[1:3]]
     rows[4] = replace(rows[4], prompt_tokens=7, completion_tokens=1)
-    commit(store, shard, rows, "one")
+    put(store, shard, rows, "one")
     file = pq.ParquetFile(tmp_path / shard.key)
     assert json.loads(file.metadata.metadata[b"dualview"]) == {
         "run": "run",
         "attempt": "one",
         "statuses": {"accepted": 3, "declined": 2},
+        "trainable": 3,
         "prompt_tokens": 407,
         "completion_tokens": 41,
+        "gpu_seconds": 1.5,
     }
+    assert read_summaries(store) == [json.loads(file.metadata.metadata[b"dualview"])]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert next(read_tables(store)).schema.metadata[b"dualview"] == file.metadata.metadata[b"dualview"]
 
@@ -300,7 +333,9 @@ ROWS = finished_rows(Shard(0, "north.jsonl", 0, 3), "one")
         (ROWS[:2], "2 rows instead of 3"),
         ([*ROWS, ROWS[0]], "4 rows instead of 3"),
         ([], "0 rows instead of 3"),
-        ([*ROWS[:2], ROWS[0]], "a seed has several rows"),
+        ([*ROWS[:2], ROWS[0]], "rows of other requests, or in another order"),
+        ([ROWS[1], ROWS[0], ROWS[2]], "rows of other requests, or in another order"),
+        ([*ROWS[:2], replace(ROWS[2], target_id="p")], "rows of other requests, or in another order"),
         ([*ROWS[:2], replace(ROWS[2], status="fine", trainable=False)], "unknown status {'fine'}"),
         ([*ROWS[:2], replace(ROWS[2], status="declined")], "not accepted is trainable"),
         ([*ROWS[:2], replace(ROWS[2], lineage=replace(ROWS[2].lineage, run="x"))], "rows of several runs"),
@@ -314,7 +349,7 @@ ROWS = finished_rows(Shard(0, "north.jsonl", 0, 3), "one")
 def test_rows_that_do_not_add_up_are_not_put(tmp_path: Path, rows: list[DualView], problem: str) -> None:
     store = open_store(str(tmp_path))
     with pytest.raises(ValueError, match=problem) as caught:
-        commit(store, Shard(0, "north.jsonl", 0, 3), rows, "one")
+        put(store, Shard(0, "north.jsonl", 0, 3), rows, "one")
     assert not isinstance(caught.value, InputError)  # ours to mend, so it keeps its traceback
     assert os.listdir(tmp_path) == []
 
@@ -335,6 +370,7 @@ seeds = st.builds(
     hard_negatives=st.lists(passages, max_size=2).map(tuple),
     requirements=requirements,
 )
+conditions = st.sampled_from(["query", "original", "new"])
 margins = st.none() | st.floats(width=32, allow_nan=False)  # float32, as they are stored
 dual_views = st.builds(
     DualView,
@@ -344,8 +380,13 @@ dual_views = st.builds(
     new_requirements=requirements,
     status=st.sampled_from(REASONS),
     trainable=st.just(False),
-    verdicts=st.lists(st.builds(Verdict, texts, texts, st.booleans(), margins), max_size=2).map(tuple),
-    draft=texts,
+    verdicts=st.lists(
+        st.builds(Verdict, texts, conditions, texts, st.none() | st.booleans(), margins), max_size=2
+    ).map(tuple),
+    drafts=st.lists(
+        st.builds(Draft, conditions, texts, texts, st.sampled_from(REASONS), margins), max_size=2
+    ).map(tuple),
+    rewordings=st.lists(st.builds(Rewording, conditions, texts, texts), max_size=2).map(tuple),
     prompt_tokens=st.integers(0, 2**40),
     completion_tokens=st.integers(0, 2**40),
     lineage=st.builds(
@@ -354,6 +395,8 @@ dual_views = st.builds(
         prompt=texts,
         sampling=texts,
         judges=st.lists(texts, max_size=2).map(tuple),
+        judge_model=texts,
+        written_in=texts,
         code_version=texts,
         run=st.just("run"),
         shard=st.just(0),
@@ -368,14 +411,15 @@ def test_rows_come_back_as_they_went(rows: list[DualView]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         plan_run(store, {}, [Input("seeds", len(rows), "")], rows_per_shard=4)
-        commit(store, Shard(0, "seeds", 0, len(rows)), rows, "one")
+        planned = [(row.seed.id, row.target_id) for row in rows]
+        commit(store, Shard(0, "seeds", 0, len(rows)), planned, rows, "one", Spent())
         assert dual_views_from_table(pa.concat_tables(read_tables(store))) == rows
 
 
 def whole_file(num_rows: int) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         shard = Shard(0, "north.jsonl", 0, num_rows)
-        commit(open_store(folder), shard, finished_rows(shard, "one"), "one")
+        put(open_store(folder), shard, finished_rows(shard, "one"), "one")
         return (Path(folder) / shard.key).read_bytes()
 
 
@@ -391,8 +435,7 @@ def other_columns() -> bytes:
         (lambda: b"", "is not a whole Parquet file"),
         (lambda: whole_file(5)[:-20], "is not a whole Parquet file"),
         (lambda: whole_file(5)[:4] + b"\0" * 400 + whole_file(5)[404:], "is not a whole Parquet file"),
-        (lambda: whole_file(4), "expected 5 rows .* found 4 rows"),
-        (other_columns, "with the columns of records.DualView, found 5 rows with id"),
+        (other_columns, "expected the columns of records.DualView .* found id"),
     ],
 )
 def test_a_corrupt_file_is_named(tmp_path: Path, content: Callable[[], bytes], problem: str) -> None:
@@ -474,7 +517,7 @@ def test_a_killer_row_is_found_and_the_shard_gets_done(store: Store) -> None:
             mark_row(store, shard, ordinal, row_index)
             if row_index == deadly:
                 return False
-        return commit(store, shard, rows, attempt)
+        return put(store, shard, rows, attempt)
 
     assert [run_until_death(attempt) for attempt in "abcde"] == [False, False, False, False, True]
     [table] = read_tables(store)

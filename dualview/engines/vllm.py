@@ -37,6 +37,7 @@ class Vllm:
                 dtype=settings.dtype,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
+                tensor_parallel_size=settings.tensor_parallel,
                 kv_cache_memory_bytes=_gib_to_bytes(settings.kv_cache_gib),
                 trust_remote_code=settings.trust_remote_code,
                 enforce_eager=not settings.compile,

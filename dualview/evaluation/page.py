@@ -279,7 +279,7 @@ def _example(row: DualView) -> str:
     target = next((p for p in row.seed.instruction_negatives if p.id == row.target_id), None)
     verdicts = "; ".join(
         f"{verdict.judge} on {roles.get(verdict.passage_id, verdict.passage_id)}: "
-        + {True: "right", False: "wrong", None: "could not tell"}[verdict.right]
+        + ("could not tell" if verdict.surplus is None else "right" if verdict.surplus > 0 else "wrong")
         + ("" if verdict.margin is None else f" ({verdict.margin:+.1f})")
         for verdict in row.verdicts
     )

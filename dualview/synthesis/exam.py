@@ -58,15 +58,15 @@ def exam_pairs(seeds: Sequence[Seed], num_pairs: int, rng: random.Random) -> lis
 
 async def sit_exam(engine: Engine, settings: LlmJudge, pairs: Sequence[ExamPair]) -> ExamResult:
     """Asks the judge about every pair. A pair it cannot tell counts as answered wrongly and surely."""
-    judgements = await asyncio.gather(
+    answers = await asyncio.gather(
         *(ask(engine, settings, pair.query, pair.instruction, pair.passage) for pair in pairs)
     )
     golds = np.array([pair.gold for pair in pairs])
-    decided = np.array([judgement.margin is not None for judgement in judgements])
+    decided = np.array([margin is not None for margin in answers])
     margins = np.array(
         [
-            (-math.inf if pair.gold else math.inf) if judgement.margin is None else judgement.margin
-            for pair, judgement in zip(pairs, judgements, strict=True)
+            (-math.inf if pair.gold else math.inf) if margin is None else margin
+            for pair, margin in zip(pairs, answers, strict=True)
         ]
     )
     return ExamResult(

@@ -1,26 +1,30 @@
-"""Judges: is a passage relevant to a query under an instruction?
+"""Judges: is a passage relevant to a query, alone or with an instruction?
 
 A judge answers with a margin, log p(yes) - log p(no), or with None where it cannot tell. There is
 no default verdict.
 """
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import math
 
 from dualview.config import AttributesJudge, LlmJudge
 from dualview.engines import Engine, Request
-from dualview.records import Passage, Requirement, all_hold
+from dualview.records import ACCEPTED, Condition, Passage, Requirement, Verdict, all_hold
 from dualview.synthesis import prompts
 
 _NUM_LOGPROBS = 20  # the most that OpenAI-compatible servers and vLLM's defaults give
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    margin: float | None
-    prompt_tokens: int
-    completion_tokens: int
+class Claim:
+    """What is said of passages under one condition: which of them it makes relevant."""
+
+    condition: Condition
+    instruction: str | None  # None under "query"
+    requirements: tuple[Requirement, ...]  # of the instruction, as far as they are known
+    expected: Mapping[str, bool]  # passage id -> relevant; a passage that is absent has no known label
 
 
 def judge_name(settings: LlmJudge | AttributesJudge) -> str:
@@ -33,12 +37,17 @@ def judge_name(settings: LlmJudge | AttributesJudge) -> str:
 
 
 async def ask(
-    engine: Engine, settings: LlmJudge, query: str, instruction: str, passage: Passage
-) -> Judgement:
-    """One word from the model, of which only the probabilities of yes and no are read."""
+    engine: Engine, settings: LlmJudge, query: str, instruction: str | None, passage: Passage
+) -> float | None:
+    """One word from the model, of which only the probabilities of yes and no are read.
+
+    Without an instruction the question is about the query alone, and the judge has a `query_prompt`.
+    """
+    name = settings.prompt if instruction is not None else settings.query_prompt
+    assert name is not None  # check_parts
     completion = await engine.complete(
         Request(
-            prompt=prompts.judging_prompt(prompts.load(settings.prompt), query, instruction, passage),
+            prompt=prompts.judging_prompt(prompts.load(name), query, instruction, passage),
             max_tokens=1,
             temperature=0.0,
             top_p=1.0,
@@ -46,9 +55,7 @@ async def ask(
             num_logprobs=_NUM_LOGPROBS,
         )
     )
-    return Judgement(
-        yes_no_margin(completion.first_token_logprobs), completion.prompt_tokens, completion.completion_tokens
-    )
+    return yes_no_margin(completion.first_token_logprobs)
 
 
 def yes_no_margin(logprobs: Mapping[str, float]) -> float | None:
@@ -74,7 +81,69 @@ def _total(logprobs: Mapping[str, float], word: str) -> float | None:
     return highest + math.log(sum(math.exp(value - highest) for value in spellings))
 
 
-def look_up(requirements: Iterable[Requirement], passage: Passage) -> Judgement:
+def look_up(requirements: Iterable[Requirement], passage: Passage) -> float | None:
     """+1 where the passage's attributes meet every requirement, -1 where they break one, else None."""
     met = all_hold(requirements, passage.attributes)
-    return Judgement(None if met is None else (1.0 if met else -1.0), 0, 0)
+    return None if met is None else (1.0 if met else -1.0)
+
+
+async def judge_passages(
+    engine: Engine | None,
+    judges: Sequence[LlmJudge | AttributesJudge],
+    query: str,
+    claim: Claim,
+    passages: Sequence[Passage],
+) -> list[Verdict]:
+    """Every judge's verdict on every passage under one condition, judge by judge.
+
+    A judge by attributes knows nothing about the query alone, and is not asked about it.
+    """
+
+    async def margin(judge: LlmJudge | AttributesJudge, passage: Passage) -> float | None:
+        match judge:
+            case LlmJudge():
+                assert engine is not None  # check_parts
+                return await ask(engine, judge, query, claim.instruction, passage)
+            case AttributesJudge():
+                return look_up(claim.requirements, passage)
+
+    asked = [
+        (judge, passage)
+        for judge in judges
+        if judge.kind == "llm" or claim.condition != "query"
+        for passage in passages
+    ]
+    margins = await asyncio.gather(*(margin(judge, passage) for judge, passage in asked))
+    return [
+        Verdict(judge_name(judge), claim.condition, passage.id, claim.expected.get(passage.id), found)
+        for (judge, passage), found in zip(asked, margins, strict=True)
+    ]
+
+
+def decide(
+    verdicts: Iterable[Verdict], min_margins: Mapping[str, float], conditions: Collection[Condition]
+) -> tuple[str, float]:
+    """The status that the verdicts of the judges in `min_margins` amount to, and their smallest surplus.
+
+    Only verdicts under `conditions` on labelled passages count. One wrong verdict is enough for
+    not_flipped, or not_confirmed where it is about the seed's own labels. A margin that is missing, or
+    closer to 0 than the judge's minimum, is no verdict: undecided. A missing one has surplus 0.
+    """
+    counted = [
+        verdict
+        for verdict in verdicts
+        if verdict.judge in min_margins and verdict.condition in conditions and verdict.expected is not None
+    ]
+    assert counted, "check_parts makes sure that some judge decides"
+    smallest = min(verdict.surplus or 0.0 for verdict in counted)
+    clear = [
+        verdict
+        for verdict in counted
+        if verdict.margin is not None and abs(verdict.margin) >= min_margins[verdict.judge]
+    ]
+    wrong = {verdict.condition for verdict in clear if (verdict.surplus or 0.0) < 0}
+    if wrong - {"new"}:
+        return "not_confirmed", smallest
+    if wrong:
+        return "not_flipped", smallest
+    return (ACCEPTED if len(clear) == len(counted) else "undecided"), smallest

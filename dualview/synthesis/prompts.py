@@ -1,6 +1,6 @@
 """The prompts that we ship: files of the folder prompts/ beside this module."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 import hashlib
@@ -14,6 +14,32 @@ from dualview.errors import InputError
 from dualview.records import Passage, Seed
 
 _FOLDER = resources.files("dualview.synthesis") / "prompts"
+# How originals may be: many forms, so that an encoder learns no single one.
+LENGTHS: Mapping[str, str] = {
+    "short": "one short sentence of at most twelve words",
+    "medium": "two sentences",
+    "long": "a paragraph of four to six sentences, of which the requirement itself takes no more than two",
+}
+STYLES: Mapping[str, str] = {
+    "plain": "a plain requirement for what is wanted",
+    "negated": "a requirement that says what is NOT wanted, by leaving out, avoiding or excluding it",
+    "background": "first a little background on why somebody searches for this, then the requirement",
+    "persona": "spoken by a person who says in passing who they are, then the requirement",
+}
+
+# How a rewording may be. The verbs of exclusion differ, because an encoder that has met only a few
+# takes an unknown one for an inclusion.
+FORMS = (
+    "a command with another verb; where the instruction excludes, use one of: omit, skip, filter out, disregard",
+    "a statement of what makes a passage irrelevant",
+    "a polite question",
+    "telegraphic notes without full sentences",
+    "first person: what I want, or what I do not want to see",
+    "a condition: if ..., then it counts, or then it does not count; for exclusions: unless, except, other than",
+    "one long sentence that begins with the reason",
+    "a command with another verb; where the instruction excludes, use one of: drop, steer clear of, avoid, leave aside",
+)
+
 _ROLES: Mapping[str, Literal["user", "assistant"]] = {"[user]": "user", "[assistant]": "assistant"}
 
 
@@ -69,6 +95,28 @@ def writing_prompt(prompt: Prompt, seed: Seed, target: Passage) -> tuple[Turn, .
     )
 
 
-def judging_prompt(prompt: Prompt, query: str, instruction: str, passage: Passage) -> tuple[Turn, ...]:
-    """Asks for yes or no; what the passages of one row share stands in front."""
-    return prompt.fill(query=query, instruction=instruction, passage=passage.full_text)
+def judging_prompt(prompt: Prompt, query: str, instruction: str | None, passage: Passage) -> tuple[Turn, ...]:
+    """Asks for yes or no; what the passages of one row share stands in front. None: the query alone."""
+    instructed = {} if instruction is None else {"instruction": instruction}
+    return prompt.fill(query=query, **instructed, passage=passage.full_text)
+
+
+def original_prompt(
+    prompt: Prompt, seed: Seed, others: Sequence[Passage], length: str, style: str
+) -> tuple[Turn, ...]:
+    """Asks for an instruction that the seed's positive obeys and some of `others`, on topic, do not.
+
+    length and style are keys of LENGTHS and STYLES.
+    """
+    return prompt.fill(
+        query=seed.query,
+        positive=seed.positive.full_text,
+        others="\n\n".join(passage.full_text for passage in others),
+        length=LENGTHS[length],
+        style=STYLES[style],
+    )
+
+
+def rewording_prompt(prompt: Prompt, query: str, instruction: str, form: str) -> tuple[Turn, ...]:
+    """Asks for another wording with the same meaning, in one of FORMS."""
+    return prompt.fill(query=query, instruction=instruction, form=form)

@@ -1,274 +1,259 @@
-"""One shard: from seeds to finished rows, through writing, rules and judges.
+"""One shard: from tasks to finished rows, through writing, rules and judges.
 
-Every seed ends as exactly one row, in the order of the seeds, with all that was said about it.
+Every task ends as exactly one row, in the order of the tasks, with all that was said about it.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from dualview.config import (
-    AttributesJudge,
-    FacetsWriter,
-    LlmJudge,
-    LlmWriter,
-    Rules,
-    canonical_json,
-    fingerprint,
+from dualview.config import FacetsWriter, GivenWriter, LlmJudge, LlmWriter
+from dualview.engines import Completion, Engine, Request
+from dualview.records import (
+    ACCEPTED,
+    WRITTEN,
+    Condition,
+    Draft,
+    DualView,
+    Lineage,
+    Passage,
+    Requirement,
+    Seed,
+    Verdict,
 )
-from dualview.engines import Engine, Request
-from dualview.errors import InputError
-from dualview.records import ACCEPTED, DualView, Lineage, Passage, Requirement, Seed, Verdict
-from dualview.synthesis import facets, judging, prompts
-from dualview.synthesis.parsing import parse
+from dualview.synthesis.bootstrap import find_original
+from dualview.synthesis.judging import Claim, decide, judge_passages
+from dualview.synthesis.recipe import Recipe
+from dualview.synthesis.rewording import reword
 from dualview.synthesis.rules import broken_rule
-from dualview.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all rows of a run share. Raises InputError where its parts do not fit together."""
-
-    writer: FacetsWriter | LlmWriter
-    judges: tuple[LlmJudge | AttributesJudge, ...]
-    accept: Literal["llm", "attributes"]  # whose verdicts decide
-    rules: Rules
-    vocabulary: Vocabulary | None  # None: the source knows nothing about attributes
-    engine: Engine | None  # None: neither the writer nor a judge is a language model
-    exam_passed: bool  # by every LLM judge; of no weight where attributes decide
-
-    def __post_init__(self) -> None:
-        check_parts(
-            self.writer,
-            self.judges,
-            self.accept,
-            has_vocabulary=self.vocabulary is not None,
-            has_engine=self.engine is not None,
-        )
-
-
-def check_parts(
-    writer: FacetsWriter | LlmWriter,
-    judges: Sequence[LlmJudge | AttributesJudge],
-    accept: Literal["llm", "attributes"],
-    *,
-    has_vocabulary: bool,
-    has_engine: bool,
-) -> None:
-    """Raises InputError where these cannot make a recipe; needs no engine to have started."""
-    kinds = [judge.kind for judge in judges]
-    if accept not in kinds:
-        raise InputError(
-            f"accept: {accept} needs a judge of that kind, for example"
-            f" `judges: [{{kind: {accept}, ...}}]`; found {', '.join(kinds) or 'none'}"
-        )
-    if not has_engine and "llm" in (writer.kind, *kinds):
-        raise InputError("engine: a writer or judge of kind llm needs one, for example `kind: vllm`")
-    if not has_vocabulary and (writer.kind == "facets" or "attributes" in kinds):
-        raise InputError(
-            "source: this one has no vocabulary of attributes, which the facets writer and the"
-            " attributes judge need; use kind llm for both, or the factbook source"
-        )
-
-
-def writing_version(writer: FacetsWriter | LlmWriter, vocabulary: Vocabulary | None) -> str:
-    """Name and hash of the words that the writer goes by: its prompt, or the vocabulary."""
-    match writer:
-        case FacetsWriter():
-            assert vocabulary is not None  # check_parts
-            return f"vocabulary@{_vocabulary_hash(vocabulary)}"
-        case LlmWriter():
-            return prompts.load(writer.prompt).version
+from dualview.synthesis.writing import Written, compose_complement, write_complements
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """What the writer gave: an instruction, or a reason why there is none."""
+class Task:
+    """One planned request: a seed, and the instruction negative that is to become the positive (N*)."""
 
-    answer: str
-    instruction: str
-    requirements: tuple[Requirement, ...]
-    reason: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    seed: Seed
+    target_id: str  # "": a plain seed, whose instruction negatives are still to be found
+    given: DualView | None = None  # the row of the run that wrote, where this one judges
 
 
-def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version: str) -> Lineage:
-    """Where the rows of one attempt at one shard come from. `run` is the run's fingerprint."""
-    return Lineage(
-        writer="facets" if isinstance(recipe.writer, FacetsWriter) else _engine(recipe).name,
-        prompt=writing_version(recipe.writer, recipe.vocabulary),
-        sampling=canonical_json(recipe.writer.model_dump(exclude={"kind", "prompt"})),
-        judges=tuple(judging.judge_name(judge) for judge in recipe.judges),
-        code_version=code_version,
-        run=run,
-        shard=shard,
-        attempt=attempt,
-    )
+def tasks_of(seed: Seed, targets: int | Literal["all"]) -> list[Task]:
+    """A task for each of the seed's first `targets` instruction negatives; one for a plain seed."""
+    negatives = seed.instruction_negatives[: None if targets == "all" else targets]
+    return [Task(seed, passage.id) for passage in negatives] or [Task(seed, "")]
 
 
-async def finish_shard(recipe: Recipe, seeds: Iterable[Seed], origin: Lineage) -> list[DualView]:
-    """One row per seed, in order, all of them worked on at the same time.
+async def finish_shard(recipe: Recipe, tasks: Iterable[Task], origin: Lineage) -> list[DualView]:
+    """One row per task, in order, all of them worked on at the same time.
 
     Raises EngineDied when the engine dies; then no row of the shard counts.
     """
-    return await asyncio.gather(*(finish_row(recipe, seed, origin) for seed in seeds))
+    return await asyncio.gather(*(finish_row(recipe, task, origin) for task in tasks))
 
 
-async def finish_row(recipe: Recipe, seed: Seed, origin: Lineage) -> DualView:
-    """Write, check, judge: the seed's row. Its target is the seed's first instruction negative.
+async def finish_row(recipe: Recipe, task: Task, origin: Lineage) -> DualView:
+    """Write, check, judge, reword: the task's row. A draft that the rules reject is not judged.
 
-    A draft that the rules reject is not judged. Raises EngineDied.
+    Raises EngineDied.
     """
-    target = seed.instruction_negatives[0]
-    draft = await _write(recipe, seed, target)
-    status = draft.reason or broken_rule(draft.instruction, seed, recipe.rules)
-    verdicts: list[Verdict] = []
-    judging_tokens = (0, 0)
-    if status is None:
-        verdicts, judging_tokens = await _judge(recipe, seed, target, draft)
-        status = decide(verdicts, _deciding_margins(recipe))
-    trusted = recipe.accept == "attributes" or recipe.exam_passed
-    return DualView(
-        seed=seed,
-        target_id=target.id,
-        new_instruction=draft.instruction,
-        new_requirements=draft.requirements,
-        status=status,
-        trainable=status == ACCEPTED and trusted,
-        verdicts=tuple(verdicts),
-        draft=draft.answer,
-        prompt_tokens=draft.prompt_tokens + judging_tokens[0],
-        completion_tokens=draft.completion_tokens + judging_tokens[1],
-        lineage=origin,
+    meter = Meter(recipe.engine) if recipe.engine else None
+    recipe = replace(recipe, engine=meter)
+    row = _unfinished(task, origin)
+    if task.target_id == "":
+        row = await _with_original(recipe, row)
+    if row.target_id:
+        row = await _with_complement(recipe, row, task.given)
+    if row.status == ACCEPTED:
+        row = await _with_extras(recipe, row)
+    return replace(
+        row,
+        prompt_tokens=meter.prompt_tokens if meter else 0,
+        completion_tokens=meter.completion_tokens if meter else 0,
     )
 
 
-def poison_row(seed: Seed, origin: Lineage) -> DualView:
-    """The row of a seed that kills the engine: nothing is known but that."""
+def poison_row(task: Task, origin: Lineage) -> DualView:
+    """The row of a task that kills the engine: nothing is known but that."""
+    return replace(_unfinished(task, origin), status="poison")
+
+
+class Meter:
+    """An engine that counts the tokens of one row."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.name, self._engine = engine.name, engine
+        self.prompt_tokens = self.completion_tokens = 0
+
+    async def complete(self, request: Request) -> Completion:
+        completion = await self._engine.complete(request)
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        return completion
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _unfinished(task: Task, origin: Lineage) -> DualView:
+    if task.given:
+        written = task.given.lineage
+        origin = replace(
+            origin,
+            writer=written.writer,
+            prompt=written.prompt,
+            sampling=written.sampling,
+            written_in=written.run,
+        )
     return DualView(
-        seed=seed,
-        target_id=seed.instruction_negatives[0].id,
+        seed=task.seed,
+        target_id=task.target_id,
         new_instruction="",
         new_requirements=(),
-        status="poison",
+        status=WRITTEN,
         trainable=False,
         verdicts=(),
-        draft="",
+        drafts=(),
+        rewordings=(),
         prompt_tokens=0,
         completion_tokens=0,
         lineage=origin,
     )
 
 
-def decide(verdicts: Iterable[Verdict], min_margins: Mapping[str, float]) -> str:
-    """The status that the verdicts of the judges in `min_margins` amount to; other judges do not count.
-
-    One wrong verdict is enough for not_flipped. A margin that is missing, or closer to 0 than the
-    judge's minimum, is no verdict: undecided.
-    """
-    deciding = [verdict for verdict in verdicts if verdict.judge in min_margins]
-    assert deciding, "Recipe makes sure that some judge decides"
-    clear = [
-        verdict
-        for verdict in deciding
-        if verdict.margin is not None and abs(verdict.margin) >= min_margins[verdict.judge]
-    ]
-    if not all(verdict.right for verdict in clear):
-        return "not_flipped"
-    return ACCEPTED if len(clear) == len(deciding) else "undecided"
+async def _with_original(recipe: Recipe, row: DualView) -> DualView:
+    """A plain seed's row with its instruction and its target, or with the reason why there are none."""
+    settings = recipe.settings
+    assert recipe.engine is not None and settings.bootstrap is not None  # noqa: PT018  generate has checked
+    judge = next(judge for judge in settings.judges if isinstance(judge, LlmJudge))
+    seed, draft = await find_original(
+        recipe.engine, settings.bootstrap, judge, row.seed, settings.rules, recipe.vocabulary
+    )
+    target_id = seed.instruction_negatives[0].id if draft.status == ACCEPTED else ""
+    return replace(row, seed=seed, drafts=(draft,), target_id=target_id, status=draft.status)
 
 
-async def _write(recipe: Recipe, seed: Seed, target: Passage) -> Draft:
-    match recipe.writer:
-        case FacetsWriter() as writer:
-            composed = facets.compose(seed, target, writer, _vocabulary(recipe))
-            if composed is None:
-                return Draft("", "", (), "declined", 0, 0)
-            instruction, requirements = composed
-            return Draft(instruction, instruction, requirements, None, 0, 0)
-        case LlmWriter() as writer:
-            completion = await _engine(recipe).complete(
-                Request(
-                    prompt=prompts.writing_prompt(prompts.load(writer.prompt), seed, target),
-                    max_tokens=writer.max_tokens,
-                    temperature=writer.temperature,
-                    top_p=writer.top_p,
-                    seed=_row_seed(writer.seed, seed.id),
-                    num_logprobs=0,
+@dataclass(frozen=True, slots=True)
+class _Considered:
+    written: Written
+    status: str
+    surplus: float | None
+    verdicts: Sequence[Verdict]
+
+    @property
+    def preference(self) -> tuple[bool, float]:
+        return self.status in (ACCEPTED, WRITTEN), float("-inf") if self.surplus is None else self.surplus
+
+
+async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None) -> DualView:
+    """The row with the best of its drafts: accepted before rejected, then by surplus, then the first."""
+    settings, seed = recipe.settings, row.seed
+    written = await _write(recipe, row, given)
+    if given and not written:  # it killed the engine that should have written it
+        return replace(row, status=given.status)
+    broken = [each.reason or broken_rule(each.instruction, seed, settings.rules) for each in written]
+    shared: list[Verdict] = []  # on the seed itself, whatever the draft
+    if settings.accept and not all(broken):
+        for claim in _claims(row, settings.cells.conditions):
+            if claim.condition != "new":
+                shared += await judge_passages(
+                    recipe.engine, settings.judges, seed.query, claim, _labelled(seed)
                 )
-            )
-            written, reason = parse(completion)
-            read = recipe.vocabulary.read(written) if recipe.vocabulary and written else ()
-            return Draft(
-                completion.text,
-                written or "",
-                read,
-                reason,
-                completion.prompt_tokens,
-                completion.completion_tokens,
-            )
 
+    async def consider(draft: Written, reason: str | None) -> _Considered:
+        if reason or settings.accept is None:
+            return _Considered(draft, reason or WRITTEN, None, ())
+        claim = _claim_of(seed, row.target_id, draft.instruction, draft.requirements)
+        own = await judge_passages(recipe.engine, settings.judges, seed.query, claim, _labelled(seed))
+        status, surplus = decide([*shared, *own], recipe.min_margins, settings.accept.conditions)
+        return _Considered(draft, status, surplus, [*shared, *own])
 
-async def _judge(
-    recipe: Recipe, seed: Seed, target: Passage, draft: Draft
-) -> tuple[list[Verdict], tuple[int, int]]:
-    """Every judge on every labelled passage, and the tokens that it took (prompt, completion)."""
-    questions = [
-        (judge, passage)
-        for judge in recipe.judges
-        for passage in (seed.positive, *seed.instruction_negatives)
+    considered = await asyncio.gather(*map(consider, written, broken))
+    best = max(considered, key=lambda each: each.preference)
+    trusted = settings.accept is not None and (settings.accept.judge == "attributes" or recipe.exam_passed)
+    drafts = [
+        Draft("new", each.written.answer, each.written.instruction, each.status, each.surplus)
+        for each in considered
     ]
-
-    async def answer(judge: LlmJudge | AttributesJudge, passage: Passage) -> judging.Judgement:
-        match judge:
-            case LlmJudge():
-                return await judging.ask(_engine(recipe), judge, seed.query, draft.instruction, passage)
-            case AttributesJudge():
-                return judging.look_up(draft.requirements, passage)
-
-    judgements = await asyncio.gather(*(answer(judge, passage) for judge, passage in questions))
-    verdicts = [
-        Verdict(judging.judge_name(judge), passage.id, passage.id == target.id, judgement.margin)
-        for (judge, passage), judgement in zip(questions, judgements, strict=True)
-    ]
-    return verdicts, (
-        sum(judgement.prompt_tokens for judgement in judgements),
-        sum(judgement.completion_tokens for judgement in judgements),
+    return replace(
+        row,
+        new_instruction=best.written.instruction,
+        new_requirements=best.written.requirements,
+        status=best.status,
+        trainable=best.status == ACCEPTED and trusted,
+        verdicts=tuple(best.verdicts),
+        drafts=(*row.drafts, *drafts),
     )
 
 
-def _deciding_margins(recipe: Recipe) -> dict[str, float]:
-    return {
-        judging.judge_name(judge): judge.min_margin if isinstance(judge, LlmJudge) else 0.0
-        for judge in recipe.judges
-        if judge.kind == recipe.accept
+async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[Written]:
+    target = next(passage for passage in row.seed.instruction_negatives if passage.id == row.target_id)
+    match recipe.settings.writer:
+        case FacetsWriter() as writer:
+            assert recipe.vocabulary is not None  # check_parts
+            return [compose_complement(writer, row.seed, target, recipe.vocabulary)]
+        case LlmWriter() as writer:
+            assert recipe.engine is not None  # check_parts
+            return await write_complements(recipe.engine, writer, row.seed, target, recipe.vocabulary)
+        case GivenWriter():
+            assert given is not None  # the source brings them
+            read = recipe.vocabulary.read if recipe.vocabulary else lambda _: ()
+            return [
+                Written(
+                    draft.answer,
+                    draft.instruction,
+                    read(draft.instruction),
+                    None if draft.status == WRITTEN else draft.status,
+                )
+                for draft in given.drafts
+            ]
+
+
+async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
+    """An accepted row with labels for its hard negatives and other wordings, where they are asked for."""
+    settings, seed = recipe.settings, row.seed
+    claims = _claims(row, settings.cells.conditions)
+    labels: list[Verdict] = []
+    if settings.cells.hard_negatives:
+        for claim in claims:
+            labels += await judge_passages(
+                recipe.engine, settings.judges, seed.query, claim, seed.hard_negatives
+            )
+    rewordings = await asyncio.gather(
+        *(reword(recipe, seed, claim) for claim in _claims(row, ("original", "new")))
+    )
+    return replace(
+        row,
+        verdicts=(*row.verdicts, *labels),
+        rewordings=tuple(wording for of_claim in rewordings for wording in of_claim),
+    )
+
+
+def _labelled(seed: Seed) -> tuple[Passage, ...]:
+    """The passages whose labels the seed knows."""
+    return (seed.positive, *seed.instruction_negatives)
+
+
+def _claims(row: DualView, conditions: Iterable[Condition]) -> list[Claim]:
+    """What the seed and the row's new instruction say of the labelled passages under these conditions."""
+    seed = row.seed
+    of = {
+        "query": Claim("query", None, (), dict.fromkeys(_ids(seed), True)),
+        "original": Claim(
+            "original",
+            seed.instruction,
+            seed.requirements,
+            {id: id == seed.positive.id for id in _ids(seed)},
+        ),
+        "new": _claim_of(seed, row.target_id, row.new_instruction, row.new_requirements),
     }
+    return [of[condition] for condition in conditions]
 
 
-def _row_seed(seed: int, seed_id: str) -> int:
-    """A sampling seed that belongs to the row, wherever it stands; below 2**31, as engines ask."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{seed_id}".encode()).digest()[:4]) >> 1
+def _claim_of(seed: Seed, target_id: str, instruction: str, requirements: tuple[Requirement, ...]) -> Claim:
+    return Claim("new", instruction, requirements, {id: id == target_id for id in _ids(seed)})
 
 
-def _vocabulary_hash(vocabulary: Vocabulary) -> str:
-    return fingerprint(
-        [
-            sorted([*key, *phrases] for key, phrases in vocabulary.phrases.items()),
-            sorted([*key, *names] for key, names in vocabulary.names.items()),
-            vocabulary.inclusions,
-            vocabulary.exclusions,
-        ]
-    )
-
-
-def _engine(recipe: Recipe) -> Engine:
-    assert recipe.engine is not None  # Recipe has checked
-    return recipe.engine
-
-
-def _vocabulary(recipe: Recipe) -> Vocabulary:
-    assert recipe.vocabulary is not None  # Recipe has checked
-    return recipe.vocabulary
+def _ids(seed: Seed) -> list[str]:
+    return [passage.id for passage in _labelled(seed)]

@@ -1,6 +1,6 @@
 """A group: the passages of one seed once, and the views that label them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import random
 from typing import Literal
@@ -32,42 +32,52 @@ class Group:
     views: tuple[View, ...]
 
 
-def group_of(row: DualView, views: Literal["both", "original"], num_hard_negatives: int) -> Group:
-    """The group of a finished row: its original view and, for "both", the complementary one.
+def group_of(rows: Sequence[DualView], views: Literal["both", "original"], num_hard_negatives: int) -> Group:
+    """The group of a seed's finished rows: its original view and, for "both", each row's complementary one.
 
     The seed's instruction negatives come first, then `num_hard_negatives` of its hard negatives.
     Those are labelled in the original view only: nobody has judged them under the new instruction.
     """
-    seed = row.seed
+    seed = rows[0].seed
     hard = seed.hard_negatives[:num_hard_negatives]
     original = {passage.id: NEGATIVE for passage in (*seed.instruction_negatives, *hard)}
     original[seed.positive.id] = POSITIVE
     made = [View(seed.query, seed.instruction, original, seed.requirements)]
     if views == "both":
-        swapped = {passage.id: NEGATIVE for passage in (seed.positive, *seed.instruction_negatives)}
-        swapped[row.target_id] = POSITIVE
-        made.append(View(seed.query, row.new_instruction, swapped, row.new_requirements))
+        for row in rows:
+            swapped = {passage.id: NEGATIVE for passage in (seed.positive, *seed.instruction_negatives)}
+            swapped[row.target_id] = POSITIVE
+            made.append(View(seed.query, row.new_instruction, swapped, row.new_requirements))
     return Group(seed.id, seed.query_id, (seed.positive, *seed.instruction_negatives, *hard), tuple(made))
 
 
 def mix(rows: Iterable[DualView], mixture: Mixture, seed: int) -> list[Group]:
     """Groups with exactly `num_instances` views, drawn from the trainable rows by `seed`.
 
-    Every arm of a comparison draws the same rows in the same order: an arm of original views goes
-    through twice as many seeds as an arm of both views at the same budget.
-    Raises InputError where the data holds too few.
+    Every arm of a comparison draws the same seeds in the same order: an arm of original views goes
+    through twice as many as an arm of both views at the same budget. Where the last group has more
+    views than the budget has left, its last rows are left out.
+    Raises InputError where the data holds too few, or the budget would leave an original view alone.
     """
-    per_group = 2 if mixture.views == "both" else 1
-    trainable = [row for row in rows if row.trainable]
-    if mixture.num_instances % per_group or mixture.num_instances > per_group * len(trainable):
+    of_seed: dict[str, list[DualView]] = {}
+    for row in rows:
+        if row.trainable:
+            of_seed.setdefault(row.seed.id, []).append(row)
+    drawn = [of_seed[id] for id in sorted(of_seed)]
+    random.Random(seed).shuffle(drawn)
+    groups: list[Group] = []
+    left = mixture.num_instances
+    for rows_of_seed in drawn:
+        if left < (2 if mixture.views == "both" else 1):
+            break
+        kept = rows_of_seed[: left - 1] if mixture.views == "both" else rows_of_seed
+        groups.append(group_of(kept, mixture.views, mixture.num_hard_negatives))
+        left -= len(groups[-1].views)
+    if left:
+        each = "at least 2 instances, its views" if mixture.views == "both" else "1 instance"
         raise InputError(
-            f"mixture.num_instances: {mixture.num_instances} was asked for, but {mixture.data} holds"
-            f" {len(trainable)} trainable rows of {per_group} instance(s) each; expected a multiple of"
-            f" {per_group} up to {per_group * len(trainable)}"
+            f"mixture.num_instances: {mixture.num_instances} was asked for, but {mixture.data} fills"
+            f" {mixture.num_instances - left} from {len(drawn)} seeds with trainable rows, a seed giving"
+            f" {each}; expected a number that it can fill exactly, for example {mixture.num_instances - left}"
         )
-    trainable.sort(key=lambda row: row.seed.id)
-    random.Random(seed).shuffle(trainable)
-    return [
-        group_of(row, mixture.views, mixture.num_hard_negatives)
-        for row in trainable[: mixture.num_instances // per_group]
-    ]
+    return groups

@@ -26,9 +26,10 @@ from dualview.config import GenerateConfig, VllmEngine, load
 from dualview.engines import Completion, Request
 from dualview.engines.smollm2 import checkpoint
 from dualview.engines.vllm import Vllm
-from dualview.on_ray.generate import generate, vocabulary_of
-from dualview.sources import open_source
-from dualview.synthesis.shard import Recipe, finish_shard, lineage
+from dualview.on_ray.generate import generate
+from dualview.sources import open_source, vocabulary_of
+from dualview.synthesis.recipe import Recipe, lineage
+from dualview.synthesis.shard import finish_shard, tasks_of
 
 MODEL = Path("out/demo/models/smollm2-135m-instruct")
 
@@ -63,19 +64,12 @@ def tokens_of_the_job(config: GenerateConfig) -> float:
 
 async def requests_of_the_job(config: GenerateConfig) -> list[Request]:
     recorder = Recording(open_vllm(config))
-    recipe = Recipe(
-        writer=config.writer,
-        judges=config.judges,
-        accept=config.accept,
-        rules=config.rules,
-        vocabulary=vocabulary_of(config),
-        engine=recorder,
-        exam_passed=False,
-    )
+    recipe = Recipe(config, vocabulary_of(config.source), recorder, exam_passed=False)
     source = open_source(config.source)
     [whole] = source.inputs()
     seeds = source.read(whole.name, 0, whole.num_rows)
-    await finish_shard(recipe, seeds, lineage(recipe, run="", shard=0, attempt="", code_version=""))
+    tasks = [task for seed in seeds for task in tasks_of(seed, config.targets)]
+    await finish_shard(recipe, tasks, lineage(recipe, run="", shard=0, attempt="", code_version=""))
     recorder.close()
     return recorder.requests
 

@@ -50,14 +50,15 @@ def _row(status):
         status=status,
         trainable=False,
         verdicts=(
-            Verdict("judge", "n1", expected=True, margin=1.5),
-            Verdict("judge", "p1", expected=False, margin=0.7),
-            Verdict("judge", "other", expected=False, margin=None),
+            Verdict("judge", "new", "n1", expected=True, margin=1.5),
+            Verdict("judge", "new", "p1", expected=False, margin=0.7),
+            Verdict("judge", "new", "other", expected=False, margin=None),
         ),
-        draft="",
+        drafts=(),
+        rewordings=(),
         prompt_tokens=1,
         completion_tokens=1,
-        lineage=Lineage("facets", "p", "{}", ("judge",), "1", "r", 0, "a"),
+        lineage=Lineage("facets", "p", "{}", ("judge",), "m", "1", "", "r", 0, "a"),
     )
 
 

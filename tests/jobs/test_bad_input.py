@@ -30,8 +30,9 @@ SEED = {
 JUDGE = {
     "kind": "llm",
     "prompt": "judge-v1",
+    "query_prompt": None,
     "min_margin": 0.0,
-    "exam": {"num_pairs": 2, "min_auc": 0.8, "seed": 1},
+    "exam": {"num_pairs": 2, "min_auc": 0.8, "seed": 1, "gold": None},
 }
 
 

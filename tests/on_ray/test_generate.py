@@ -12,10 +12,12 @@ import subprocess
 import sys
 import time
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import psutil
 import pytest
+import ray
 from turnstile import Turnstile
 import yaml
 
@@ -23,8 +25,11 @@ from dualview.config import GenerateConfig
 from dualview.engines import Completion, EngineDied, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError
-from dualview.on_ray.generate import ShardActor, exam_sentences, generate, read_exam, run_settings, set_exam
-from dualview.records import ACCEPTED, DualView, dual_views_from_table
+from dualview.on_ray.dry_run import dry_run
+from dualview.on_ray.examination import exam_sentences, read_exam, set_exam
+from dualview.on_ray.generate import generate, run_settings
+from dualview.on_ray.shard_actor import ShardActor
+from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
 from dualview.shards import Plan, is_complete, missing, plan_run, read_tables
 from dualview.sources import factbook, open_source
 from dualview.storage import Entry, Store, open_store
@@ -42,22 +47,30 @@ LLM = {
         "top_p": 0.9,
         "max_tokens": 64,
         "seed": 1,
+        "drafts": 1,
     },
+    "bootstrap": None,
+    "targets": 1,
+    "cells": {"conditions": ["new"], "hard_negatives": False},
+    "rewording": None,
+    "price": None,
+    "budget": None,
     "judges": [
         {
             "kind": "llm",
             "prompt": "judge-v1",
+            "query_prompt": "judge-query-v1",
             "min_margin": 0.0,
-            "exam": {"num_pairs": 20, "min_auc": 0.9, "seed": 1},
+            "exam": {"num_pairs": 20, "min_auc": 0.9, "seed": 1, "gold": None},
         },
         {"kind": "attributes"},
     ],
-    "accept": "llm",
+    "accept": {"judge": "llm", "conditions": ["new"]},
     "rules": {"min_words": 3, "max_words": 60, "max_copied_words": 6, "max_similarity_to_original": 0.95},
     "engine": {"kind": "scripted", "seed": 1},
     "rows_per_shard": 4,
     "shards_in_flight": 2,
-    "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0},
+    "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0, "max_num": None},
     "trail": None,
 }
 FACETS = {
@@ -71,7 +84,7 @@ FACETS = {
         "compound_share": 0.0,
     },
     "judges": [{"kind": "attributes"}],
-    "accept": "attributes",
+    "accept": {"judge": "attributes", "conditions": ["new"]},
     "engine": None,
 }
 
@@ -100,7 +113,7 @@ def finish_without_ray(
 ) -> None:
     """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
     plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config))
+    actor = ShardActor(config, store, plan, set_exam(config), None)
     if answer:
         actor.engine = Scripted("scripted@1", answer)
 
@@ -207,7 +220,7 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
 
     store = open_store(config.output)
     plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config))
+    actor = ShardActor(config, store, plan, set_exam(config), None)
     actor.engine = Scripted("scripted@1", answer)
 
     async def all_at_once() -> None:
@@ -288,6 +301,55 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
     assert sentence.endswith(effect)
 
 
+def test_several_targets_are_several_rows_of_a_shard(tmp_path: Path) -> None:
+    config = small({**FACETS, "targets": "all"}, tmp_path / "run")
+    finish_without_ray(config, open_store(config.output))
+    expected = [
+        (seed.id, passage.id)
+        for seed in factbook.seeds("train", 12, 1)
+        for passage in seed.instruction_negatives
+    ]
+    assert len(expected) > 12
+    assert [(row.seed.id, row.target_id) for row in rows_of(open_store(config.output))] == expected
+
+
+def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
+    writes = small({**LLM, "judges": [], "accept": None}, tmp_path / "written")
+    judges = config_of(
+        {**LLM, "source": {"kind": "drafts", "run": str(tmp_path / "written")}, "writer": {"kind": "given"}},
+        tmp_path / "judged",
+    )
+    with pytest.raises(InputError, match="no generate run at"):
+        finish_without_ray(judges, open_store(judges.output))
+    finish_without_ray(writes, open_store(writes.output))
+    finish_without_ray(judges, open_store(judges.output))
+
+    written, judged = rows_of(open_store(writes.output)), rows_of(open_store(judges.output))
+    assert {row.status for row in written} == {"written"}
+    expected = undisturbed(small(LLM, tmp_path), tmp_path / "undisturbed")
+    assert [(row.seed, row.new_instruction, row.status, row.verdicts) for row in judged] == [
+        (row.seed, row.new_instruction, row.status, row.verdicts) for row in expected
+    ]
+    assert {row.lineage.written_in for row in judged} == {
+        plan_of(writes, open_store(writes.output)).fingerprint
+    }
+
+
+def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
+    config = small(LLM, tmp_path / "run")
+    store = open_store(config.output)
+    actor = ShardActor(config, store, plan_of(config, store), {}, None)
+    actor.source = PlainSeeds()
+    with pytest.raises(InputError, match="seed plain of factbook-train: has no instruction"):
+        asyncio.run(actor({"shard": np.array([0])}))
+
+
+class PlainSeeds:
+    def read(self, *_: object) -> list[Seed]:
+        seed = factbook.seeds("train", 1, 1)[0]
+        return [replace(seed, id="plain", instruction="", instruction_negatives=())]
+
+
 # --- Ray and S3 -----------------------------------------------------------------------------------
 
 
@@ -335,7 +397,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[DualView]:
 @pytest.fixture(scope="module")
 def finished(cluster: str, s3: str) -> tuple[GenerateConfig, dict[str, Any]]:
     """A run that stands, and its summary."""
-    config = config_of(LLM, f"{s3}/generate/finished", actors={"num": 2, "cpus": 1.0, "gpus": 0.0})
+    config = config_of(
+        LLM, f"{s3}/generate/finished", actors={"num": 2, "cpus": 1.0, "gpus": 0.0, "max_num": None}
+    )
     return config, generate(config)
 
 
@@ -354,6 +418,7 @@ def test_ray_writes_the_rows_that_a_loop_writes(
         "prompt_tokens": sum(row.prompt_tokens for row in expected),
         "completion_tokens": sum(row.completion_tokens for row in expected),
     }
+    assert summary["gpu_hours"] == 0
 
 
 def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, Any]]) -> None:
@@ -384,8 +449,55 @@ def test_another_plan_is_refused_with_what_differs(
 
 
 @pytest.mark.usefixtures("cluster")
+def test_a_budget_ends_the_run_and_a_larger_one_finishes_it(
+    s3: str, expected: list[DualView], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = sum(row.prompt_tokens + row.completion_tokens for row in expected)
+    budget = {"tokens": tokens // 3, "dollars": None, "gpu_hours": None}
+    config = config_of(LLM, f"{s3}/generate/budget", budget=budget)
+    summary = generate(config)
+    store = open_store(config.output)
+    num_done = len(store.list("data/"))
+    assert 0 < num_done < 15
+    assert f"the budget is used up ({sum(summary['tokens'].values()):,}" in capsys.readouterr().out
+    assert summary["planned"] == 4 * num_done
+
+    assert generate(config) == summary  # nothing is begun while it is used up
+    generate(config_of(LLM, config.output, budget={**budget, "tokens": 2 * tokens}))
+    assert rows_of(store) == expected
+
+
+@pytest.mark.usefixtures("finished")
+def test_rows_and_tokens_are_counted_for_prometheus(cluster: str) -> None:
+    node = next(node for node in ray.nodes() if node["Alive"])
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def exported() -> str:
+        with urlopen(address) as answer:
+            return answer.read().decode()
+
+    wait_until(lambda: "dualview_rows" in exported() and "dualview_tokens" in exported())
+    assert 'status="accepted"' in exported()
+
+
+def test_a_dry_run_shows_prompts_and_counts_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    price = {"per_million_prompt_tokens": 1e6, "per_million_completion_tokens": 0.0, "per_gpu_hour": 0.0}
+    config = config_of(LLM, tmp_path / "run", price=price)
+    dry_run(config)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "60 seeds in 15 shards" in shown
+    for words in ("write: user", "judge: user", "dollars at most", "1.4 a word"):
+        assert words in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("cluster")
 def test_too_few_cpus_are_told(s3: str) -> None:
-    config = config_of(LLM, f"{s3}/generate/crowded", actors={"num": 3, "cpus": 1.0, "gpus": 0.0})
+    config = config_of(
+        LLM, f"{s3}/generate/crowded", actors={"num": 3, "cpus": 1.0, "gpus": 0.0, "max_num": None}
+    )
     with pytest.raises(InputError, match="has 2 CPUs, but 3 actors of 1 CPUs each need 3"):
         generate(config)
 

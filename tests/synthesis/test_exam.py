@@ -14,7 +14,13 @@ from dualview.errors import InputError
 from dualview.records import Passage, Seed
 from dualview.synthesis.exam import exam_pairs, roc_auc, sit_exam
 
-JUDGE = LlmJudge(kind="llm", prompt="judge-v1", min_margin=0.0, exam=Exam(num_pairs=20, min_auc=0.8, seed=1))
+JUDGE = LlmJudge(
+    kind="llm",
+    prompt="judge-v1",
+    query_prompt="judge-query-v1",
+    min_margin=0.0,
+    exam=Exam(num_pairs=20, min_auc=0.8, seed=1, gold=None),
+)
 SEEDS = [
     Seed(
         id=str(i),

@@ -6,10 +6,16 @@ import pytest
 from dualview.config import Exam, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
-from dualview.records import Passage, Requirement
-from dualview.synthesis.judging import ask, judge_name, look_up, yes_no_margin
+from dualview.records import Passage, Requirement, Verdict
+from dualview.synthesis.judging import ask, decide, judge_name, look_up, yes_no_margin
 
-JUDGE = LlmJudge(kind="llm", prompt="judge-v1", min_margin=0.5, exam=Exam(num_pairs=10, min_auc=0.8, seed=1))
+JUDGE = LlmJudge(
+    kind="llm",
+    prompt="judge-v1",
+    query_prompt="judge-query-v1",
+    min_margin=0.5,
+    exam=Exam(num_pairs=10, min_auc=0.8, seed=1, gold=None),
+)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,7 @@ def test_an_llm_judge_reads_the_first_token_of_one_greedy_word():
         requests.append(request)
         return Completion("yes", "length", 42, 1, {"yes": -0.1, "no": -3.1})
 
-    judgement = asyncio.run(
+    margin = asyncio.run(
         ask(
             Scripted("s", answer),
             JUDGE,
@@ -51,27 +57,62 @@ def test_an_llm_judge_reads_the_first_token_of_one_greedy_word():
         )
     )
 
-    assert judgement.margin == pytest.approx(3.0)
-    assert (judgement.prompt_tokens, judgement.completion_tokens) == (42, 1)
+    assert margin == pytest.approx(3.0)
     assert (requests[0].max_tokens, requests[0].temperature, requests[0].num_logprobs) == (1, 0.0, 20)
     assert all(
         text in requests[0].prompt[-1].text for text in ("exports", "Only islands.", "Fiji island; fish")
     )
 
 
+def test_the_query_alone_has_a_prompt_of_its_own():
+    requests = []
+
+    def answer(request):
+        requests.append(request)
+        return Completion("yes", "length", 42, 1, {"yes": -0.1, "no": -3.1})
+
+    asyncio.run(ask(Scripted("s", answer), JUDGE, "exports", None, Passage("p", "island")))
+    text = requests[0].prompt[-1].text
+    assert "exports" in text
+    assert "nstruction" not in text
+
+
 def test_a_refused_question_is_no_verdict():
     engine = Scripted("s", lambda _: Completion("too long", "error", 0, 0, {}))
-    assert asyncio.run(ask(engine, JUDGE, "q", "i", Passage("p", "t"))).margin is None
+    assert asyncio.run(ask(engine, JUDGE, "q", "i", Passage("p", "t"))) is None
 
 
 def test_attributes_judge_looks_requirements_up():
     island = Passage("p", "", attributes={"coast": "island"})
     is_island, in_asia = Requirement(True, "coast", "island"), Requirement(True, "region", "asia")
-    assert look_up([is_island], island).margin == 1.0
-    assert look_up([Requirement(False, "coast", "island"), in_asia], island).margin == -1.0
-    assert look_up([is_island, in_asia], island).margin is None
-    assert look_up([], island).margin is None
+    assert look_up([is_island], island) == 1.0
+    assert look_up([Requirement(False, "coast", "island"), in_asia], island) == -1.0
+    assert look_up([is_island, in_asia], island) is None
+    assert look_up([], island) is None
 
 
 def test_a_judge_is_named_after_its_prompt():
     assert judge_name(JUDGE).startswith("llm:judge-v1@")
+
+
+@pytest.mark.parametrize(
+    ("judge", "min_margin", "conditions", "expected"),
+    [
+        ("llm", 0.5, {"new"}, ("not_flipped", -2.0)),  # a wrong verdict outweighs an undecided one
+        ("llm", 2.5, {"new"}, ("undecided", -2.0)),
+        ("attributes", 0.0, {"new"}, ("accepted", 1.0)),  # other judges do not count
+        ("llm", 0.5, {"original"}, ("accepted", 4.0)),  # nor do other conditions
+        ("llm", 0.5, {"query"}, ("not_confirmed", -1.0)),
+        ("llm", 0.5, {"query", "new"}, ("not_confirmed", -2.0)),
+    ],
+)
+def test_the_verdicts_of_the_named_judge_and_conditions_decide(judge, min_margin, conditions, expected):
+    verdicts = [
+        Verdict("llm", "new", "p", expected=False, margin=None),
+        Verdict("llm", "new", "n", expected=True, margin=-2.0),
+        Verdict("attributes", "new", "n", expected=True, margin=1.0),
+        Verdict("llm", "original", "n", expected=False, margin=-4.0),
+        Verdict("llm", "query", "p", expected=True, margin=-1.0),
+        Verdict("llm", "new", "hard", expected=None, margin=-9.0),  # nobody's label: never counts
+    ]
+    assert decide(verdicts, {judge: min_margin}, conditions) == expected

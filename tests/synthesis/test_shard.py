@@ -1,22 +1,31 @@
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 import random
 
 import pytest
 
 from dualview.config import (
+    Accept,
     AttributesJudge,
+    Bootstrap,
+    Cells,
     Exam,
     FacetsWriter,
+    GivenWriter,
     LlmJudge,
+    LlmRewording,
     LlmWriter,
     Rules,
+    Synthesis,
+    VocabularyRewording,
 )
 from dualview.engines import Completion, EngineDied, Request
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError
-from dualview.records import Passage, Requirement, Seed, Verdict, dual_views_from_table, dual_views_to_table
-from dualview.synthesis.shard import Recipe, decide, finish_row, finish_shard, lineage, poison_row
+from dualview.records import Passage, Requirement, Seed, dual_views_from_table, dual_views_to_table
+from dualview.synthesis.recipe import Recipe, check_parts, lineage
+from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
 from dualview.vocabulary import Vocabulary
 
 REGIONS = ("africa", "asia", "europe", "oceania")
@@ -31,14 +40,27 @@ VOCABULARY = Vocabulary(
 FACETS = FacetsWriter(
     kind="facets", seed=1, negation_share=0.2, same_facet_share=0.4, exclusion_share=0.2, compound_share=0.0
 )
-LLM = LlmWriter(kind="llm", prompt="write-v1", temperature=0.7, top_p=0.9, max_tokens=200, seed=1)
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 200, "seed": 1}
+LLM = LlmWriter(kind="llm", prompt="write-v1", drafts=1, **SAMPLING)
 LLM_JUDGE = LlmJudge(
-    kind="llm", prompt="judge-v1", min_margin=1.0, exam=Exam(num_pairs=10, min_auc=0.8, seed=1)
+    kind="llm",
+    prompt="judge-v1",
+    query_prompt="judge-query-v1",
+    min_margin=1.0,
+    exam=Exam(num_pairs=10, min_auc=0.8, seed=1, gold=None),
 )
 ATTRIBUTES = AttributesJudge(kind="attributes")
 
 
 RULES = Rules(min_words=3, max_words=30, max_copied_words=5, max_similarity_to_original=0.9)
+
+BOOTSTRAP = Bootstrap(
+    prompt="original-v1",
+    lengths=("short", "long"),
+    styles=("plain", "negated"),
+    max_instruction_negatives=2,
+    **SAMPLING,
+)
 
 
 def country(id, region, coast):
@@ -79,14 +101,27 @@ def islands_only(text):
 
 
 def recipe(
-    writer=LLM, judges=(LLM_JUDGE,), accept="llm", engine=None, vocabulary=VOCABULARY, exam_passed=True
+    engine=None, vocabulary=VOCABULARY, exam_passed=True, accept="llm", conditions=("new",), **changes
 ):
-    return Recipe(writer, judges, accept, RULES, vocabulary, engine, exam_passed)
+    settings = {
+        "bootstrap": None,
+        "targets": 1,
+        "writer": LLM,
+        "rules": RULES,
+        "judges": (LLM_JUDGE,),
+        "cells": Cells(conditions=conditions, hard_negatives=False),
+        "accept": Accept(judge=accept, conditions=conditions) if accept else None,
+        "rewording": None,
+    }
+    made_of = Synthesis(**(settings | changes))
+    check_parts(made_of, has_vocabulary=vocabulary is not None, has_engine=engine is not None)
+    return Recipe(made_of, vocabulary, engine, exam_passed)
 
 
 def finish(made_by, seeds=(SEED,)):
     origin = lineage(made_by, run="r", shard=0, attempt="a", code_version="1")
-    return asyncio.run(finish_shard(made_by, seeds, origin))
+    tasks = [task for seed in seeds for task in tasks_of(seed, made_by.settings.targets)]
+    return asyncio.run(finish_shard(made_by, tasks, origin))
 
 
 def test_a_full_flip_is_accepted_with_every_verdict_and_token():
@@ -95,7 +130,9 @@ def test_a_full_flip_is_accepted_with_every_verdict_and_token():
     assert (row.status, row.trainable, row.new_instruction) == ("accepted", True, ISLANDS)
     assert row.target_id == "fiji"
     assert row.new_requirements == (Requirement(True, "coast", "island"),)
-    assert row.draft == block(ISLANDS)
+    assert [(d.answer, d.status, d.surplus) for d in row.drafts] == [
+        (block(ISLANDS), "accepted", pytest.approx(3))
+    ]
     assert (row.prompt_tokens, row.completion_tokens) == (100 + 3 * 30, 20 + 3)
     name = row.lineage.judges[0]
     assert [(v.judge, v.passage_id, v.expected, v.margin) for v in row.verdicts] == [
@@ -198,7 +235,7 @@ def test_facets_rows_are_accepted_or_declined_without_any_engine():
 
     assert {row.status for row in rows} == {"accepted", "declined"}
     assert sum(row.trainable for row in rows) > 70
-    assert all((row.status == "declined") == (row.draft == "") for row in rows)
+    assert all((row.status == "declined") == (row.new_instruction == "") for row in rows)
     assert rows[0].lineage.writer == "facets"
     assert rows[0].lineage.prompt.startswith("vocabulary@")
     assert dual_views_from_table(dual_views_to_table(rows)) == rows
@@ -213,7 +250,9 @@ def test_rows_are_the_same_whatever_the_shards_and_the_mode(writer, size):
 
     whole = finish(made_by, seeds)
     cut = [row for i in range(0, 40, size) for row in finish(made_by, seeds[i : i + size])]
-    one_by_one = [asyncio.run(finish_row(made_by, seed, origin)) for seed in reversed(seeds)][::-1]
+    one_by_one = [asyncio.run(finish_row(made_by, *tasks_of(seed, 1), origin)) for seed in reversed(seeds)][
+        ::-1
+    ]
 
     assert [row.seed.id for row in whole] == [seed.id for seed in seeds]
     assert whole == cut == one_by_one
@@ -249,41 +288,50 @@ def test_a_dead_engine_ends_the_shard(while_judging):
 
 def test_a_poison_row_carries_the_seed_and_nothing_else():
     made_by = recipe(engine=engine("", islands_only))
-    row = poison_row(SEED, lineage(made_by, run="r", shard=0, attempt="a", code_version="1"))
+    (task,) = tasks_of(SEED, 1)
+    row = poison_row(task, lineage(made_by, run="r", shard=0, attempt="a", code_version="1"))
     assert (row.status, row.trainable, row.seed, row.target_id) == ("poison", False, SEED, "fiji")
     assert dual_views_from_table(dual_views_to_table([row])) == [row]
-
-
-def test_a_wrong_verdict_outweighs_an_undecided_one_and_other_judges_do_not_count():
-    verdicts = [
-        Verdict("llm", "p", expected=False, margin=None),
-        Verdict("llm", "n", expected=True, margin=-2.0),
-        Verdict("attributes", "n", expected=True, margin=1.0),
-    ]
-    assert decide(verdicts, {"llm": 0.5}) == "not_flipped"
-    assert decide(verdicts, {"llm": 2.5}) == "undecided"
-    assert decide(verdicts, {"attributes": 0.0}) == "accepted"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"judges": (ATTRIBUTES,), "accept": "llm", "engine": Scripted("s", seeded_answers(1))},
-            "accept: llm",
-        ),
-        ({"judges": (), "engine": Scripted("s", seeded_answers(1))}, "accept: llm"),
+        ({"judges": (ATTRIBUTES,)}, "accept.judge: llm"),
+        ({"judges": ()}, "accept.judge: llm"),
         ({"engine": None}, "engine: "),
-        ({"writer": FACETS, "judges": (LLM_JUDGE,), "engine": None}, "engine: "),
+        ({"writer": FACETS, "engine": None}, "engine: "),
         (
             {"writer": FACETS, "judges": (ATTRIBUTES,), "accept": "attributes", "vocabulary": None},
             "vocabulary",
+        ),
+        (
+            {"rewording": VocabularyRewording(kind="vocabulary", num=1, seed=1), "vocabulary": None},
+            "vocabulary",
+        ),
+        ({"conditions": ("original",)}, "expected `new`"),
+        ({"cells": Cells(conditions=("query",), hard_negatives=False)}, "only what cells.conditions holds"),
+        (
+            {"conditions": ("query", "new"), "judges": (ATTRIBUTES,), "accept": "attributes"},
+            "nothing about the query alone",
+        ),
+        (
+            {
+                "conditions": ("query", "new"),
+                "judges": (LLM_JUDGE.model_copy(update={"query_prompt": None}),),
+            },
+            "needs `query_prompt`",
+        ),
+        ({"accept": None}, "judges: nothing is judged"),
+        (
+            {"bootstrap": BOOTSTRAP, "judges": (ATTRIBUTES,), "accept": "attributes"},
+            "bootstrap: an LLM judge",
         ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_before_any_row(changes, message):
     with pytest.raises(InputError, match=message):
-        recipe(**changes)
+        recipe(**{"engine": Scripted("s", seeded_answers(1)), **changes})
 
 
 def test_lineage_tells_prompts_and_vocabularies_apart():
@@ -293,5 +341,308 @@ def test_lineage_tells_prompts_and_vocabularies_apart():
 
     smaller = Vocabulary(dict(list(VOCABULARY.phrases.items())[1:]), {}, (), ())
     assert origin(writer=FACETS).prompt != origin(writer=FACETS, vocabulary=smaller).prompt
-    assert origin().sampling == '{"max_tokens":200,"seed":1,"temperature":0.7,"top_p":0.9}'
+    assert origin().sampling == '{"drafts":1,"max_tokens":200,"seed":1,"temperature":0.7,"top_p":0.9}'
     assert origin().shard == 3
+
+
+# --- several targets, drafts and conditions -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"), [(1, ["fiji"]), (2, ["fiji", "laos"]), ("all", ["fiji", "laos"])]
+)
+def test_every_target_has_a_row_of_its_own(targets, expected):
+    rows = finish(recipe(writer=FACETS, judges=(ATTRIBUTES,), accept="attributes", targets=targets))
+    assert [row.target_id for row in rows] == expected
+    for row in rows:
+        margins = {verdict.passage_id: verdict.margin for verdict in row.verdicts}
+        assert row.status == "declined" or margins == {
+            id: 1.0 if id == row.target_id else -1.0 for id in margins
+        }
+    assert rows[0].status == "accepted"
+
+
+def drafting(*answers):
+    """An engine that writes these answers one after the other, and judges by the instruction's first number.
+
+    "Only islands 2." makes an island relevant by a margin of 2 and everything else irrelevant by as much.
+    """
+    left = list(answers)
+
+    def answer(request):
+        if not request.num_logprobs:
+            return Completion(left.pop(0), "stop", 10, 5, {})
+        question = request.prompt[-1].text
+        strength = float(question.split("Instruction: ")[1].split(".")[0].split()[-1])
+        margin = strength if "island" in question.rsplit("Passage: ", 1)[1] else -strength
+        return Completion("", "length", 3, 1, {"yes": margin - 50, "no": -50.0})
+
+    return Scripted("model@1", answer)
+
+
+def test_of_several_drafts_the_one_with_the_largest_surplus_is_taken():
+    writer = LLM.model_copy(update={"drafts": 4})
+    answers = [block("Only islands 2."), "no block", block("Only islands 4."), block("Only islands 3.")]
+    (row,) = finish(recipe(writer=writer, engine=drafting(*answers)))
+
+    assert (row.status, row.new_instruction) == ("accepted", "Only islands 4.")
+    assert [(d.status, d.surplus) for d in row.drafts] == [
+        ("accepted", 2.0),
+        ("unparseable", None),
+        ("accepted", 4.0),
+        ("accepted", 3.0),
+    ]
+    assert {abs(verdict.margin) for verdict in row.verdicts} == {4.0}
+    assert (row.prompt_tokens, row.completion_tokens) == (4 * 10 + 9 * 3, 4 * 5 + 9)
+
+
+def test_an_accepted_draft_goes_before_a_surer_one_that_was_rejected():
+    writer = LLM.model_copy(update={"drafts": 2})
+    (row,) = finish(
+        recipe(writer=writer, engine=drafting(block("Only islands -9."), block("Only islands 2.")))
+    )
+    assert (row.status, row.new_instruction) == ("accepted", "Only islands 2.")
+
+
+def by_condition(query=3.0, original=3.0):
+    """Judges like a good judge under each condition, times the factor given for that condition."""
+
+    def answer(request):
+        if not request.num_logprobs:
+            return Completion(block(ISLANDS), "stop", 100, 20, {})
+        question = request.prompt[-1].text
+        passage = question.rsplit("Passage: ", 1)[1]
+        if "Instruction: " not in question:
+            margin = query
+        elif ISLANDS in question:
+            margin = islands_only(passage)
+        else:
+            margin = original if "africa" in passage else -original
+        return Completion("", "length", 30, 1, {"yes": margin - 50, "no": -50.0})
+
+    return Scripted("model@1", answer)
+
+
+@pytest.mark.parametrize(
+    ("judged", "status"),
+    [
+        (by_condition(), "accepted"),
+        (by_condition(query=-3.0), "not_confirmed"),
+        (by_condition(original=-3.0), "not_confirmed"),
+        (by_condition(query=0.5), "undecided"),
+    ],
+)
+def test_the_whole_matrix_decides_where_all_conditions_count(judged, status):
+    (row,) = finish(recipe(engine=judged, conditions=("query", "original", "new")))
+    assert row.status == status
+    assert [(v.condition, v.passage_id, v.expected) for v in row.verdicts] == [
+        (condition, passage, expected[passage])
+        for condition, expected in {
+            "query": {"chad": True, "fiji": True, "laos": True},
+            "original": {"chad": True, "fiji": False, "laos": False},
+            "new": {"chad": False, "fiji": True, "laos": False},
+        }.items()
+        for passage in ("chad", "fiji", "laos")
+    ]
+
+
+def test_conditions_that_do_not_decide_are_judged_and_kept():
+    cells = Cells(conditions=("query", "new"), hard_negatives=False)
+    (row,) = finish(recipe(engine=by_condition(query=-3.0), cells=cells))
+    assert (row.status, len(row.verdicts)) == ("accepted", 6)
+
+
+def test_hard_negatives_of_accepted_rows_get_labels_that_nobody_gave():
+    seed = replace(
+        SEED, hard_negatives=(country("cuba", "america", "island"), country("peru", "america", "coastal"))
+    )
+    cells = Cells(conditions=("original", "new"), hard_negatives=True)
+    (row,) = finish(recipe(engine=by_condition(), judges=(LLM_JUDGE, ATTRIBUTES), cells=cells), [seed])
+
+    labels = {
+        (v.judge.partition(":")[0], v.condition, v.passage_id): v.margin
+        for v in row.verdicts
+        if v.expected is None
+    }
+    assert labels == {
+        ("llm", "original", "cuba"): pytest.approx(-3),
+        ("llm", "original", "peru"): pytest.approx(-3),
+        ("llm", "new", "cuba"): pytest.approx(3),
+        ("llm", "new", "peru"): pytest.approx(-3),
+        ("attributes", "original", "cuba"): -1.0,
+        ("attributes", "original", "peru"): -1.0,
+        ("attributes", "new", "cuba"): 1.0,
+        ("attributes", "new", "peru"): -1.0,
+    }
+    (rejected,) = finish(recipe(engine=engine("None", islands_only), cells=cells), [seed])
+    assert rejected.verdicts == ()
+
+
+# --- two passes -----------------------------------------------------------------------------------
+
+
+def test_writing_and_judging_apart_gives_what_both_at_once_give():
+    one_pass = finish(recipe(engine=Scripted("m", seeded_answers(3))), world(40))
+
+    def without_lineage(rows):
+        return [replace(row, lineage=None, prompt_tokens=0, completion_tokens=0) for row in rows]
+
+    writes = recipe(engine=Scripted("m", seeded_answers(3)), judges=(), accept=None)
+    written = finish(writes, world(40))
+    assert {row.status for row in written} <= {"written", "bad_length", "near_original"}
+    assert not any(row.trainable for row in written)
+
+    judges = recipe(engine=Scripted("another", seeded_answers(3)), writer=GivenWriter(kind="given"))
+    origin = lineage(judges, run="second", shard=0, attempt="a", code_version="1")
+    tasks = [Task(row.seed, row.target_id, row) for row in written]
+    judged = asyncio.run(finish_shard(judges, tasks, origin))
+    assert without_lineage(judged) == without_lineage(one_pass)
+    assert {(row.lineage.writer, row.lineage.judge_model, row.lineage.written_in) for row in judged} == {
+        ("m", "another", "r")
+    }
+
+
+def test_a_row_that_poisoned_the_writing_pass_stays_what_it_is():
+    judges = recipe(engine=engine("", islands_only), writer=GivenWriter(kind="given"))
+    origin = lineage(judges, run="second", shard=0, attempt="a", code_version="1")
+    (task,) = tasks_of(SEED, 1)
+    given = poison_row(task, origin)
+    row = asyncio.run(finish_row(judges, Task(SEED, "fiji", given), origin))
+    assert (row.status, row.trainable) == ("poison", False)
+
+
+# --- plain seeds ----------------------------------------------------------------------------------
+
+PLAIN = replace(
+    SEED,
+    instruction="",
+    instruction_negatives=(),
+    requirements=(),
+    hard_negatives=(
+        country("cuba", "america", "island"),  # breaks the written original
+        country("mali", "africa", "landlocked"),  # obeys it: no negative of any kind
+        country("off-topic", "asia", "coastal"),
+        country("fiji", "oceania", "island"),  # breaks it, less surely
+    ),
+)
+ORIGINAL = "Only keep countries of africa."
+
+
+def bootstrapping(*, original=ORIGINAL, confirms=3.0):
+    def answer(request):
+        question = request.prompt[-1].text
+        if not request.num_logprobs:
+            return Completion(block(original if "<found>" in question else ISLANDS), "stop", 10, 5, {})
+        passage = question.rsplit("Passage: ", 1)[1]
+        if "Instruction: " not in question:
+            margin = -3.0 if "off-topic" in passage else 3.0
+        elif ORIGINAL in question:
+            margin = confirms if "africa" in passage else (-2.0 if "fiji" in passage else -4.0)
+        else:
+            margin = islands_only(passage) if "fiji" not in passage else -3.0
+        return Completion("", "length", 1, 1, {"yes": margin - 50, "no": -50.0})
+
+    return Scripted("model@1", answer)
+
+
+def test_a_plain_seed_gets_an_instruction_and_what_breaks_it_is_found_among_the_mined():
+    (row,) = finish(recipe(engine=bootstrapping(), bootstrap=BOOTSTRAP), [PLAIN])
+
+    assert (row.status, row.target_id) == ("accepted", "cuba")
+    assert row.seed.instruction == ORIGINAL
+    assert row.seed.requirements == (Requirement(True, "region", "africa"),)
+    assert [passage.id for passage in row.seed.instruction_negatives] == ["cuba", "fiji"]
+    assert [passage.id for passage in row.seed.hard_negatives] == ["off-topic"]
+    assert [(draft.condition, draft.status) for draft in row.drafts] == [
+        ("original", "accepted"),
+        ("new", "accepted"),
+    ]
+    assert dual_views_from_table(dual_views_to_table([row])) == [row]
+
+
+@pytest.mark.parametrize(
+    ("writes", "mined", "status"),
+    [
+        (bootstrapping(original="None"), PLAIN.hard_negatives, "declined"),
+        (bootstrapping(original="In short, see passage 2."), PLAIN.hard_negatives, "meta_language"),
+        (bootstrapping(confirms=-3.0), PLAIN.hard_negatives, "no_original"),
+        (bootstrapping(confirms=0.5), PLAIN.hard_negatives, "no_original"),
+        (bootstrapping(), PLAIN.hard_negatives[1:3], "no_instruction_negative"),
+    ],
+)
+def test_a_plain_seed_without_an_instruction_to_be_had_says_why(writes, mined, status):
+    seed = replace(PLAIN, hard_negatives=mined)
+    (row,) = finish(recipe(engine=writes, bootstrap=BOOTSTRAP), [seed])
+    assert (row.status, row.seed, row.target_id, row.trainable) == (status, seed, "", False)
+
+
+# --- rewordings -----------------------------------------------------------------------------------
+
+
+def rewording_engine(reword):
+    """Writes ISLANDS; rewords with the function; judges islands relevant where the text says island."""
+
+    def answer(request):
+        question = request.prompt[-1].text
+        if not request.num_logprobs:
+            if "Form of yours:" in question:
+                said = question.split("Instruction: ")[1].split("\n")[0]
+                return Completion(block(reword(said)), "stop", 10, 5, {})
+            return Completion(block(ISLANDS), "stop", 10, 5, {})
+        instruction, passage = (
+            question.split("Instruction: ")[1].split("\n")[0],
+            question.rsplit("Passage: ", 1)[1],
+        )
+        if "Africa" in instruction:
+            margin = 3.0 if "africa" in passage else -3.0
+        else:
+            margin = islands_only(passage) if "island" in instruction else 3.0
+        return Completion("", "length", 1, 1, {"yes": margin - 50, "no": -50.0})
+
+    return Scripted("model@1", answer)
+
+
+@pytest.mark.parametrize(
+    ("reword", "statuses"),
+    [
+        (lambda said: f"What I want: {said}", {"original": "accepted", "new": "accepted"}),
+        (lambda said: said, {"original": "near_original", "new": "near_original"}),
+        (
+            lambda _: "Everything about exports, please.",
+            {"original": "meaning_changed", "new": "meaning_changed"},
+        ),
+        (lambda _: "None", {"original": "declined", "new": "declined"}),
+    ],
+)
+def test_a_rewording_stays_only_if_the_verdicts_stay(reword, statuses):
+    settings = LlmRewording(kind="llm", prompt="reword-v1", num=2, **SAMPLING)
+    (row,) = finish(recipe(engine=rewording_engine(reword), rewording=settings))
+    assert row.status == "accepted"
+    assert [(wording.condition, wording.status) for wording in row.rewordings] == [
+        (condition, statuses[condition]) for condition in ("original", "new") for _ in range(2)
+    ]
+
+
+def test_rewordings_from_the_vocabulary_say_the_same_requirements_in_other_words():
+    vocabulary = replace(
+        VOCABULARY,
+        inclusions=("Only keep countries {phrase}.", "Countries {phrase} only.", "Show me those {phrase}."),
+        exclusions=("Leave out countries {phrase}.", "No countries {phrase}."),
+    )
+    made_by = recipe(
+        writer=FACETS,
+        judges=(ATTRIBUTES,),
+        accept="attributes",
+        vocabulary=vocabulary,
+        rewording=VocabularyRewording(kind="vocabulary", num=2, seed=1),
+    )
+    for row in finish(made_by, world(30)):
+        if row.status != "accepted":
+            assert row.rewordings == ()
+            continue
+        new = [wording.instruction for wording in row.rewordings if wording.condition == "new"]
+        assert new
+        assert row.new_instruction not in new
+        assert len(set(new)) == len(new)
+        for wording in new:
+            assert vocabulary.read(wording) == row.new_requirements

@@ -1,0 +1,46 @@
+"""What a run spends: tokens, GPU time and money, against a budget."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from dualview.config import Budget, Price
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    gpu_seconds: float = 0.0  # of actors that hold GPUs, waiting or not
+
+    def __add__(self, other: Self) -> "Spent":
+        return Spent(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.gpu_seconds + other.gpu_seconds,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.gpu_seconds / 3600
+
+    def dollars(self, price: Price) -> float:
+        return (
+            self.prompt_tokens * price.per_million_prompt_tokens / 1e6
+            + self.completion_tokens * price.per_million_completion_tokens / 1e6
+            + self.gpu_hours * price.per_gpu_hour
+        )
+
+
+def used_up(spent: Spent, budget: Budget, price: Price | None) -> str | None:
+    """Which limit is reached, in words, or None."""
+    limits = [("tokens", spent.tokens, budget.tokens), ("GPU hours", spent.gpu_hours, budget.gpu_hours)]
+    if price is not None:
+        limits.append(("dollars", spent.dollars(price), budget.dollars))
+    for unit, amount, limit in limits:
+        if limit is not None and amount >= limit:
+            return f"{amount:,.6g} of {limit:,.6g} {unit}"
+    return None

@@ -1,0 +1,87 @@
+"""The judges' exam as a gate of a generate run: set by the driver, sat by the first actor, read by all."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+import json
+import random
+
+from dualview.config import GenerateConfig, LlmJudge
+from dualview.engines import Engine, EngineDied
+from dualview.records import Seed
+from dualview.sources import open_source
+from dualview.storage import Store
+from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
+from dualview.synthesis.judging import judge_name
+
+EXAM_KEY = "exam.json"
+
+Exam = dict[str, list[ExamPair]]  # judge -> the pairs it must answer
+Results = Mapping[str, Mapping[str, float]]  # judge -> ExamResult as JSON
+
+
+def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
+    return [judge for judge in config.judges if isinstance(judge, LlmJudge)]
+
+
+def set_exam(config: GenerateConfig) -> Exam:
+    """Gold pairs for each LLM judge, from the labels of the first seeds of its exam's gold source."""
+    exam = {}
+    for judge in _llm_judges(config):
+        source, wanted = open_source(judge.exam.gold or config.source), 10 * judge.exam.num_pairs
+        seeds: list[Seed] = []
+        for each in source.inputs():
+            if len(seeds) < wanted:
+                seeds += source.read(each.name, 0, min(each.num_rows, wanted - len(seeds)))
+        exam[judge_name(judge)] = exam_pairs(seeds, judge.exam.num_pairs, random.Random(judge.exam.seed))
+    return exam
+
+
+async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Results:
+    """Every LLM judge's result. Raises RuntimeError where the engine dies.
+
+    No row is to blame for that, so none could be left out: with a new actor it would go on for ever.
+    """
+    try:
+        return {
+            judge_name(judge): asdict(await sit_exam(engine, judge, exam[judge_name(judge)]))
+            for judge in _llm_judges(config)
+        }
+    except EngineDied as error:
+        raise RuntimeError(
+            "the engine died in the exam of the judge; the same command tries again"
+        ) from error
+
+
+def read_exam(store: Store) -> dict[str, dict[str, float]]:
+    """Judge -> its result; empty where no exam was sat."""
+    if not store.list(EXAM_KEY):
+        return {}
+    results: dict[str, dict[str, float]] = json.loads(store.get(EXAM_KEY))
+    return results
+
+
+def exam_passed(config: GenerateConfig, results: Results) -> bool:
+    """Whether every LLM judge reached its minimum; the absence of a result is no pass."""
+    return all(
+        judge_name(judge) in results and results[judge_name(judge)]["auc"] >= judge.exam.min_auc
+        for judge in _llm_judges(config)
+    )
+
+
+def exam_sentences(config: GenerateConfig, results: Results) -> list[str]:
+    """One sentence a judge: how it did, and what follows for the rows."""
+    sentences = []
+    for judge in _llm_judges(config):
+        if judge_name(judge) in results:
+            result = results[judge_name(judge)]
+            if result["auc"] >= judge.exam.min_auc:
+                effect = "its verdicts count"
+            elif config.accept is not None and config.accept.judge == "llm":
+                effect = "its rows are kept, but none is marked for training"
+            else:
+                effect = "its verdicts are kept, but do not count"
+            sentences.append(
+                f"judge {judge_name(judge)}: AUC {result['auc']:.2f} on {result['num_pairs']:.0f} gold pairs,"
+                f" the config asks for {judge.exam.min_auc}; {effect}"
+            )
+    return sentences

@@ -1,0 +1,35 @@
+"""The rows of a generate run that only wrote, as the source of a run that judges them."""
+
+from dataclasses import dataclass
+
+from dualview.errors import InputError
+from dualview.records import DualView, Seed, dual_views_from_table
+from dualview.shards import Input, is_complete, read_plan, read_shard, read_summaries
+from dualview.storage import open_store
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Every shard of that run is an input."""
+
+    run: str
+
+    def inputs(self) -> list[Input]:
+        """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
+        store = open_store(self.run)
+        if not is_complete(store):
+            raise InputError(
+                f"source.run: the generate run at {store.url} is not finished; run it to its end first"
+            )
+        return [
+            Input(shard.key, sum(summary["statuses"].values()), summary["attempt"])
+            for shard, summary in zip(read_plan(store).shards, read_summaries(store), strict=True)
+        ]
+
+    def read(self, input_name: str, start: int, stop: int) -> list[Seed]:
+        """The seeds of these rows, each once."""
+        return list({row.seed.id: row.seed for row in self.rows(input_name, start, stop)}.values())
+
+    def rows(self, input_name: str, start: int, stop: int) -> list[DualView]:
+        table = read_shard(open_store(self.run), input_name)
+        return dual_views_from_table(table.slice(start, stop - start))

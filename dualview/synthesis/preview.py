@@ -1,0 +1,112 @@
+"""What a run will ask of its engine, before it asks."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dualview.config import LlmJudge, LlmRewording, LlmWriter, Synthesis
+from dualview.engines import Turn
+from dualview.records import Passage, Seed
+from dualview.synthesis import prompts
+from dualview.synthesis.shard import tasks_of
+
+Prompt = tuple[Turn, ...]
+
+_UNWRITTEN = "(the instruction that is still to be written)"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request of a row."""
+
+    use: str  # "write", "judge", "judge the query alone", "original", "reword"
+    prompt: Prompt
+    max_tokens: int
+
+
+def fill_prompts(settings: Synthesis, seed: Seed) -> Mapping[str, Prompt]:
+    """Use -> the first prompt of that use for this seed.
+
+    Raises InputError where a prompt is meant for another use.
+    """
+    first: dict[str, Prompt] = {}
+    for asked in requests_of(settings, seed):
+        first.setdefault(asked.use, asked.prompt)
+    return first
+
+
+def requests_of(settings: Synthesis, seed: Seed) -> Iterator[Asked]:
+    """Every request that the seed's rows make where all goes well: no draft rejected, all rewordings judged.
+
+    Instructions that are still to be written stand as a placeholder of about their length.
+    """
+    if (bootstrap := settings.bootstrap) and not seed.instruction:
+        some = seed.hard_negatives[: bootstrap.max_instruction_negatives]
+        length, style = bootstrap.lengths[0], bootstrap.styles[0]
+        prompt = prompts.original_prompt(prompts.load(bootstrap.prompt), seed, some, length, style)
+        yield Asked("original", prompt, bootstrap.max_tokens)
+        yield from _judged(settings, seed, _UNWRITTEN, (seed.positive, *seed.hard_negatives))
+        yield from _judged(settings, seed, None, seed.hard_negatives)
+        seed = replace(seed, instruction=_UNWRITTEN, instruction_negatives=some)
+    passages = (seed.positive, *seed.instruction_negatives)
+    for task in tasks_of(seed, settings.targets):
+        if not task.target_id:
+            continue
+        num_drafts = 1
+        if isinstance(writer := settings.writer, LlmWriter):
+            num_drafts = writer.drafts
+            target = next(each for each in seed.instruction_negatives if each.id == task.target_id)
+            prompt = prompts.writing_prompt(prompts.load(writer.prompt), seed, target)
+            for _ in range(num_drafts):
+                yield Asked("write", prompt, writer.max_tokens)
+        if settings.accept is None:
+            continue
+        said = {"query": None, "original": seed.instruction, "new": _UNWRITTEN}
+        for condition in settings.cells.conditions:
+            for _ in range(num_drafts if condition == "new" else 1):
+                yield from _judged(settings, seed, said[condition], passages)
+            if settings.cells.hard_negatives:
+                yield from _judged(settings, seed, said[condition], seed.hard_negatives)
+        if isinstance(rewording := settings.rewording, LlmRewording):
+            for instruction in (seed.instruction, _UNWRITTEN):
+                for number in range(rewording.num):
+                    form = prompts.FORMS[number % len(prompts.FORMS)]
+                    prompt = prompts.rewording_prompt(
+                        prompts.load(rewording.prompt), seed.query, instruction, form
+                    )
+                    yield Asked("reword", prompt, rewording.max_tokens)
+                    yield from _judged(settings, seed, instruction, passages)
+
+
+def _judged(
+    settings: Synthesis, seed: Seed, instruction: str | None, passages: Sequence[Passage]
+) -> Iterator[Asked]:
+    use = "judge the query alone" if instruction is None else "judge"
+    for judge in settings.judges:
+        if isinstance(judge, LlmJudge):
+            name = judge.query_prompt if instruction is None else judge.prompt
+            assert name is not None  # check_parts
+            for passage in passages:
+                prompt = prompts.judging_prompt(prompts.load(name), seed.query, instruction, passage)
+                yield Asked(use, prompt, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Of a whole run, from a sample of its seeds; upper bounds, for rejected drafts ask for less."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def estimate(
+    settings: Synthesis, sample: Sequence[Seed], num_seeds: int, count_tokens: Callable[[Prompt], int]
+) -> Estimate:
+    """The sample's requests, scaled up to `num_seeds`."""
+    asked = [request for seed in sample for request in requests_of(settings, seed)]
+    scale = num_seeds / max(len(sample), 1)
+    return Estimate(
+        round(len(asked) * scale),
+        round(sum(count_tokens(request.prompt) for request in asked) * scale),
+        round(sum(request.max_tokens for request in asked) * scale),
+    )

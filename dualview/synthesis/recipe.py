@@ -1,0 +1,150 @@
+"""What all rows of a run share, and whether its parts fit together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dualview.config import (
+    AttributesJudge,
+    FacetsWriter,
+    GivenWriter,
+    LlmJudge,
+    LlmWriter,
+    Sampling,
+    Synthesis,
+    canonical_json,
+    fingerprint,
+)
+from dualview.engines import Engine
+from dualview.errors import InputError
+from dualview.records import Lineage
+from dualview.synthesis import prompts
+from dualview.synthesis.judging import judge_name
+from dualview.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that passed check_parts, and what they need."""
+
+    settings: Synthesis
+    vocabulary: Vocabulary | None  # None: the source knows nothing about attributes
+    engine: Engine | None  # None: no part is a language model
+    exam_passed: bool  # by every LLM judge; of no weight where attributes decide
+
+    @property
+    def deciding_judges(self) -> tuple[LlmJudge | AttributesJudge, ...]:
+        accept = self.settings.accept
+        return tuple(judge for judge in self.settings.judges if accept and judge.kind == accept.judge)
+
+    @property
+    def min_margins(self) -> Mapping[str, float]:
+        """Name of each deciding judge -> how clear its verdicts must be."""
+        return {
+            judge_name(judge): judge.min_margin if isinstance(judge, LlmJudge) else 0.0
+            for judge in self.deciding_judges
+        }
+
+
+def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) -> None:
+    """Raises InputError where these cannot make a recipe; needs no engine to have started."""
+    kinds = [judge.kind for judge in settings.judges]
+    accept, conditions = settings.accept, settings.cells.conditions
+    if accept is None:
+        for key in ("judges", "bootstrap", "rewording"):
+            if getattr(settings, key):
+                raise InputError(
+                    f"{key}: nothing is judged in a run with `accept: null`; leave it empty here, and put it"
+                    " into the run that judges"
+                )
+    elif accept.judge not in kinds:
+        raise InputError(
+            f"accept.judge: {accept.judge} needs a judge of that kind, for example"
+            f" `judges: [{{kind: {accept.judge}, ...}}]`; found {', '.join(kinds) or 'none'}"
+        )
+    elif "new" not in accept.conditions or set(accept.conditions) - set(conditions):
+        raise InputError(
+            f"accept.conditions: found {', '.join(accept.conditions)}; expected `new`, and besides it only"
+            f" what cells.conditions holds ({', '.join(conditions)})"
+        )
+    elif accept.judge == "attributes" and "query" in accept.conditions:
+        raise InputError("accept.conditions: attributes say nothing about the query alone; leave out `query`")
+    if settings.bootstrap and (accept is None or accept.judge != "llm"):
+        raise InputError("bootstrap: an LLM judge must confirm what it writes; set accept.judge to llm")
+    if "query" in conditions or settings.bootstrap:
+        for judge in settings.judges:
+            if isinstance(judge, LlmJudge) and judge.query_prompt is None:
+                raise InputError(
+                    "judges: the query alone is to be judged, which needs `query_prompt`, for example"
+                    " judge-query-v1"
+                )
+    if not has_engine and (settings.bootstrap or "llm" in (settings.writer.kind, *kinds, _kind(settings))):
+        raise InputError("engine: a writer or judge of kind llm needs one, for example `kind: vllm`")
+    by_attributes = (
+        settings.writer.kind == "facets" or "attributes" in kinds or _kind(settings) == "vocabulary"
+    )
+    if not has_vocabulary and by_attributes:
+        raise InputError(
+            "source: this one has no vocabulary of attributes, which the facets writer, the attributes"
+            " judge and rewording by vocabulary need; use kind llm for them, or the factbook source"
+        )
+
+
+def _kind(settings: Synthesis) -> str | None:
+    return settings.rewording.kind if settings.rewording else None
+
+
+def prompt_versions(settings: Synthesis) -> dict[str, str]:
+    """Use -> name and hash of the prompt, for every prompt that the run will fill."""
+    named: dict[str, str | None] = {}
+    for use, part in (
+        ("writer", settings.writer),
+        ("bootstrap", settings.bootstrap),
+        ("rewording", settings.rewording),
+    ):
+        if isinstance(part, Sampling):
+            named[use] = part.prompt
+    for number, judge in enumerate(settings.judges, start=1):
+        if isinstance(judge, LlmJudge):
+            named |= {f"judge {number}": judge.prompt, f"judge {number}, query alone": judge.query_prompt}
+    return {use: prompts.load(name).version for use, name in named.items() if name is not None}
+
+
+def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
+    """Name and hash of the words that the writer goes by: its prompt, or the vocabulary."""
+    match settings.writer:
+        case LlmWriter() as writer:
+            return prompts.load(writer.prompt).version
+        case FacetsWriter():
+            assert vocabulary is not None  # check_parts
+            return f"vocabulary@{_vocabulary_hash(vocabulary)}"
+        case GivenWriter():
+            return ""
+
+
+def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version: str) -> Lineage:
+    """Where the rows of one attempt at one shard come from. `run` is the run's fingerprint."""
+    settings = recipe.settings
+    engine_name = recipe.engine.name if recipe.engine else ""
+    return Lineage(
+        writer="facets" if isinstance(settings.writer, FacetsWriter) else engine_name,
+        prompt=writing_version(settings, recipe.vocabulary),
+        sampling=canonical_json(settings.writer.model_dump(exclude={"kind", "prompt"})),
+        judges=tuple(judge_name(judge) for judge in settings.judges),
+        judge_model=engine_name if any(judge.kind == "llm" for judge in settings.judges) else "",
+        code_version=code_version,
+        written_in="",
+        run=run,
+        shard=shard,
+        attempt=attempt,
+    )
+
+
+def _vocabulary_hash(vocabulary: Vocabulary) -> str:
+    return fingerprint(
+        [
+            sorted([*key, *phrases] for key, phrases in vocabulary.phrases.items()),
+            sorted([*key, *names] for key, names in vocabulary.names.items()),
+            vocabulary.inclusions,
+            vocabulary.exclusions,
+        ]
+    )
