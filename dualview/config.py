@@ -152,11 +152,32 @@ class Accept(Settings):
     conditions: Annotated[Several[Condition], Field(min_length=1)]
 
 
+class Benchmarks(Settings):
+    """Texts that must not be trained on: queries and instructions of what will be evaluated."""
+
+    # .jsonl (keys as in synthesis/contamination.py) or .txt (a text a line), local or at s3://
+    paths: Annotated[Several[str], Field(min_length=1)]
+    max_shared_words: Positive  # a longer run of words shared with one of them is contamination
+
+
 class Rules(Settings):
     min_words: Positive
     max_words: Positive
+    max_sentences: Positive
     max_copied_words: Positive  # a longer run of words taken from a passage is a leak
     max_similarity_to_original: Share  # Jaccard index of the word sets
+    # How sure it must be that instruction and query are in different languages; null: not asked. 0.99 rejected
+    # none of 13,000 English pairs (the largest value was 0.88), and all sentences of ten other languages.
+    other_language: Annotated[float, Field(gt=0, lt=1)] | None
+    benchmarks: Benchmarks | None
+
+
+class NearDuplicates(Settings):
+    """Rows of the same query whose new instructions are nearly the same: only a run's first is trained on."""
+
+    threshold: Annotated[float, Field(ge=0.5, le=1)]  # Jaccard index of the instructions' runs of words
+    num_perm: Annotated[int, Field(ge=16)]  # hash functions of MinHash: for each row 4 bytes of memory each
+    ngram: Positive  # words in a run
 
 
 class VllmEngine(Settings):
@@ -220,6 +241,7 @@ class GenerateConfig(Synthesis):
     output: str  # s3://bucket/prefix, file:///folder or a plain path
     source: Annotated[FactbookSource | TuplesSource | DraftsSource, Field(discriminator="kind")]
     engine: Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")] | None
+    near_duplicates: NearDuplicates | None  # null: not looked for
     price: Price | None  # null: no account in dollars
     budget: Budget | None
     rows_per_shard: Positive

@@ -8,6 +8,9 @@ import pyarrow as pa
 
 ACCEPTED = "accepted"
 WRITTEN = "written"  # keeps the rules, and waits for the pass that judges
+NEAR_DUPLICATE = (
+    "near_duplicate"  # how accepted rows are counted that repeat another; in no row, as rows never change
+)
 
 # Why a request did not become a training row. A closed list: a shard with any other word is refused.
 REASONS = (
@@ -249,7 +252,7 @@ _LINEAGE = pa.struct(
 )
 
 SEED_SCHEMA = pa.schema(_SEED_FIELDS)
-DUAL_VIEW_SCHEMA = pa.schema(
+_BUILT_SCHEMA = pa.schema(
     [
         *_SEED_FIELDS,
         ("target_id", pa.string()),
@@ -267,6 +270,19 @@ DUAL_VIEW_SCHEMA = pa.schema(
 )
 
 
+def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
+    """The type with each map of attributes as a list of structs (facet, value), at any depth."""
+    if pa.types.is_map(kind):
+        return pa.list_(pa.struct([("facet", kind.key_type), ("value", kind.item_type)]))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _maps_as_lists(field.type)) for field in kind])
+    return pa.list_(_maps_as_lists(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+# Of what we write: Hugging Face datasets 5 cannot read an Arrow map.
+DUAL_VIEW_SCHEMA = pa.schema([(field.name, _maps_as_lists(field.type)) for field in _BUILT_SCHEMA])
+
+
 def dual_views_to_table(rows: Iterable[DualView]) -> pa.Table:
     """One flat row each: the seed's columns, then the rest, in DUAL_VIEW_SCHEMA."""
     flat = []
@@ -274,7 +290,7 @@ def dual_views_to_table(rows: Iterable[DualView]) -> pa.Table:
         columns = asdict(row)
         seed = columns.pop("seed")
         flat.append({**seed, **columns})
-    return pa.Table.from_pylist(flat, schema=DUAL_VIEW_SCHEMA)
+    return pa.Table.from_pylist(flat, schema=_BUILT_SCHEMA).cast(DUAL_VIEW_SCHEMA)
 
 
 def dual_views_from_table(table: pa.Table) -> list[DualView]:
@@ -317,8 +333,13 @@ def _passage(columns: Mapping[str, Any]) -> Passage:
         id=columns["id"],
         text=columns["text"],
         title=columns["title"] or "",
-        attributes=dict(columns["attributes"] or ()),
+        attributes=dict(map(_attribute, columns["attributes"] or ())),
     )
+
+
+def _attribute(item: Mapping[str, str] | tuple[str, str]) -> tuple[str, str]:
+    """Facet and value, from DUAL_VIEW_SCHEMA's list of structs or SEED_SCHEMA's map."""
+    return (item["facet"], item["value"]) if isinstance(item, Mapping) else item
 
 
 def _requirements(items: Iterable[Mapping[str, Any]]) -> tuple[Requirement, ...]:

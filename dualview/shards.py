@@ -3,7 +3,9 @@
 On the store of a run:
 
     plan.json                     what the run is; created once
+    exam.json                     how the LLM judges did on gold pairs; created once
     data/shard-000017.parquet     one finished shard; created once, never touched again
+    near_duplicates.parquet       rows that repeat an earlier one, found when all shards stand; created once
     attempts/000017/3             the third attempt at shard 17 has begun
     lost/000017/ATTEMPT           ... and another was first; what this one spent
     marks/000017/3/000005         ... and was about to do row 5 alone
@@ -31,6 +33,17 @@ from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, WRITTEN, DualV
 from dualview.storage import Entry, Store, arrow_filesystem
 
 PLAN_KEY = "plan.json"
+EXAM_KEY = "exam.json"
+NEAR_DUPLICATES_KEY = "near_duplicates.parquet"
+NEAR_DUPLICATES_SCHEMA = pa.schema(
+    [
+        ("seed_id", pa.string()),
+        ("target_id", pa.string()),
+        ("of_seed_id", pa.string()),  # the row that it repeats, and which stays
+        ("of_target_id", pa.string()),
+        ("similarity", pa.float32()),
+    ]
+)
 _NUM_DIFFERENCES_SHOWN = 3
 
 
@@ -133,6 +146,14 @@ def read_plan(store: Store) -> Plan:
         raise InputError(f"{store.url}/{PLAN_KEY}: is not the plan of a generate run") from None
 
 
+def read_exam(store: Store) -> dict[str, dict[str, Any]]:
+    """Judge -> its result; empty where no exam was sat."""
+    if not store.list(EXAM_KEY):
+        return {}
+    results: dict[str, dict[str, Any]] = json.loads(store.get(EXAM_KEY))
+    return results
+
+
 def _differences(there: Any, here: Any) -> str:
     """The first few, for a sentence; "" where there are none."""
     there_flat, here_flat = dict(_flatten(there)), dict(_flatten(here))
@@ -161,8 +182,12 @@ def missing(store: Store, plan: Plan) -> list[Shard]:
 
 
 def is_complete(store: Store) -> bool:
-    """Whether every shard of the run stands. Raises InputError where there is no run."""
-    return not missing(store, read_plan(store))
+    """Whether every shard of the run stands, and its near-duplicates where the plan asks for them.
+
+    Raises InputError where there is no run.
+    """
+    plan = read_plan(store)
+    return not missing(store, plan) and not lacks_near_duplicates(store, plan)
 
 
 def commit(
@@ -220,16 +245,31 @@ def _check_rows(
         raise ValueError(f"shard {shard.index}, attempt {attempt}: {problem}")
 
 
-def read_tables(store: Store) -> Iterator[pa.Table]:
+def read_tables(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The committed shards in order, each a table in DUAL_VIEW_SCHEMA with its metadata (see commit).
 
-    Raises InputError where there is no run, or naming the file that is corrupt.
+    `columns`: only these. Raises InputError where there is no run, or naming the file that is corrupt.
     """
     plan = read_plan(store)
     to_do = set(missing(store, plan))
     for shard in plan.shards:
         if shard not in to_do:
-            yield read_shard(store, shard.key)
+            yield read_shard(store, shard.key, columns)
+
+
+def read_training_rows(store: Store) -> Iterator[pa.Table]:
+    """The rows to train on, in order, a table in DUAL_VIEW_SCHEMA for each shard: without near-duplicates.
+
+    Raises InputError where there is no finished run: what is read must not depend on how far it has come.
+    """
+    if not is_complete(store):
+        raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
+    repeated = read_near_duplicates(store)
+    left_out = set(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
+    for table in read_tables(store):
+        rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
+        stays = [trainable and (seed_id, target_id) not in left_out for trainable, seed_id, target_id in rows]
+        yield table.filter(pa.array(stays, pa.bool_()))
 
 
 def read_summaries(store: Store) -> list[dict[str, Any]]:
@@ -248,17 +288,19 @@ def read_summaries(store: Store) -> list[dict[str, Any]]:
         return list(threads.map(summary, store.list("data/")))
 
 
-def read_shard(store: Store, key: str) -> pa.Table:
-    """One committed shard. Raises InputError, naming the file, where it is corrupt."""
+def read_shard(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One committed shard, or these columns of it. Raises InputError, naming the file, where it is corrupt."""
     data = store.get(key)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data))
+        table = file.read(columns)
     except (pa.ArrowException, OSError) as error:
         raise _corrupt(store, key, error) from None
-    if not table.schema.equals(DUAL_VIEW_SCHEMA) or b"dualview" not in (table.schema.metadata or {}):
+    schema = file.schema_arrow
+    if not schema.equals(DUAL_VIEW_SCHEMA) or b"dualview" not in (schema.metadata or {}):
         raise InputError(
             f"{store.url}/{key}: expected the columns of records.DualView and a summary in the file's"
-            f" metadata, found {', '.join(table.column_names)}"
+            f" metadata, found {', '.join(schema.names)}"
         )
     return table
 
@@ -266,6 +308,35 @@ def read_shard(store: Store, key: str) -> pa.Table:
 def _corrupt(store: Store, key: str, error: Exception) -> InputError:
     reason = str(error).splitlines()[0]
     return InputError(f"{store.url}/{key}: is not a whole Parquet file of a generate run ({reason})")
+
+
+# --- near-duplicates ------------------------------------------------------------------------------
+
+
+def lacks_near_duplicates(store: Store, plan: Plan) -> bool:
+    """Whether the plan asks for them, and nobody has looked for them yet."""
+    return plan.settings.get("near_duplicates") is not None and not store.list(NEAR_DUPLICATES_KEY)
+
+
+def put_near_duplicates(store: Store, table: pa.Table) -> None:
+    """Creates the run's list, in NEAR_DUPLICATES_SCHEMA; one that stands already says the same, and stays."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    store.put_new(NEAR_DUPLICATES_KEY, buffer.getvalue().to_pybytes(), uuid4().hex)
+
+
+def read_near_duplicates(store: Store) -> pa.Table:
+    """The run's list; empty where none was made. Raises InputError where it is corrupt."""
+    try:
+        return pq.read_table(pa.BufferReader(store.get(NEAR_DUPLICATES_KEY)), schema=NEAR_DUPLICATES_SCHEMA)
+    except FileNotFoundError:
+        return NEAR_DUPLICATES_SCHEMA.empty_table()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{store.url}/{NEAR_DUPLICATES_KEY}: is not a whole list ({reason})") from None
+
+
+# --- rows that kill the engine --------------------------------------------------------------------
 
 
 # A row that kills its engine leaves nothing behind but the attempts it cost. So attempts are counted, and

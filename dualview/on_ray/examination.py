@@ -2,18 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-import json
 import random
 
 from dualview.config import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
 from dualview.records import Seed
 from dualview.sources import open_source
-from dualview.storage import Store
 from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
 from dualview.synthesis.judging import judge_name
-
-EXAM_KEY = "exam.json"
 
 Exam = dict[str, list[ExamPair]]  # judge -> the pairs it must answer
 Results = Mapping[str, Mapping[str, float]]  # judge -> ExamResult as JSON
@@ -50,14 +46,6 @@ async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Resul
         raise RuntimeError(
             "the engine died in the exam of the judge; the same command tries again"
         ) from error
-
-
-def read_exam(store: Store) -> dict[str, dict[str, float]]:
-    """Judge -> its result; empty where no exam was sat."""
-    if not store.list(EXAM_KEY):
-        return {}
-    results: dict[str, dict[str, float]] = json.loads(store.get(EXAM_KEY))
-    return results
 
 
 def exam_passed(config: GenerateConfig, results: Results) -> bool:

@@ -14,14 +14,26 @@ from dualview.config import Budget, DraftsSource, GenerateConfig, GivenWriter, P
 from dualview.costs import Spent, used_up
 from dualview.errors import InputError
 from dualview.models import check_model
-from dualview.on_ray.cluster import join_cluster
-from dualview.on_ray.examination import Exam, read_exam, set_exam
+from dualview.on_ray.cluster import join_cluster, map_in_order
+from dualview.on_ray.examination import Exam, set_exam
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.progress import Progress
-from dualview.records import ACCEPTED, WRITTEN
-from dualview.shards import Plan, Shard, missing, plan_run, read_summaries, spent_so_far
+from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
+from dualview.shards import (
+    Plan,
+    Shard,
+    lacks_near_duplicates,
+    missing,
+    plan_run,
+    read_exam,
+    read_near_duplicates,
+    read_summaries,
+    spent_so_far,
+)
 from dualview.sources import open_source, vocabulary_of
 from dualview.storage import Store, check_reachable, open_store
+from dualview.synthesis.contamination import load_benchmarks
+from dualview.synthesis.duplicates import mark_near_duplicates
 from dualview.synthesis.preview import fill_prompts
 from dualview.synthesis.recipe import check_parts, prompt_versions, writing_version
 
@@ -48,6 +60,9 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if to_do:
         join_cluster(config.actors)
         _finish_all(config, store, plan, exam, to_do)
+    if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
+        join_cluster(config.actors)
+        mark_near_duplicates(store, config.near_duplicates, each=map_in_order)
     return summarize(store, config.price)
 
 
@@ -74,8 +89,10 @@ def check(config: GenerateConfig) -> None:
 
 def run_settings(config: GenerateConfig) -> dict[str, Any]:
     """What decides the rows of a run: the config without the place of the work, prompts, code version."""
+    benchmarks = config.rules.benchmarks
     return {
         **config.model_dump(mode="json", exclude=PLACEMENT),
+        "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
         "writing_version": writing_version(config, vocabulary_of(config.source)),
         "prompt_versions": prompt_versions(config),
         "code_version": dualview.__version__,
@@ -158,12 +175,16 @@ def summarize(store: Store, price: Price | None = None) -> dict[str, Any]:
     for summary in read_summaries(store):
         statuses.update(summary["statuses"])
         trainable += summary["trainable"]
+    planned = statuses.total()
+    if num_repeated := read_near_duplicates(store).num_rows:  # all of them trainable until they were compared
+        statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
+        trainable -= num_repeated
     spent = spent_so_far(store)
     rejected = {
         reason: count for reason, count in statuses.most_common() if reason not in (ACCEPTED, WRITTEN)
     }
     return {
-        "planned": statuses.total(),
+        "planned": planned,
         "accepted": statuses[ACCEPTED],
         **({"written": statuses[WRITTEN]} if statuses[WRITTEN] else {}),
         "trainable": trainable,

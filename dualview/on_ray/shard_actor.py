@@ -20,9 +20,19 @@ from dualview.config import GenerateConfig
 from dualview.costs import Spent
 from dualview.engines import EngineDied, open_engine
 from dualview.errors import InputError
-from dualview.on_ray.examination import EXAM_KEY, Exam, exam_passed, read_exam, sit_exams
+from dualview.on_ray.examination import Exam, exam_passed, sit_exams
 from dualview.records import ACCEPTED, DualView, Lineage
-from dualview.shards import Plan, Shard, begin_attempt, commit, killers, mark_row, note_lost
+from dualview.shards import (
+    EXAM_KEY,
+    Plan,
+    Shard,
+    begin_attempt,
+    commit,
+    killers,
+    mark_row,
+    note_lost,
+    read_exam,
+)
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.drafts import Drafts
 from dualview.storage import Store

@@ -18,12 +18,11 @@ import torch
 
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import asymmetric, new_encoder
-from dualview.errors import InputError
 from dualview.models import check_model
 from dualview.on_ray.cluster import join_cluster
 from dualview.on_ray.encoding import Job, encode
 from dualview.records import dual_views_from_table
-from dualview.shards import claim, is_complete, read_tables
+from dualview.shards import claim, read_training_rows
 from dualview.storage import arrow_filesystem, check_reachable, open_store, upload_tree
 from dualview.training.batches import Sampler, candidates_of
 from dualview.training.groups import Group, mix
@@ -82,15 +81,10 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
 def load_groups(config: TrainConfig) -> list[Group]:
     """The groups of the config's mixture, in the order of its seed.
 
-    Raises InputError where the data is not a finished generate run: what is drawn must not depend on
-    how far it has come.
+    Raises InputError where the data is not a finished generate run.
     """
-    store = open_store(config.mixture.data)
-    if not is_complete(store):
-        raise InputError(
-            f"mixture.data: the generate run at {store.url} is not finished; run it to its end first"
-        )
-    rows = (row for table in read_tables(store) for row in dual_views_from_table(table))
+    tables = read_training_rows(open_store(config.mixture.data))
+    rows = (row for table in tables for row in dual_views_from_table(table))
     return mix(rows, config.mixture, config.seed)
 
 

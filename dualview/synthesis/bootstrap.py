@@ -11,6 +11,7 @@ from dataclasses import replace
 from dualview.config import Bootstrap, LlmJudge, Rules
 from dualview.engines import Engine
 from dualview.records import ACCEPTED, Draft, Seed
+from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.judging import ask
 from dualview.synthesis.rules import broken_rule
 from dualview.synthesis.writing import write_original
@@ -23,6 +24,7 @@ async def find_original(
     judge: LlmJudge,
     seed: Seed,
     rules: Rules,
+    benchmarks: BenchmarkTexts | None,
     vocabulary: Vocabulary | None,
 ) -> tuple[Seed, Draft]:
     """The seed with an instruction and instruction negatives, and the draft they come from.
@@ -32,7 +34,7 @@ async def find_original(
     no negatives of any kind, and are left out of the new seed.
     """
     written = await write_original(engine, settings, seed, vocabulary)
-    reason = written.reason or broken_rule(written.instruction, seed, rules)
+    reason = written.reason or broken_rule(written.instruction, seed, rules, benchmarks)
     if reason:
         return seed, Draft("original", written.answer, written.instruction, reason, None)
 

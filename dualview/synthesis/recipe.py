@@ -18,6 +18,7 @@ from dualview.engines import Engine
 from dualview.errors import InputError
 from dualview.records import Lineage
 from dualview.synthesis import prompts
+from dualview.synthesis.contamination import BenchmarkTexts, load_benchmarks
 from dualview.synthesis.judging import judge_name
 from dualview.vocabulary import Vocabulary
 
@@ -35,6 +36,12 @@ class Recipe:
     def deciding_judges(self) -> tuple[LlmJudge | AttributesJudge, ...]:
         accept = self.settings.accept
         return tuple(judge for judge in self.settings.judges if accept and judge.kind == accept.judge)
+
+    @property
+    def benchmarks(self) -> BenchmarkTexts | None:
+        """Read once for each process. Raises InputError where a file is missing or a row is wrong."""
+        named = self.settings.rules.benchmarks
+        return load_benchmarks(named) if named else None
 
     @property
     def min_margins(self) -> Mapping[str, float]:

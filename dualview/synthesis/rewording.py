@@ -64,7 +64,9 @@ async def _by_llm(recipe: Recipe, settings: LlmRewording, seed: Seed, claim: Cla
     written = await write(
         recipe.engine, settings, prompt, f"{seed.id}:{claim.condition}:{form}", recipe.vocabulary
     )
-    status = written.reason or broken_rule(written.instruction, seed, recipe.settings.rules)
+    status = written.reason or broken_rule(
+        written.instruction, seed, recipe.settings.rules, recipe.benchmarks
+    )
     if status is None and written.instruction.casefold() == claim.instruction.casefold():
         status = "near_original"
     if status is None:

@@ -1,10 +1,13 @@
 """Cheap checks of a drafted instruction, before any judge is asked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 import re
 
 from dualview.config import Rules
 from dualview.records import Seed
+from dualview.synthesis.contamination import BenchmarkTexts
+from dualview.synthesis.language import in_different_languages
+from dualview.synthesis.words import num_sentences, runs, words
 
 # Talk about the passages that the writer was shown, about their roles, or about its exercise.
 # "Passages about countries in Africa" and "documents" as such are what instructions are made of.
@@ -27,33 +30,52 @@ _META = re.compile(
 )
 
 
-def broken_rule(instruction: str, seed: Seed, rules: Rules) -> str | None:
-    """The first of bad_length, meta_language, leaks_passage, near_original that applies, or None."""
-    words = _words(instruction)
-    if not rules.min_words <= len(words) <= rules.max_words:
+def broken_rule(instruction: str, seed: Seed, rules: Rules, benchmarks: BenchmarkTexts | None) -> str | None:
+    """The first that applies of bad_length, meta_language, leaks_passage, near_original, other_language and
+    contaminated, or None.
+
+    `benchmarks` are those of `rules`, loaded. The seed's own query and instruction are held against them too:
+    what is written for a benchmark's query is contaminated whatever it says.
+    """
+    own = words(instruction)
+    if not rules.min_words <= len(own) <= rules.max_words or num_sentences(instruction) > rules.max_sentences:
         return "bad_length"
     if _META.search(instruction):
         return "meta_language"
     passages = (seed.positive, *seed.instruction_negatives, *seed.hard_negatives)
-    if _shares_run(words, (_words(passage.full_text) for passage in passages), rules.max_copied_words + 1):
+    if shares_run(own, (passage.full_text for passage in passages), rules.max_copied_words + 1):
         return "leaks_passage"
-    if _jaccard(set(words), set(_words(seed.instruction))) > rules.max_similarity_to_original:
+    if _jaccard(set(own), set(words(seed.instruction))) > rules.max_similarity_to_original:
         return "near_original"
+    # The original instruction is in the query's language, and says more about it than a query of two words.
+    if rules.other_language is not None and (
+        in_different_languages(instruction, f"{seed.query} {seed.instruction}") >= rules.other_language
+    ):
+        return "other_language"
+    if benchmarks is not None and any(map(benchmarks.overlap, (instruction, seed.query, seed.instruction))):
+        return "contaminated"
     return None
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def shares_run(own: list[str], texts: Iterable[str], length: int) -> bool:
+    """Whether `length` of the lower-case words in a row stand in one of the texts too, in any case."""
+    own_runs = set(runs(own, length))
+    return any(
+        run in own_runs
+        for text in map(str.lower, texts)
+        if _may_share_run(own, text, length)
+        for run in runs(words(text), length)
+    )
 
 
-def _shares_run(words: list[str], texts: Iterable[list[str]], length: int) -> bool:
-    """Whether `length` words in a row stand in one of the texts too."""
-    runs = set(_runs(words, length))
-    return any(run in runs for text in texts for run in _runs(text, length))
-
-
-def _runs(words: list[str], length: int) -> Iterator[tuple[str, ...]]:
-    return zip(*(words[start:] for start in range(length)), strict=False)
+def _may_share_run(own: list[str], text: str, length: int) -> bool:
+    """False only where `length` words in a row cannot stand in the text; much cheaper than cutting it up."""
+    found_in_a_row = 0
+    for word in own:
+        found_in_a_row = found_in_a_row + 1 if word in text else 0
+        if found_in_a_row == length:
+            return True
+    return False
 
 
 def _jaccard(a: set[str], b: set[str]) -> float:

@@ -128,7 +128,13 @@ async def _with_original(recipe: Recipe, row: DualView) -> DualView:
     assert recipe.engine is not None and settings.bootstrap is not None  # noqa: PT018  generate has checked
     judge = next(judge for judge in settings.judges if isinstance(judge, LlmJudge))
     seed, draft = await find_original(
-        recipe.engine, settings.bootstrap, judge, row.seed, settings.rules, recipe.vocabulary
+        recipe.engine,
+        settings.bootstrap,
+        judge,
+        row.seed,
+        settings.rules,
+        recipe.benchmarks,
+        recipe.vocabulary,
     )
     target_id = seed.instruction_negatives[0].id if draft.status == ACCEPTED else ""
     return replace(row, seed=seed, drafts=(draft,), target_id=target_id, status=draft.status)
@@ -152,7 +158,10 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
     written = await _write(recipe, row, given)
     if given and not written:  # it killed the engine that should have written it
         return replace(row, status=given.status)
-    broken = [each.reason or broken_rule(each.instruction, seed, settings.rules) for each in written]
+    broken = [
+        each.reason or broken_rule(each.instruction, seed, settings.rules, recipe.benchmarks)
+        for each in written
+    ]
     shared: list[Verdict] = []  # on the seed itself, whatever the draft
     if settings.accept and not all(broken):
         for claim in _claims(row, settings.cells.conditions):

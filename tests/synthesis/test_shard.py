@@ -52,7 +52,15 @@ LLM_JUDGE = LlmJudge(
 ATTRIBUTES = AttributesJudge(kind="attributes")
 
 
-RULES = Rules(min_words=3, max_words=30, max_copied_words=5, max_similarity_to_original=0.9)
+RULES = Rules(
+    min_words=3,
+    max_words=30,
+    max_sentences=4,
+    max_copied_words=5,
+    max_similarity_to_original=0.9,
+    other_language=0.99,
+    benchmarks=None,
+)
 
 BOOTSTRAP = Bootstrap(
     prompt="original-v1",

@@ -1,0 +1,149 @@
+"""Near-duplicates among the rows of a whole run: the first of them stays.
+
+Rows are made by many actors into shards that never change again, so they are compared when all of them
+stand, in one pass that is a function of the rows and their order.
+"""
+
+# R = rows, P = hash functions
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+import hashlib
+from typing import TypeVar
+
+from datasketch import LeanMinHash, MinHash, MinHashLSH
+import numpy as np
+import pyarrow as pa
+
+from dualview.config import NearDuplicates
+from dualview.shards import NEAR_DUPLICATES_SCHEMA, Shard, put_near_duplicates, read_plan, read_shard
+from dualview.storage import Store
+from dualview.synthesis.words import runs, words
+
+_ROWS_AT_ONCE = 50_000  # in one index, which takes some 5 KB a row
+# Of MinHash: any would do, but signatures that are compared must share them.
+_SEED = 1
+_SCHEME = "affine32"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Each = Callable[[Callable[[Item], Result], Iterable[Item]], Iterable[Result]]  # map, or one that is spread
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """The trainable rows of one shard, in their order, as far as the comparison needs them."""
+
+    keys: list[tuple[str, str]]  # (seed id, target id)
+    queries_R: np.ndarray  # uint64, a hash of the query's words
+    signatures_RP: np.ndarray  # uint32
+
+
+def mark_near_duplicates(
+    store: Store,
+    settings: NearDuplicates,
+    each: "Each[Shard, Signed]" = map,
+) -> None:
+    """Compares the trainable rows of a run whose shards all stand, and puts what is found, create-only.
+
+    `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
+    """
+    signed = each(partial(_sign_shard, store, settings), read_plan(store).shards)
+    put_near_duplicates(store, near_duplicates(signed, settings))
+
+
+def _sign_shard(store: Store, settings: NearDuplicates, shard: Shard) -> Signed:
+    return sign(
+        read_shard(store, shard.key, ["id", "target_id", "query", "new_instruction", "trainable"]), settings
+    )
+
+
+def sign(table: pa.Table, settings: NearDuplicates) -> Signed:
+    """MinHash signatures of a shard's trainable rows."""
+    rows = [row for row in table.to_pylist() if row["trainable"]]
+    queries = [" ".join(words(row["query"])) for row in rows]
+    shingled = (
+        _shingles(query, row["new_instruction"], settings.ngram)
+        for query, row in zip(queries, rows, strict=True)
+    )
+    minhashes = MinHash.generator(shingled, num_perm=settings.num_perm, seed=_SEED, scheme=_SCHEME)
+    return Signed(
+        keys=[(row["id"], row["target_id"]) for row in rows],
+        queries_R=np.array([_hash(query) for query in queries], np.uint64),
+        signatures_RP=np.array([each.hashvalues for each in minhashes], np.uint32).reshape(
+            -1, settings.num_perm
+        ),
+    )
+
+
+def _shingles(query: str, instruction: str, ngram: int) -> list[bytes]:
+    """Runs of the instruction's words, or all of them where they are fewer, each together with the query.
+
+    So rows with different queries have nothing in common, whatever their instructions are.
+    """
+    own = words(instruction)
+    return [f"{query}\n{' '.join(run)}".encode() for run in {*runs(own, ngram)} or {tuple(own)}]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def near_duplicates(parts: Iterable[Signed], settings: NearDuplicates) -> pa.Table:
+    """Which rows repeat an earlier one that stays, in NEAR_DUPLICATES_SCHEMA and in the order of the rows.
+
+    A row is one if the estimated Jaccard index of its shingles and those of an earlier row that is none is
+    at least the threshold; the most similar such row is named, the first of equally similar ones. The
+    estimate's standard deviation is sqrt(s (1 - s) / num_perm); a pair at the threshold is overlooked with a
+    chance below 1%, one well above it never.
+    """
+    keys: list[tuple[str, str]] = []
+    queries, signatures = bytearray(), bytearray()
+    for part in parts:
+        keys += part.keys
+        queries += part.queries_R.tobytes()
+        signatures += part.signatures_RP.tobytes()
+    queries_R = np.frombuffer(queries, np.uint64)
+    signatures_RP = np.frombuffer(signatures, np.uint32).reshape(-1, settings.num_perm)
+
+    # Only rows of the same query can be near: an index for some queries at a time bounds the memory.
+    num_indices = 1 + len(keys) // _ROWS_AT_ONCE
+    found = sorted(
+        duplicate
+        for index in range(num_indices)
+        for duplicate in _repetitions(
+            np.flatnonzero(queries_R % np.uint64(num_indices) == index), signatures_RP, settings
+        )
+    )
+    return pa.Table.from_pylist(
+        [
+            {
+                "seed_id": keys[row][0],
+                "target_id": keys[row][1],
+                "of_seed_id": keys[of][0],
+                "of_target_id": keys[of][1],
+                "similarity": similarity,
+            }
+            for row, of, similarity in found
+        ],
+        schema=NEAR_DUPLICATES_SCHEMA,
+    )
+
+
+def _repetitions(
+    rows: np.ndarray, signatures_RP: np.ndarray, settings: NearDuplicates
+) -> Iterator[tuple[int, int, float]]:
+    """(row, the row it repeats, their similarity)."""
+    # What the index finds is compared below, so it may find too much: a lower threshold, and misses
+    # weigh nine times what false finds do.
+    index = MinHashLSH(threshold=settings.threshold - 0.1, num_perm=settings.num_perm, weights=(0.1, 0.9))
+    for row in rows.tolist():
+        minhash = LeanMinHash(seed=_SEED, hashvalues=signatures_RP[row], scheme=_SCHEME)
+        if candidates := sorted(index.query(minhash)):
+            similarities = (signatures_RP[candidates] == signatures_RP[row]).mean(axis=1)
+            best = int(similarities.argmax())  # the first of equals
+            if similarities[best] >= settings.threshold:
+                yield row, candidates[best], float(similarities[best])
+                continue
+        index.insert(row, minhash, check_duplication=False)

@@ -1,0 +1,311 @@
+"""What stands of a generate run, in figures: counted shard by shard, in memory that does not grow with it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dualview.records import ACCEPTED, NEAR_DUPLICATE
+from dualview.shards import (
+    Plan,
+    lacks_near_duplicates,
+    missing,
+    read_exam,
+    read_near_duplicates,
+    read_plan,
+    read_tables,
+)
+from dualview.storage import Store
+from dualview.synthesis.words import words
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NUM_EXAMPLES = 5
+_COUNTED = [
+    "id",
+    "query",
+    "instruction",
+    "new_instruction",
+    "status",
+    "trainable",
+    "verdicts",
+    "drafts",
+    "rewordings",
+    "prompt_tokens",
+    "completion_tokens",
+    "lineage",
+]
+# What differs from row to row or from attempt to attempt, and is no origin.
+_PLACES = {"run", "shard", "attempt"}
+
+
+@dataclass
+class Cells:
+    """One judge's verdicts under one condition."""
+
+    right: int = 0
+    wrong: int = 0
+    undecided: int = 0  # it could not tell, or its margin is below its minimum
+    unlabelled: int = 0  # the seed does not say what is right
+    surpluses: Counter[float] = field(default_factory=Counter)  # rounded to 0.1
+
+
+@dataclass
+class Example:
+    status: str
+    query: str
+    instruction: str
+    answer: str  # the new instruction, or what was answered instead
+    positive: str
+    target: str  # "" where there is none
+
+
+@dataclass
+class Stats:
+    """`statuses` counts every row once: accepted ones that repeat another as near_duplicate."""
+
+    num_shards: int
+    num_missing_shards: int
+    compared: bool  # near-duplicates were found, or not asked for
+    statuses: Counter[str] = field(default_factory=Counter)
+    num_trainable: int = 0
+    drafts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (condition, status)
+    rewordings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    cells: dict[tuple[str, str], Cells] = field(default_factory=dict)  # (judge, condition)
+    # Words of accepted rows' "query", "original instruction" and "new instruction".
+    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages, without places
+    exam: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
+    accepted_examples: list[Example] = field(default_factory=list)
+    rejected_examples: list[Example] = field(default_factory=list)  # one for each of the first reasons
+
+    @property
+    def finished(self) -> bool:
+        return not self.num_missing_shards and self.compared
+
+    @property
+    def num_rows(self) -> int:
+        return self.statuses.total()
+
+    @property
+    def accepted_share(self) -> float:
+        return self.statuses[ACCEPTED] / self.num_rows if self.num_rows else 0.0
+
+
+def run_stats(store: Store) -> Stats:
+    """Of a run, finished or not. Reads only. Raises InputError where there is no run."""
+    plan = read_plan(store)
+    stats = Stats(
+        num_shards=len(plan.shards),
+        num_missing_shards=len(missing(store, plan)),
+        compared=not lacks_near_duplicates(store, plan),
+        exam=read_exam(store),
+    )
+    minima = min_margins(plan)
+    for table in read_tables(store):
+        _count(stats, table, minima)
+    if num_repeated := read_near_duplicates(store).num_rows:
+        stats.statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
+        stats.num_trainable -= num_repeated
+    return stats
+
+
+def min_margins(plan: Plan) -> dict[str, float]:
+    """LLM judge, without its prompt's hash -> the margin from which on its verdict is one."""
+    judges = plan.settings.get("judges", ())
+    return {f"llm:{judge['prompt']}": judge["min_margin"] for judge in judges if judge["kind"] == "llm"}
+
+
+def _count(stats: Stats, table: pa.Table, minima: Mapping[str, float]) -> None:
+    for index, row in enumerate(table.select(_COUNTED).to_pylist()):
+        stats.statuses[row["status"]] += 1
+        stats.num_trainable += row["trainable"]
+        stats.drafts.update((draft["condition"], draft["status"]) for draft in row["drafts"])
+        stats.rewordings.update((each["condition"], each["status"]) for each in row["rewordings"])
+        stats.prompt_tokens += row["prompt_tokens"]
+        stats.completion_tokens += row["completion_tokens"]
+        stats.origins[_origin(row["lineage"])] += 1
+        for verdict in row["verdicts"]:
+            cells = stats.cells.setdefault((verdict["judge"], verdict["condition"]), Cells())
+            _count_verdict(cells, verdict, minima.get(verdict["judge"].partition("@")[0], 0.0))
+        if row["status"] == ACCEPTED:
+            for name, column in (
+                ("query", "query"),
+                ("original instruction", "instruction"),
+                ("new instruction", "new_instruction"),
+            ):
+                stats.lengths.setdefault(name, Counter())[len(words(row[column]))] += 1
+        _keep_example(stats, row["status"], table, index)
+
+
+def _count_verdict(cells: Cells, verdict: Mapping[str, Any], min_margin: float) -> None:
+    margin = verdict["margin"]
+    if verdict["expected"] is None:
+        cells.unlabelled += 1
+    elif margin is None or abs(margin) < min_margin:
+        cells.undecided += 1
+    else:
+        surplus = margin if verdict["expected"] else -margin
+        cells.surpluses[round(surplus, 1)] += 1
+        if surplus >= 0:
+            cells.right += 1
+        else:
+            cells.wrong += 1
+
+
+def _origin(lineage: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(
+        (name, ", ".join(value) if isinstance(value, list) else value)
+        for name, value in lineage.items()
+        if name not in _PLACES
+    )
+
+
+def _keep_example(stats: Stats, status: str, table: pa.Table, index: int) -> None:
+    if status == ACCEPTED:
+        kept, wanted = stats.accepted_examples, True
+    else:
+        kept, wanted = (
+            stats.rejected_examples,
+            status not in {each.status for each in stats.rejected_examples},
+        )
+    if not wanted or len(kept) == NUM_EXAMPLES:
+        return
+    [row] = table.slice(index, 1).to_pylist()
+    target = [each for each in row["instruction_negatives"] if each["id"] == row["target_id"]]
+    last_answer = row["drafts"][-1]["answer"] if row["drafts"] else ""
+    kept.append(
+        Example(
+            status=status,
+            query=row["query"],
+            instruction=row["instruction"],
+            answer=row["new_instruction"] or last_answer,
+            positive=_text(row["positive"]),
+            target=_text(target[0]) if target else "",
+        )
+    )
+
+
+def _text(passage: Mapping[str, Any]) -> str:
+    return f"{passage['title'] or ''} {passage['text']}".strip()
+
+
+Number = TypeVar("Number", int, float)
+
+
+def quantiles(counts: Mapping[Number, int], shares: Sequence[float] = QUANTILES) -> list[Number]:
+    """For each share the smallest value that at least this share of all is not above. Needs one value."""
+    values = sorted(counts)
+    num_not_above = np.cumsum([counts[value] for value in values])
+    places = np.searchsorted(num_not_above, np.asarray(shares) * num_not_above[-1])
+    return [values[place] for place in places]
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+Rows = list[list[str]]  # the first is the heading
+
+
+def state(stats: Stats) -> str:
+    """One sentence: whether the run is finished."""
+    if stats.num_missing_shards:
+        done = stats.num_shards - stats.num_missing_shards
+        return f"not finished: {done:,} of {stats.num_shards:,} shards stand, and only they are counted here"
+    if not stats.compared:
+        return "not finished: all shards stand, but their rows have not been searched for near-duplicates"
+    return f"finished: {stats.num_rows:,} rows in {stats.num_shards:,} shards"
+
+
+def funnel(stats: Stats) -> Rows:
+    ordered = sorted(stats.statuses.items(), key=lambda item: (item[0] != ACCEPTED, -item[1], item[0]))
+    return [
+        ["status", "rows", "share"],
+        *([name, f"{count:,}", f"{count / stats.num_rows:.1%}"] for name, count in ordered if count),
+    ]
+
+
+def margins(stats: Stats) -> Rows:
+    rows = [["judge", "condition", "right", "wrong", "undecided", "no label", *_headings()]]
+    for (judge, condition), cells in sorted(stats.cells.items()):
+        counts = (cells.right, cells.wrong, cells.undecided, cells.unlabelled)
+        rows.append([judge, condition, *(f"{count:,}" for count in counts), *_cells(cells.surpluses, ".1f")])
+    return rows
+
+
+def lengths(stats: Stats) -> Rows:
+    return [
+        ["words of the", *_headings(), "longest"],
+        *([name, *_cells(counts, "d"), f"{max(counts)}"] for name, counts in stats.lengths.items()),
+    ]
+
+
+def parts(stats: Stats) -> Rows:
+    """Drafts and rewordings, of which a row may have several."""
+    return [
+        ["", "of the instruction", "status", "number"],
+        *(
+            [name, condition, status, f"{count:,}"]
+            for name, counts in (("drafts", stats.drafts), ("rewordings", stats.rewordings))
+            for (condition, status), count in sorted(counts.items())
+        ),
+    ]
+
+
+def exam(stats: Stats) -> Rows:
+    rows = [["judge", "figure", "value"]]
+    for judge, result in stats.exam.items():
+        for name, value in result.items():
+            rows.append(
+                [judge, name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value)]
+            )
+    return rows
+
+
+def _headings() -> list[str]:
+    return [f"{share:.0%}" for share in QUANTILES]
+
+
+def _cells(counts: Mapping[Number, int], layout: str) -> list[str]:
+    return [format(value, layout) for value in quantiles(counts)] if counts else ["-"] * len(QUANTILES)
+
+
+def print_stats(stats: Stats, console: Console | None = None) -> None:
+    """Tables for a terminal, then examples."""
+    console = console or Console()
+    console.print(state(stats), highlight=False)
+    for title, rows in (
+        ("what became of the rows", funnel(stats)),
+        ("verdicts, and by how much they are right (quantiles of the surplus)", margins(stats)),
+        ("lengths of accepted rows (quantiles)", lengths(stats)),
+        ("drafts and rewordings", parts(stats)),
+        ("exam", exam(stats)),
+    ):
+        if len(rows) > 1:
+            console.print(_rich(title, rows))
+    console.print(
+        f"accepted {stats.accepted_share:.1%}; trainable {stats.num_trainable:,}; tokens:"
+        f" {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written",
+        highlight=False,
+    )
+    for example in (*stats.accepted_examples, *stats.rejected_examples):
+        console.print(f"\n[bold]{example.status}[/bold]")
+        for name in ("query", "instruction", "positive", "answer", "target"):
+            text = " ".join(getattr(example, name).split())
+            shown = text if len(text) <= 300 else f"{text[:300]}..."
+            console.print(f"  {name:<11} {escape(shown)}", highlight=False)
+
+
+def _rich(title: str, rows: Rows) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")  # a name that is cut off says nothing
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    return table

@@ -1,0 +1,71 @@
+"""Runs as generation leaves them, put without it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dualview.costs import Spent
+from dualview.records import (
+    ACCEPTED,
+    Draft,
+    DualView,
+    Lineage,
+    Passage,
+    Requirement,
+    Rewording,
+    Seed,
+    Verdict,
+)
+from dualview.shards import Input, Shard, commit, plan_run
+from dualview.storage import Store
+
+
+def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave out Africa.", **changes: Any):
+    seed = Seed(
+        id=seed_id,
+        query_id="ports",
+        query=query,
+        instruction="Only countries in Africa.",
+        positive=Passage("kenya", "Kenya lies in Africa.", attributes={"region": "Africa", "coast": "yes"}),
+        instruction_negatives=(Passage("peru", "Peru lies in South America.", title="Peru"),),
+        requirements=(Requirement(True, "region", "Africa"),),
+    )
+    whole = DualView(
+        seed=seed,
+        target_id="peru",
+        new_instruction=new_instruction,
+        new_requirements=(Requirement(False, "region", "Africa"),),
+        status=ACCEPTED,
+        trainable=True,
+        verdicts=(
+            Verdict("attributes", "new", "peru", True, 1.5),
+            Verdict("llm:j@1", "query", "kenya", None, None),
+        ),
+        drafts=(
+            Draft("new", f"<instruction>{new_instruction}</instruction>", new_instruction, ACCEPTED, 1.5),
+        ),
+        rewordings=(Rewording("new", "Anything but Africa.", ACCEPTED),),
+        prompt_tokens=100,
+        completion_tokens=10,
+        lineage=Lineage("demo", "write@1", "{}", ("attributes",), "", "0.1", "", "run", 0, "one"),
+    )
+    return replace(whole, **changes)
+
+
+def finish_run(
+    store: Store, shards: Sequence[Sequence[DualView]], settings: Mapping[str, Any], num_missing: int = 0
+) -> None:
+    """Plans a run of these shards, in this order, and commits them but for the last `num_missing`."""
+    inputs = [Input(f"input-{index}", len(rows), "checksum") for index, rows in enumerate(shards)]
+    plan = plan_run(store, settings, inputs, rows_per_shard=max(map(len, shards)))
+    for shard, rows in list(zip(plan.shards, shards, strict=True))[: len(shards) - num_missing]:
+        put_shard(store, shard, rows)
+
+
+def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
+    placed = [
+        replace(each, lineage=replace(each.lineage, run="run", shard=shard.index, attempt="one"))
+        for each in rows
+    ]
+    planned = [(each.seed.id, each.target_id) for each in placed]
+    commit(store, shard, planned, placed, "one", Spent())

@@ -1,0 +1,130 @@
+"""The card, and that what it says about reading the rows is so."""
+
+from pathlib import Path
+import re
+
+import datasets
+from finished_run import finish_run, row
+import pyarrow as pa
+import pytest
+import yaml
+
+from dualview.config import NearDuplicates
+from dualview.errors import InputError
+from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
+from dualview.shards import read_training_rows
+from dualview.storage import open_store
+from dualview.synthesis.card import COLUMNS, _size, put_card
+from dualview.synthesis.duplicates import mark_near_duplicates
+
+NEAR = NearDuplicates(threshold=0.9, num_perm=64, ngram=2)
+SHARDS = [
+    [row("a"), row("b", trainable=False, status="declined")],
+    [row("c"), row("d", new_instruction="Only islands with a king, please."), row("e", query="main exports")],
+]
+
+
+@pytest.fixture(params=[None, NEAR], ids=["not compared", "compared"])
+def finished(request, tmp_path) -> Path:
+    store = open_store(str(tmp_path))
+    asked = request.param and request.param.model_dump(mode="json")
+    settings = {"source": {"kind": "tuples", "paths": ["a|b.jsonl"]}, "near_duplicates": asked}
+    finish_run(store, SHARDS, settings)
+    if request.param:
+        mark_near_duplicates(store, request.param)
+    assert put_card(store)
+    return tmp_path
+
+
+def snippet(card: str, reader: str) -> str:
+    [code] = re.findall(rf"^{reader}:\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL)
+    return code
+
+
+def read(finished: Path, reader: str):
+    card = (finished / "README.md").read_text()
+    names: dict = {}
+    exec(snippet(card, reader).replace("DATA", str(finished)), names)
+    return names["rows"]
+
+
+def as_ours(table: pa.Table) -> list:
+    return dual_views_from_table(table.select(DUAL_VIEW_SCHEMA.names).cast(DUAL_VIEW_SCHEMA))
+
+
+def expected(finished: Path) -> list:
+    rows = [
+        each
+        for table in read_training_rows(open_store(str(finished)))
+        for each in dual_views_from_table(table)
+    ]
+    assert len(rows) in (3, 4)
+    return rows
+
+
+def test_pandas_reads_the_rows(finished):
+    rows = read(finished, "pandas")
+    assert as_ours(pa.Table.from_pandas(rows, schema=DUAL_VIEW_SCHEMA, preserve_index=False)) == expected(
+        finished
+    )
+
+
+def test_duckdb_reads_the_rows(finished):
+    rows = as_ours(read(finished, "DuckDB").to_arrow_table())
+    assert sorted(rows, key=lambda each: each.seed.id) == expected(finished)
+
+
+def test_datasets_reads_the_rows(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = read(finished, "Hugging Face datasets")
+    assert as_ours(rows.with_format("arrow")[:]) == expected(finished)
+
+
+def test_the_card_says_what_the_run_is(finished):
+    card = (finished / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    front_matter = yaml.safe_load(front)
+    assert front_matter["size_categories"] == ["n<1K"]
+    compared = (finished / "near_duplicates.parquet").exists()
+    assert [each["config_name"] for each in front_matter["configs"]] == ["rows", "near_duplicates"][
+        : 1 + compared
+    ]
+    assert f"5 rows, {3 if compared else 4} of them to train on" in " ".join(body.split())
+    assert ("| near_duplicate | 1 | 20.0% |" in body) == compared
+    assert "| write@1 |" in body  # the prompt
+    settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", body, re.DOTALL)[1])
+    assert settings["source"] == {"kind": "tuples", "paths": ["a|b.jsonl"]}
+    assert "| input-0 | 2 | checksum |" in body
+
+
+def test_every_column_is_described():
+    assert list(COLUMNS) == DUAL_VIEW_SCHEMA.names
+
+
+def test_a_card_that_stands_stays(finished):
+    before = (finished / "README.md").read_bytes()
+    assert not put_card(open_store(str(finished)))
+    assert (finished / "README.md").read_bytes() == before
+
+
+def test_an_unfinished_run_gets_no_card(tmp_path):
+    store = open_store(str(tmp_path))
+    finish_run(store, SHARDS, {}, num_missing=1)
+    with pytest.raises(InputError, match=r"not finished: 1 of 2 shards stand.*; a card needs a finished run"):
+        put_card(store)
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "size"),
+    [
+        (0, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (99_999, "10K<n<100K"),
+        (100_000, "100K<n<1M"),
+        (10**7, "10M<n<100M"),
+    ],
+)
+def test_the_size_is_in_the_hubs_words(num_rows, size):
+    assert _size(num_rows) == size
