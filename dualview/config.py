@@ -247,6 +247,9 @@ class GenerateConfig(Synthesis):
     rows_per_shard: Positive
     shards_in_flight: Positive  # per actor
     actors: EngineActors
+    min_accepted_share: (
+        Share  # of the last 500 rows: with fewer the run stops, for an engine may answer nonsense
+    )
     trail: str | None  # a local JSONL file for the progress of the run
 
     @model_validator(mode="after")

@@ -22,7 +22,8 @@ class Progress:
         progress.advance(1, accepted_share=0.87)
 
     `trail` gets one JSON object a line for each advance: time (seconds since 1970), done, total, and the
-    figures. It is appended to, so that a run that goes on keeps its history. `clock` tells seconds.
+    figures. It is appended to, so that a run that goes on keeps its history. `clock` tells the seconds that
+    rates are made of; it must not jump, as `wall_clock`, which stamps the trail, may.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Progress:
         unit: str,
         trail: Path | None,
         console: Console | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._label, self._total, self._unit, self._trail, self._clock = label, total, unit, trail, clock
+        self._label, self._total, self._unit, self._trail = label, total, unit, trail
+        self._clock, self._wall_clock = clock, wall_clock
         self._console = console or Console()
         self._bar = Bar(
             TextColumn(label),
@@ -58,15 +61,18 @@ class Progress:
 
     def advance(self, num_units: int, **figures: float) -> None:
         """Counts `num_units` more as done; figures (accepted_share=0.87) stay on show until they change."""
-        now = self._clock()
         self._done += num_units
         self._figures.update(figures)
         self._bar.update(self._task, completed=self._done, description=self._status())
         if self._trail is not None:
-            with self._trail.open("a") as file:
-                file.write(
-                    json.dumps({"time": now, "done": self._done, "total": self._total, **figures}) + "\n"
-                )
+            line = {"time": self._wall_clock(), "done": self._done, "total": self._total, **figures}
+            try:
+                with self._trail.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # figures to look at must not end a run
+                self._console.print(f"{self._trail}: cannot be written ({error.strerror}); the run goes on")
+                self._trail = None
+        now = self._clock()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._print_line()
             self._last_line = now

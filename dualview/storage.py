@@ -2,28 +2,64 @@
 
 A put is atomic and never replaces: an object is absent or whole, and it stays what it was. That is all
 that shards.py needs for its commits. Keys are relative to the store's prefix and use "/".
+
+A store that fails for a while is waited for. One that stays away, refuses or is full raises Interruption.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 import os
 from pathlib import Path
+import random
 import shutil
 import tempfile
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import boto3
+from boto3.exceptions import RetriesExceededError
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+)
 import pyarrow.fs
 
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
+
+T = TypeVar("T")
 
 _PARTIAL = ".partial-"  # names of local files that are still being written; no object is called so
+
+# A restart of a server, a failover or a throttled prefix is over within minutes; what takes longer wants a person.
+_PATIENCE_SECONDS = 300
+_LONGEST_PAUSE_SECONDS = 20
+# Without a byte for this long, a connection is taken for dead. boto3 would wait twice as long.
+_SILENCE_SECONDS = 30
+# What boto3's retries call throttling and time-outs, and what a machine gets whose clock jumped.
+_PASSING_CODES = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict"}
+# Temporary credentials that ran out, or old ones that were deleted. A HEAD has no body to say more than 403.
+_EXPIRED_CODES = {
+    "403",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestExpired",
+    "TokenRefreshRequired",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -83,7 +119,8 @@ class LocalStore:
         return (self.folder / key).read_bytes()
 
     def download(self, key: str, path: Path) -> None:
-        shutil.copyfile(self.folder / key, path)
+        with _room_for(path):
+            shutil.copyfile(self.folder / key, path)
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
         deepest = self.folder / prefix.rpartition("/")[0]
@@ -93,20 +130,32 @@ class LocalStore:
 
     def put_new(self, key: str, data: bytes, attempt: str) -> bool:
         path = self.folder / key
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{_PARTIAL}{attempt}-{uuid4().hex}")
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(partial, path)
-        except FileExistsError:  # a disk loses no answers, so it is another's
-            return False
-        finally:
-            partial.unlink(missing_ok=True)
-        _fsync_folder(path.parent)
+        with _room_for(path):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with partial.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(partial, path)
+            except FileExistsError:  # a disk loses no answers, so it is another's
+                return False
+            finally:
+                partial.unlink(missing_ok=True)
+            _fsync_folder(path.parent)
         return True
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Raises Interruption where the disk has no room, or does not let us write for another reason."""
+    try:
+        yield
+    except FileNotFoundError:  # of what was to be read
+        raise
+    except OSError as error:
+        raise Interruption(f"{path}: cannot be written ({error.strerror}); make room for it") from error
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -138,27 +187,75 @@ class S3Store:
 
     @cached_property
     def _client(self) -> Any:
-        return _s3_client(Config(retries={"mode": "standard", "total_max_attempts": 6}))
+        # One try a request: `_ask` repeats what is worth it, and boto3 would give up after seconds.
+        return _s3_client(
+            Config(
+                connect_timeout=_SILENCE_SECONDS,
+                read_timeout=_SILENCE_SECONDS,
+                retries={"mode": "standard", "total_max_attempts": 1},
+            )
+        )
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """What `question` gets from the client, asked until S3 answers. May be asked more than once.
+
+        Raises Interruption where S3 refuses it, or fails for longer than _PATIENCE_SECONDS.
+        """
+        began = time.monotonic()
+        asked_with_fresh_credentials = False
+        for number in count():
+            try:
+                return question(self._client)
+            except (ClientError, BotoCoreError, RetriesExceededError) as error:
+                reason = _reason(error)
+                if _is_about_credentials(error):
+                    # boto3 renews some kinds by itself; a file that was renewed it reads for a new client only.
+                    if asked_with_fresh_credentials:
+                        raise Interruption(
+                            f"{self.url}: the credentials are no longer accepted ({reason}); renew them"
+                        ) from error
+                    asked_with_fresh_credentials = True
+                    self.__dict__.pop("_client", None)
+                elif not _may_pass(error):
+                    raise Interruption(
+                        f"{self.url}: S3 refuses a request ({reason});"
+                        " see to the rights of the credentials and the state of the bucket"
+                    ) from error
+                elif time.monotonic() - began > _PATIENCE_SECONDS:
+                    raise Interruption(
+                        f"{self.url}: S3 has failed for {_PATIENCE_SECONDS} s ({reason}); wait until it is well"
+                    ) from error
+            # Drawn by lot, so that a thousand actors do not come back at the same moment.
+            time.sleep(random.uniform(0, min(0.2 * 2**number, _LONGEST_PAUSE_SECONDS)))
+        raise AssertionError("count() does not end")
 
     def _full_key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def get(self, key: str) -> bytes:
-        try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=self._full_key(key))
-        except self._client.exceptions.NoSuchKey:
-            raise FileNotFoundError(f"{self.url}/{key}") from None
-        content: bytes = answer["Body"].read()
-        return content
+        def whole(client: Any) -> bytes:
+            try:
+                answer = client.get_object(Bucket=self.bucket, Key=self._full_key(key))
+            except client.exceptions.NoSuchKey:
+                raise FileNotFoundError(f"{self.url}/{key}") from None
+            content: bytes = answer["Body"].read()  # a connection may break off here, too
+            return content
+
+        return self._ask(whole)
 
     def download(self, key: str, path: Path) -> None:
-        self._client.download_file(self.bucket, self._full_key(key), str(path))
+        with _room_for(path):
+            self._ask(lambda client: client.download_file(self.bucket, self._full_key(key), str(path)))
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self._full_key(prefix)
-        )
-        objects = (item for page in pages for item in page.get("Contents", ()))
+        objects: list[Any] = []
+        place = {"Bucket": self.bucket, "Prefix": self._full_key(prefix)}
+        while True:
+            page = self._ask(lambda client: client.list_objects_v2(**place))
+            objects += page.get("Contents", ())
+            if not page["IsTruncated"]:
+                break
+            place["ContinuationToken"] = page["NextContinuationToken"]
         start = len(self._full_key(""))
         # Consoles mark an empty "folder" by an object whose key ends with "/".
         return sorted(
@@ -167,20 +264,39 @@ class S3Store:
 
     def put_new(self, key: str, data: bytes, attempt: str) -> bool:
         place = {"Bucket": self.bucket, "Key": self._full_key(key)}
-        pauses_seconds = [1.6, 0.4, 0.1]
-        while True:
+
+        def put(client: Any) -> bool:
             try:
-                self._client.put_object(**place, Body=data, IfNoneMatch="*", Metadata={"attempt": attempt})
-                return True
+                client.put_object(**place, Body=data, IfNoneMatch="*", Metadata={"attempt": attempt})
             except ClientError as error:
-                if _status(error) == 412:
-                    # boto3 repeats a put whose answer was lost, and then meets its own object.
-                    metadata = self._client.head_object(**place)["Metadata"]
-                    return bool(metadata.get("attempt") == attempt)
-                # 409: another conditional put of this key is under way, and either may win.
-                if _status(error) != 409 or not pauses_seconds:
+                if _status(error) != 412:
                     raise
-                time.sleep(pauses_seconds.pop())
+                # A put whose answer was lost is repeated, and then meets its own object.
+                metadata = client.head_object(**place)["Metadata"]
+                return bool(metadata.get("attempt") == attempt)
+            return True
+
+        return self._ask(put)
+
+
+def _reason(error: Exception) -> str:
+    """S3's code, or what happened on the way to it."""
+    return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else type(error).__name__
+
+
+def _is_about_credentials(error: Exception) -> bool:
+    if isinstance(error, ClientError):
+        return _reason(error) in _EXPIRED_CODES
+    return isinstance(error, CredentialRetrievalError | NoCredentialsError | SSOError | TokenRetrievalError)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed after a while."""
+    if isinstance(error, ClientError):
+        # 409: another conditional put of this key is under way. 501: this S3 does not know what we ask for.
+        status = _status(error)
+        return _reason(error) in _PASSING_CODES or status in (409, 429) or (status >= 500 and status != 501)
+    return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | RetriesExceededError)
 
 
 def _s3_client(config: Config) -> Any:

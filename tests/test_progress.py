@@ -63,7 +63,7 @@ def test_the_trail_has_a_line_for_each_advance_and_is_continued(tmp_path: Path) 
     trail = tmp_path / "logs" / "trail.jsonl"
     clock = Clock()
     for _ in range(2):
-        with Progress("generate", 3, "shards", trail, plain_console(), clock) as progress:
+        with Progress("generate", 3, "shards", trail, plain_console(), clock, clock) as progress:
             clock.seconds += 1.5
             progress.advance(1, accepted_share=0.5)
             progress.advance(2)
@@ -73,6 +73,29 @@ def test_the_trail_has_a_line_for_each_advance_and_is_continued(tmp_path: Path) 
         {"time": 1001.5, "done": 3, "total": 3},
         {"time": 1003.0, "done": 1, "total": 3, "accepted_share": 0.5},
         {"time": 1003.0, "done": 3, "total": 3},
+    ]
+
+
+@pytest.mark.parametrize("jump_seconds", [-1e6, 1e6])
+def test_a_jump_of_the_machines_clock_changes_no_rate(tmp_path: Path, jump_seconds: float) -> None:
+    clock, wall_clock, console = Clock(), Clock(), plain_console()
+    with Progress("train", 40, "steps", tmp_path / "trail.jsonl", console, clock, wall_clock) as progress:
+        clock.seconds += 24
+        wall_clock.seconds += jump_seconds
+        progress.advance(12)
+    assert (
+        printed(console).splitlines()[-1] == "train: 12/40 steps, 0.5 a second, 0:00:56 left, 0:00:24 elapsed"
+    )
+
+
+def test_a_full_disk_costs_the_trail_and_not_the_run() -> None:
+    console = plain_console()
+    with Progress("train", 2, "steps", Path("/dev/full"), console, Clock()) as progress:
+        progress.advance(1)
+        progress.advance(1)
+    assert printed(console).splitlines() == [
+        "/dev/full: cannot be written (No space left on device); the run goes on",
+        "train: 2/2 steps, 0:00:00 elapsed",
     ]
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualview.costs import Spent
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 from dualview.records import (
     ACCEPTED,
     REASONS,
@@ -495,8 +495,8 @@ def test_a_row_that_two_attempts_died_on_is_a_killer(
     store = open_store(str(tmp_path))
     shard, neighbour = Shard(5, "north.jsonl", 0, 16), Shard(6, "north.jsonl", 16, 32)
     mark_all(store, shard, marked)
-    assert killers(store, shard) == expected
-    assert killers(store, neighbour) == set()
+    assert killers(store, shard, shard.num_rows) == expected
+    assert killers(store, neighbour, neighbour.num_rows) == set()
 
 
 def test_a_killer_row_is_found_and_the_shard_gets_done(store: Store) -> None:
@@ -508,7 +508,7 @@ def test_a_killer_row_is_found_and_the_shard_gets_done(store: Store) -> None:
         ordinal = begin_attempt(store, shard, attempt)
         if ordinal < 3:
             return False  # all rows at once: dead
-        condemned = killers(store, shard)
+        condemned = killers(store, shard, shard.num_rows)
         rows = finished_rows(shard, attempt)
         for row_index in range(shard.num_rows):
             if row_index in condemned:
@@ -522,3 +522,16 @@ def test_a_killer_row_is_found_and_the_shard_gets_done(store: Store) -> None:
     assert [run_until_death(attempt) for attempt in "abcde"] == [False, False, False, False, True]
     [table] = read_tables(store)
     assert table["status"].to_pylist() == [ACCEPTED] * 3 + ["poison"] + [ACCEPTED]
+
+
+def test_an_engine_that_dies_on_every_row_is_laid_to_none(store: Store) -> None:
+    shard, other = (Shard(index, "north.jsonl", 16 * index, 16 * index + 16) for index in (5, 6))
+    deaths = enumerate([0, 0, 7, 7, 8, 8, 9, 9, 10, 10], start=3)
+    mark_all(store, shard, {ordinal: range(row + 1) for ordinal, row in deaths})
+    mark_all(store, other, {3: range(1), 4: range(1)})
+    with pytest.raises(Interruption, match=r"on each of 4 rows in a row \(north.jsonl, rows 80 to 95\)"):
+        killers(store, shard, shard.num_rows)
+
+    assert killers(store, shard, shard.num_rows) == killers(store, other) == set()
+    mark_all(store, shard, {13: range(3), 14: range(3)})
+    assert killers(store, shard, shard.num_rows) == {2}

@@ -1,23 +1,34 @@
-"""One contract, kept by a folder and by S3 (moto's server, behind a gateway that can misbehave)."""
+"""One contract, kept by a folder and by S3 (moto's server, which can be made to fail)."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import os
 from pathlib import Path
 import pickle
+import shutil
 import socket
-from threading import Barrier, Lock, Thread
+import subprocess
+import sys
+from threading import Barrier
 import time
 from uuid import uuid4
 
 import boto3
-from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
+from faulty_s3 import (
+    ALWAYS,
+    Fault,
+    FaultyS3,
+    cut_answer,
+    cut_request,
+    error,
+    lost_answer,
+    serving,
+    silence,
+)
 import pytest
 
-from dualview.errors import InputError
+from dualview import storage
+from dualview.errors import InputError, Interruption
 from dualview.storage import (
     Entry,
     LocalStore,
@@ -30,101 +41,28 @@ from dualview.storage import (
 )
 
 SECRET = "not-a-real-secret"
-LOSE_ANSWER = 0
-
-
-class Gateway(ThreadingHTTPServer):
-    """Passes requests on to moto, except that each fault strikes once.
-
-    A fault is a part of "METHOD path" and an HTTP status with S3's code for it, which is answered without
-    asking moto; LOSE_ANSWER lets moto do the work and hangs up. Puts go one at a time, because S3 promises
-    that a create-only put is atomic, but moto looks and writes without a lock.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, moto_port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Forwarder)
-        self.moto_port = moto_port
-        self.faults: list[tuple[str, int, str]] = []
-        self.put_lock = Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class _Forwarder(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Gateway
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        request = f"{self.command} {self.path}"
-        fault = next((fault for fault in self.server.faults if fault[0] in request), None)
-        if fault:
-            self.server.faults.remove(fault)
-            _, status, code = fault
-            if status != LOSE_ANSWER:
-                self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
-                return
-        with self.server.put_lock:
-            moto = HTTPConnection("127.0.0.1", self.server.moto_port)
-            moto.request(self.command, self.path, body, dict(self.headers))
-            answer = moto.getresponse()
-            content = answer.read()
-            moto.close()
-        if fault:
-            self.close_connection = True
-            return
-        self._answer(answer.status, dict(answer.getheaders()), content)
-
-    do_HEAD = do_PUT = do_POST = do_GET
-
-    def _answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            if name.lower() not in ("connection", "transfer-encoding", "server", "date"):
-                self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def moto_port() -> Iterator[int]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
 
 
 @pytest.fixture
-def gateway(moto_port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gateway]:
-    gateway = Gateway(moto_port)
-    thread = Thread(target=gateway.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FaultyS3]:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", gateway.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "not-a-real-key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield gateway
-    gateway.shutdown()
-    thread.join()
-    gateway.server_close()
+    s3 = FaultyS3()
+    with serving(s3) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "not-a-real-key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws-credentials"))
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield s3
 
 
 @pytest.fixture
-def bucket(gateway: Gateway) -> str:
+def bucket(s3: FaultyS3) -> str:
     name = f"bucket-{uuid4().hex[:8]}"
-    boto3.session.Session().client("s3", endpoint_url=gateway.url).create_bucket(Bucket=name)
+    boto3.session.Session().client("s3").create_bucket(Bucket=name)
     return name
 
 
@@ -285,6 +223,49 @@ def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
         check_reachable(open_store(str(tmp_path / "run")))
 
 
+FILL_A_DISK = """
+import os, sys
+from dualview.errors import Interruption
+from dualview.storage import open_store
+
+store = open_store(sys.argv[1])
+assert store.put_new("data/one", b"1" * 30_000, "me")
+for write in (
+    lambda: store.put_new("data/two", b"2" * 60_000, "me"),
+    lambda: store.download("data/one", store.folder / "copy-of-one"),
+    lambda: store.download("data/one", store.folder / "another-copy"),
+):
+    try:
+        write()
+    except Interruption as error:
+        print(error)
+assert [entry.key for entry in store.list("data/")] == ["data/one"]
+assert os.listdir(store.folder / "data") == ["one"]
+"""
+
+
+def may_mount() -> bool:
+    command = ["unshare", "-Urm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs namespaces of the user's own, to make a small disk")
+def test_a_full_disk_interrupts_the_run_and_keeps_nothing_half_written(tmp_path: Path) -> None:
+    process = subprocess.run(
+        [
+            *("unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"', tmp_path),
+            *(sys.executable, "-c", FILL_A_DISK, tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.splitlines() == [
+        f"{tmp_path}/{name}: cannot be written (No space left on device); make room for it"
+        for name in ("data/two", "another-copy")
+    ]
+
+
 # --- S3's own troubles ----------------------------------------------------------------------------
 
 
@@ -305,41 +286,99 @@ def test_the_folder_marks_of_consoles_are_not_listed(bucket: str, s3_store: Stor
     assert list(s3_store.list()) == []
 
 
-def test_a_put_whose_answer_was_lost_is_known_as_ours(gateway: Gateway, s3_store: Store) -> None:
-    gateway.faults = [("PUT", LOSE_ANSWER, "")]
+def test_a_put_whose_answer_was_lost_is_known_as_ours(s3: FaultyS3, s3_store: Store) -> None:
+    s3.faults = [("PUT", lost_answer, 1)]
     assert s3_store.put_new("shard", b"ours", "me")
-    assert gateway.faults == []
+    assert s3.faults == []
     assert s3_store.get("shard") == b"ours"
 
 
-def test_a_lost_answer_does_not_claim_anothers_object(gateway: Gateway, s3_store: Store) -> None:
+def test_a_lost_answer_does_not_claim_anothers_object(s3: FaultyS3, s3_store: Store) -> None:
     s3_store.put_new("shard", b"theirs", "them")
-    gateway.faults = [("PUT", LOSE_ANSWER, "")]
+    s3.faults = [("PUT", lost_answer, 1)]
     assert not s3_store.put_new("shard", b"ours", "me")
     assert s3_store.get("shard") == b"theirs"
 
 
-@pytest.mark.parametrize("fault", [("PUT", 409, "ConditionalRequestConflict"), ("PUT", 503, "SlowDown")])
-def test_a_busy_server_is_asked_again(gateway: Gateway, s3_store: Store, fault: tuple[str, int, str]) -> None:
-    gateway.faults = [fault]
-    assert s3_store.put_new("shard", b"first", "one")
-    gateway.faults = [fault]
-    assert not s3_store.put_new("shard", b"second", "two")
-    assert gateway.faults == []
-    assert s3_store.get("shard") == b"first"
+PASSING_FAULTS = {
+    "an internal error": error(500, "InternalError"),
+    "a server that starts": error(503, "ServiceUnavailable"),
+    "throttling": error(503, "SlowDown"),
+    "a race": error(409, "ConditionalRequestConflict"),
+    "a clock that jumped": error(403, "RequestTimeTooSkewed"),
+    "a lost answer": lost_answer,
+    "an answer that breaks off": cut_answer,
+    "a request that breaks off": cut_request,
+    "silence": silence,
+}
 
 
-def test_a_refused_put_is_no_lost_race(gateway: Gateway, s3_store: Store) -> None:
-    gateway.faults = [("PUT", 403, "AccessDenied")]
-    with pytest.raises(ClientError, match="AccessDenied"):
-        s3_store.put_new("shard", b"", "me")
+@pytest.mark.parametrize("fault", PASSING_FAULTS.values(), ids=PASSING_FAULTS)
+def test_what_passes_is_waited_for(
+    s3: FaultyS3, s3_store: Store, fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_SILENCE_SECONDS", 0.3)
+    ours, theirs = os.urandom(300_000), os.urandom(300_000)
+    s3.faults = [("PUT", fault, 2)]
+    assert s3_store.put_new("shard", ours, "one")
+    s3.faults = [("PUT", fault, 1)]
+    assert not s3_store.put_new("shard", theirs, "two")
+    s3.faults = [("GET", fault, 1)]
+    assert s3_store.get("shard") == ours
+    s3.faults = [("GET", fault, 1)]
+    assert s3_store.list() == [Entry("shard", len(ours))]
+    s3.faults = [("GET", fault, 1)]
+    s3_store.download("shard", tmp_path / "shard")
+    assert (tmp_path / "shard").read_bytes() == ours
+    assert s3.faults == []
 
 
-def test_a_download_that_breaks_off_leaves_nothing(gateway: Gateway, s3_store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (error(503, "SlowDown"), "S3 has failed for 0 s (SlowDown); wait until it is well"),
+        (cut_request, "S3 has failed for 0 s (ConnectionClosedError); wait until it is well"),
+        (error(403, "AccessDenied"), "S3 refuses a request (AccessDenied); see to the rights"),
+        (error(501, "NotImplemented"), "S3 refuses a request (NotImplemented); see to the rights"),
+        (error(400, "ExpiredToken"), "the credentials are no longer accepted (ExpiredToken); renew them"),
+    ],
+)
+def test_what_stays_interrupts_the_run_and_leaves_nothing(
+    s3: FaultyS3, s3_store: Store, fault: Fault, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0)
+    s3.faults = [("PUT", fault, ALWAYS)]
+    with pytest.raises(Interruption) as caught:
+        s3_store.put_new("shard", b"data", "me")
+    assert str(caught.value).startswith(f"{s3_store.url}: {sentence}")
+    assert SECRET not in str(caught.value)
+    s3.faults = []
+    assert list(s3_store.list()) == []
+
+
+def test_credentials_that_are_renewed_in_their_file_are_taken_up(
+    s3: FaultyS3, s3_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def write_credentials(key: str) -> None:
+        (tmp_path / "aws-credentials").write_text(
+            f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {SECRET}\n"
+        )
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    write_credentials("first-key")
+    assert s3_store.put_new("one", b"1", "me")
+    s3.faults = [("Credential=first-key/", error(400, "ExpiredToken"), ALWAYS)]
+    write_credentials("second-key")
+    assert s3_store.put_new("two", b"2", "me")
+    assert [entry.key for entry in s3_store.list()] == ["one", "two"]
+
+
+def test_a_download_that_breaks_off_leaves_nothing(s3: FaultyS3, s3_store: Store, tmp_path: Path) -> None:
     s3_store.put_new("config.json", b"{}", "me")
     s3_store.put_new("weights", b"w", "me")
-    gateway.faults = [("HEAD", 403, "AccessDenied")]
-    with pytest.raises(ClientError):
+    s3.faults = [("/run/weights", error(403, "AccessDenied"), ALWAYS)]
+    with pytest.raises(Interruption):
         download_tree(s3_store.url, tmp_path / "cache" / "copy")
     assert os.listdir(tmp_path / "cache") == []
 
@@ -358,19 +397,19 @@ def sentence(url: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.usefixtures("gateway")
+@pytest.mark.usefixtures("s3")
 def test_a_missing_bucket_is_told() -> None:
     assert "no bucket `absent-bucket`" in sentence("s3://absent-bucket/run")
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
-def test_refused_credentials_are_told(gateway: Gateway, bucket: str, code: str) -> None:
-    gateway.faults = [("GET", 403, code)]
+def test_refused_credentials_are_told(s3: FaultyS3, bucket: str, code: str) -> None:
+    s3.faults = [("GET", error(403, code), 1)]
     assert f"the credentials are refused ({code})" in sentence(f"s3://{bucket}/run")
 
 
-def test_another_refusal_is_told(gateway: Gateway, bucket: str) -> None:
-    gateway.faults = [("GET", 400, "InvalidRequest")]
+def test_another_refusal_is_told(s3: FaultyS3, bucket: str) -> None:
+    s3.faults = [("GET", error(400, "InvalidRequest"), 1)]
     assert "S3 answers InvalidRequest" in sentence(f"s3://{bucket}/run")
 
 
@@ -380,7 +419,7 @@ def test_missing_credentials_are_told(bucket: str, monkeypatch: pytest.MonkeyPat
     assert "set AWS_ACCESS_KEY_ID" in sentence(f"s3://{bucket}/run")
 
 
-@pytest.mark.usefixtures("gateway")
+@pytest.mark.usefixtures("s3")
 def test_an_unreachable_endpoint_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed_soon:
         port = closed_soon.getsockname()[1]
@@ -388,12 +427,12 @@ def test_an_unreachable_endpoint_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "cannot be reached" in sentence("s3://bucket/run")
 
 
-@pytest.mark.usefixtures("gateway")
+@pytest.mark.usefixtures("s3")
 def test_an_endpoint_that_is_no_url_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "minio 9000")
     assert "check the bucket's name and AWS_ENDPOINT_URL_S3" in sentence("s3://bucket/run")
 
 
-@pytest.mark.usefixtures("gateway")
+@pytest.mark.usefixtures("s3")
 def test_an_impossible_bucket_name_is_told() -> None:
     assert "check the bucket's name" in sentence("s3://no_such bucket!/run")

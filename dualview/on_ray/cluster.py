@@ -1,16 +1,18 @@
-"""Joining a cluster, and asking whether it can hold what a job wants before the job waits for ever."""
+"""Joining a cluster, asking whether it can hold what a job wants, and hearing what went wrong in its workers."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 import logging
 from typing import Any, TypeVar
 
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train import TrainingFailedError
 
 from dualview.config import Actors
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,17 +26,65 @@ def join_cluster(actors: Actors) -> None:
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
-    # Our own progress says it shorter.
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # our own progress says it shorter
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    resources = ray.cluster_resources()
-    for name, each in (("CPU", actors.cpus), ("GPU", actors.gpus)):
-        wanted, there = actors.num * each, resources.get(name, 0.0)
+    # What ends a run reaches the driver as it was raised (see errors_of_workers), and Ray Data logs its
+    # traceback, which is raised anyway, not a second and third time.
+    context.raise_original_map_exception = True
+    for module in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{module}").setLevel(logging.CRITICAL)
+    check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def check_room(actors: Actors, nodes: list[dict[str, float]]) -> None:
+    """Raises InputError where the actors do not fit on nodes with these resources."""
+    each = {"CPU": actors.cpus, **({"GPU": actors.gpus} if actors.gpus else {})}
+    # Rounded as Ray counts, to 0.0001: three tenths hold three times a tenth.
+    per_node = [
+        min(int(round(node.get(name, 0.0) / amount, 4)) for name, amount in each.items()) for node in nodes
+    ]
+    if sum(per_node) >= actors.num:
+        return
+    for name, amount in each.items():
+        wanted, there = actors.num * amount, sum(node.get(name, 0.0) for node in nodes)
         if wanted > there:
             raise InputError(
-                f"the cluster has {there:g} {name}s, but {actors.num} actors of {each:g} {name}s each"
+                f"the cluster has {there:g} {name}s, but {actors.num} actors of {amount:g} {name}s each"
                 f" need {wanted:g}; ask for fewer actors or smaller ones, or add nodes"
             )
+    shape = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
+    raise InputError(
+        f"the nodes of the cluster hold {sum(per_node)} actors of {shape} each, but {actors.num} are asked for,"
+        " and an actor lies on one node whole; ask for fewer actors or smaller ones, or add nodes"
+    )
+
+
+@contextmanager
+def errors_of_workers() -> Iterator[None]:
+    """An InputError or Interruption that ended a worker is raised here as what it was there.
+
+    Everything else keeps the wrapping and the traceback that Ray gave it.
+    """
+    try:
+        yield
+    except Exception as error:
+        for original in _originals(error):
+            if isinstance(original, InputError | Interruption):
+                # Ray Data adds lines of advice to the sentence.
+                raise type(original)(str(original).partition("\n")[0]) from None
+        raise
+
+
+def _originals(error: Any) -> Iterator[BaseException | None]:
+    """What Ray wrapped into `error`: raised in a task, in the constructor of an actor, in a training worker."""
+    match error:
+        case RayTaskError():
+            yield error.cause
+        case ActorDiedError(args=[RayTaskError() as creation, *_]):
+            yield creation.cause
+        case TrainingFailedError():
+            yield from getattr(error, "worker_failures", {}).values()
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -43,16 +93,10 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     call = ray.remote(num_cpus=1)(lambda item: function(item))
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()
-    for item in items:
-        if len(pending) == limit:
-            yield _result(pending.popleft())
-        pending.append(call.remote(item))
-    while pending:
-        yield _result(pending.popleft())
-
-
-def _result(task: Any) -> Any:
-    try:
-        return ray.get(task)
-    except RayTaskError as error:
-        raise error.cause from error  # an InputError stays one sentence
+    with errors_of_workers():
+        for item in items:
+            if len(pending) == limit:
+                yield ray.get(pending.popleft())
+            pending.append(call.remote(item))
+        while pending:
+            yield ray.get(pending.popleft())

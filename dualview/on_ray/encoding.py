@@ -11,6 +11,7 @@ from ray.data import ActorPoolStrategy
 
 from dualview.config import Actors
 from dualview.encoder import Precision, Side, encode_texts, load_encoder
+from dualview.on_ray.cluster import errors_of_workers
 from dualview.progress import Progress
 
 Vectors = dict[str, NDArray[np.float32]]  # text -> unit vector (E,)
@@ -57,7 +58,7 @@ def encode(
     )
     vectors: dict[str, Vectors] = {name: {} for name in jobs}
     total = sum(len(job.texts) for job in jobs.values())
-    with Progress("encoding", total, unit="texts", trail=None) as progress:
+    with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:
         for row in rows.iter_rows():
             unit = units[row["unit"]]
             matrix = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(unit["texts"]), -1)

@@ -1,8 +1,9 @@
 """Generation on Ray: Ray Data spreads shard numbers over actors, each of which holds an engine."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+import time
 from typing import Any
 
 import ray
@@ -12,9 +13,9 @@ from ray.data import ActorPoolStrategy
 import dualview
 from dualview.config import Budget, DraftsSource, GenerateConfig, GivenWriter, Price, VllmEngine
 from dualview.costs import Spent, used_up
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 from dualview.models import check_model
-from dualview.on_ray.cluster import join_cluster, map_in_order
+from dualview.on_ray.cluster import errors_of_workers, join_cluster, map_in_order
 from dualview.on_ray.examination import Exam, set_exam
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.progress import Progress
@@ -38,7 +39,19 @@ from dualview.synthesis.preview import fill_prompts
 from dualview.synthesis.recipe import check_parts, prompt_versions, writing_version
 
 # What says where, how fast and how far the work is done, and not what its rows are (rows_per_shard is the plan's).
-PLACEMENT = {"output", "rows_per_shard", "shards_in_flight", "actors", "price", "budget", "trail"}
+PLACEMENT = {
+    "output",
+    "rows_per_shard",
+    "shards_in_flight",
+    "actors",
+    "price",
+    "budget",
+    "min_accepted_share",
+    "trail",
+}
+
+# So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
+WATCHED_ROWS = 500
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -59,7 +72,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
         join_cluster(config.actors)
-        _finish_all(config, store, plan, exam, to_do)
+        with errors_of_workers():
+            _finish_all(config, store, plan, exam, to_do)
     if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
         join_cluster(config.actors)
         mark_near_duplicates(store, config.near_duplicates, each=map_in_order)
@@ -129,23 +143,41 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
 def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_seeds: int) -> None:
     """Follows the run on a live bar and in the trail."""
     spent, rows, accepted = Spent(), 0, 0
-    first_start = last_end = 0.0
+    began: float | None = None
+    recent: deque[tuple[int, int]] = deque()
     trail = Path(config.trail) if config.trail else None
     with Progress("generating", num_seeds, unit="seeds", trail=trail) as progress:
         for report in reports:
             rows += report["rows"]
             accepted += report["accepted"]
             spent += Spent(*(report[name] for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")))
-            first_start = min(first_start or report["start"], report["start"])
-            last_end = max(last_end, report["end"])
+            # Durations from the actors, moments from here: clocks of nodes may disagree, and jump.
+            began = began or time.monotonic() - report["seconds"]
             progress.advance(
                 report["seeds"],
                 accepted_share=accepted / max(rows, 1),
                 # Read and written ones, while engines were up: neither their start nor the exam counts.
-                # Clocks of nodes may disagree: a figure to look at must not end the run.
-                tokens_per_second=spent.tokens / max(last_end - first_start, 1e-3),
+                tokens_per_second=spent.tokens / max(time.monotonic() - began, 1e-3),
                 **({"dollars": spent.dollars(config.price)} if config.price else {}),
             )
+            recent.append((report["rows"], report["accepted"]))
+            check_accepted_share(config, recent)
+
+
+def check_accepted_share(config: GenerateConfig, recent: deque[tuple[int, int]]) -> None:
+    """Raises Interruption where the last WATCHED_ROWS rows have too few accepted ones to go on.
+
+    `recent` has (rows, accepted rows) of each shard; those that are too old to count are dropped.
+    """
+    while sum(rows for rows, _ in recent) - recent[0][0] >= WATCHED_ROWS:
+        recent.popleft()
+    rows, accepted = (sum(counts) for counts in zip(*recent, strict=True))
+    if rows >= WATCHED_ROWS and accepted < config.min_accepted_share * rows:
+        raise Interruption(
+            f"{config.output}: of the last {rows:,} rows {accepted:,} were accepted, less than"
+            f" min_accepted_share {config.min_accepted_share:g}; look at the status and drafts of rows in data/"
+            " and mend the engine, or choose a smaller share"
+        )
 
 
 class Account:

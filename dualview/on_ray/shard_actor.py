@@ -21,7 +21,7 @@ from dualview.costs import Spent
 from dualview.engines import EngineDied, open_engine
 from dualview.errors import InputError
 from dualview.on_ray.examination import Exam, exam_passed, sit_exams
-from dualview.records import ACCEPTED, DualView, Lineage
+from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
 from dualview.shards import (
     EXAM_KEY,
     Plan,
@@ -64,12 +64,11 @@ class ShardActor:
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A report on one shard; with 0 seeds where the budget was used up before it began."""
         shard = self.plan.shards[int(batch["shard"][0])]
-        start = time.time()
         if self.account is not None and await self.account.used_up.remote():
-            return _report(start, 0, [], Spent())
+            return _report(0.0, 0, [], Spent())
         try:
             recipe = await self._examined_recipe()
-            start = time.time()
+            start = time.monotonic()
             rows, spent = await self._finish(recipe, shard)
         except EngineDied:
             # Ray starts a new actor and hands it this one's shards.
@@ -78,7 +77,7 @@ class ShardActor:
             await self.account.add.remote(spent)
         if self.metrics is not None:
             self.metrics.count(rows)
-        return _report(start, shard.num_rows, rows, spent)
+        return _report(time.monotonic() - start, shard.num_rows, rows, spent)
 
     async def _finish(self, recipe: Recipe, shard: Shard) -> tuple[list[DualView], Spent]:
         attempt = uuid4().hex
@@ -130,7 +129,7 @@ class ShardActor:
     async def _one_by_one(
         self, recipe: Recipe, shard: Shard, ordinal: int, tasks: list[Task], origin: Lineage
     ) -> list[DualView]:
-        poisonous = await asyncio.to_thread(killers, self.store, shard)
+        poisonous = await asyncio.to_thread(killers, self.store, shard, len(tasks))
         rows = []
         for index, task in enumerate(tasks):
             if index in poisonous:
@@ -161,16 +160,15 @@ class ShardActor:
         return self.recipe
 
 
-def _report(start: float, num_seeds: int, rows: list[DualView], spent: Spent) -> dict[str, Any]:
+def _report(seconds: float, num_seeds: int, rows: list[DualView], spent: Spent) -> dict[str, Any]:
     figures = {
         "seeds": num_seeds,
         "rows": len(rows),
-        "accepted": sum(row.status == ACCEPTED for row in rows),
+        "accepted": sum(row.status in (ACCEPTED, WRITTEN) for row in rows),
         "prompt_tokens": spent.prompt_tokens,
         "completion_tokens": spent.completion_tokens,
         "gpu_seconds": spent.gpu_seconds,
-        "start": start,
-        "end": time.time(),
+        "seconds": seconds,
     }
     return {name: np.array([figure]) for name, figure in figures.items()}
 

@@ -19,7 +19,7 @@ import torch
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import asymmetric, new_encoder
 from dualview.models import check_model
-from dualview.on_ray.cluster import join_cluster
+from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.encoding import Job, encode
 from dualview.records import dual_views_from_table
 from dualview.shards import claim, read_training_rows
@@ -59,7 +59,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         placed = _anywhere(config)
         if config.documents == "frozen":
             _encode_passages(placed, groups)
-        _trainer(placed).fit()
+        with errors_of_workers():
+            _trainer(placed).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
 

@@ -1,32 +1,26 @@
 """One Ray cluster of this machine and one S3 server for all tests of this folder."""
 
 from collections.abc import Iterator
-from threading import Thread
 
 import boto3
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from faulty_s3 import FaultyS3, serving
 import pytest
 import ray
-from turnstile import Turnstile
-from werkzeug.serving import make_server
 
 BUCKET = "tests"
 
 
 @pytest.fixture(scope="session")
-def turnstile() -> Turnstile:
-    return Turnstile(DomainDispatcherApplication(create_backend_app))
+def faulty_s3() -> FaultyS3:
+    return FaultyS3()
 
 
 @pytest.fixture(scope="session")
-def s3(turnstile: Turnstile) -> Iterator[str]:
+def s3(faulty_s3: FaultyS3) -> Iterator[str]:
     """URL of a bucket on a real S3 server; set up before the cluster, whose workers inherit the endpoint."""
-    server = make_server("127.0.0.1", 0, turnstile, threaded=True, request_handler=MotoRequestHandler)
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
+    with serving(faulty_s3) as endpoint, pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ENDPOINT_URL_S3": endpoint,
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1",
@@ -35,9 +29,6 @@ def s3(turnstile: Turnstile) -> Iterator[str]:
             patch.setenv(name, value)
         boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture(scope="session")

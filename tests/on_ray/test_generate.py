@@ -1,8 +1,9 @@
 """Generation on a real Ray cluster and a real S3 server, and what stands after deaths at any moment."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 import multiprocessing
@@ -14,20 +15,20 @@ import time
 from typing import Any
 from urllib.request import urlopen
 
+from faulty_s3 import FaultyS3
 import numpy as np
 import psutil
 import pytest
 import ray
-from turnstile import Turnstile
 import yaml
 
 from dualview.config import GenerateConfig
 from dualview.engines import Completion, EngineDied, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 from dualview.on_ray.dry_run import dry_run
 from dualview.on_ray.examination import exam_sentences, set_exam
-from dualview.on_ray.generate import generate, run_settings
+from dualview.on_ray.generate import check_accepted_share, generate, run_settings
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
 from dualview.shards import Plan, is_complete, missing, plan_run, read_exam, read_tables
@@ -80,6 +81,7 @@ LLM = {
     "rows_per_shard": 4,
     "shards_in_flight": 2,
     "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0, "max_num": None},
+    "min_accepted_share": 0.0,
     "trail": None,
 }
 FACETS = {
@@ -359,6 +361,34 @@ class PlainSeeds:
         return [replace(seed, id="plain", instruction="", instruction_negatives=())]
 
 
+@pytest.mark.parametrize(
+    ("shards", "min_share", "stops"),
+    [
+        ([(100, 0)] * 4, 0.1, False),  # too few rows to judge
+        ([(100, 0)] * 5, 0.1, True),
+        ([(100, 10)] * 5, 0.1, False),
+        ([(100, 9)] * 5, 0.1, True),
+        ([(100, 0)] * 50, 0.0, False),
+        ([(100, 90)] * 50 + [(100, 0)] * 4, 0.1, False),
+        ([(100, 90)] * 50 + [(100, 0)] * 5, 0.1, True),  # it was well for hours
+        ([(1000, 99)], 0.1, True),
+    ],
+)
+def test_a_run_stops_where_too_few_rows_are_accepted(
+    tmp_path: Path, shards: list[tuple[int, int]], min_share: float, stops: bool
+) -> None:
+    config = config_of(LLM, tmp_path, min_accepted_share=min_share)
+    recent: deque[tuple[int, int]] = deque()
+
+    def watch() -> None:
+        for shard in shards:
+            recent.append(shard)
+            check_accepted_share(config, recent)
+
+    with pytest.raises(Interruption, match=r"than min_accepted_share 0\.1;") if stops else nullcontext():
+        watch()
+
+
 # --- Ray and S3 -----------------------------------------------------------------------------------
 
 
@@ -513,13 +543,13 @@ def test_too_few_cpus_are_told(s3: str) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
-    s3: str, turnstile: Turnstile, expected: list[DualView], tmp_path: Path
+    s3: str, faulty_s3: FaultyS3, expected: list[DualView], tmp_path: Path
 ) -> None:
     config = config_of(LLM, f"{s3}/generate/driver")
     store = open_store(config.output)
-    with turnstile.hold_after(5):
+    with faulty_s3.hold_after(5):
         job = Job(config, tmp_path)
-        assert turnstile.holds.wait(DEADLINE_SECONDS)
+        assert faulty_s3.holds.wait(DEADLINE_SECONDS)
         job.process.kill()
         job.process.wait()
     assert not is_complete(store)
@@ -530,13 +560,13 @@ def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_survives_the_death_of_its_engine(
-    s3: str, turnstile: Turnstile, expected: list[DualView], tmp_path: Path
+    s3: str, faulty_s3: FaultyS3, expected: list[DualView], tmp_path: Path
 ) -> None:
     config = config_of(LLM, f"{s3}/generate/engine")
     store = open_store(config.output)
-    with turnstile.hold_after(5):
+    with faulty_s3.hold_after(5):
         job = Job(config, tmp_path)
-        assert turnstile.holds.wait(DEADLINE_SECONDS)
+        assert faulty_s3.holds.wait(DEADLINE_SECONDS)
         (engine,) = engine_processes()
         engine.kill()
         engine.wait()
@@ -548,10 +578,10 @@ def test_a_run_survives_the_death_of_its_engine(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_two_drivers_of_one_run_write_each_shard_once(s3: str, turnstile: Turnstile, tmp_path: Path) -> None:
+def test_two_drivers_of_one_run_write_each_shard_once(s3: str, faulty_s3: FaultyS3, tmp_path: Path) -> None:
     config = config_of(FACETS, f"{s3}/generate/twice")
     store = open_store(config.output)
-    with turnstile.hold_after(0):
+    with faulty_s3.hold_after(0):
         jobs = [Job(config, tmp_path / name) for name in ("one", "other")]
         wait_until(lambda: len(store.list("attempts/000000/")) == 2)
 
