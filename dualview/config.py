@@ -117,7 +117,7 @@ class VocabularyRewording(Settings):
 class Exam(Settings):
     """Gold pairs that an LLM judge answers before the first shard."""
 
-    num_pairs: Positive
+    num_pairs: Annotated[int, Field(ge=2)]  # half of them relevant, half not
     min_auc: Share  # below it the run's rows are written but not marked trainable
     seed: int
     # Whose labels are the gold; null: those of this run's own source.
@@ -193,6 +193,24 @@ class VllmEngine(Settings):
     trust_remote_code: bool
 
 
+class HttpEngine(Settings):
+    """A server with the chat completions of the OpenAI API: vLLM's own, a gateway, a hosted one."""
+
+    kind: Literal["http"]
+    base_url: str  # with the /v1 that most have; no credentials in it
+    model: str  # as the server calls it
+    api_key_env: str | None  # NAME of the environment variable that holds the key; None: no key
+    num_logprobs: Annotated[
+        int, Field(ge=0, le=20)
+    ]  # most the server reports; 0: a verdict is the word alone
+    max_concurrency: Positive  # requests at a time, per actor
+    timeout_seconds: Annotated[float, Field(gt=0)]  # of one try
+    max_tries: Positive  # per request, the first one counted
+    max_pause_seconds: Annotated[
+        float, Field(gt=0)
+    ]  # before a further try; a server that asks for more ends the run
+
+
 class ScriptedEngine(Settings):
     """Deterministic answers without a model: for tests and for measuring our own overhead."""
 
@@ -240,7 +258,7 @@ class Synthesis(Settings):
 class GenerateConfig(Synthesis):
     output: str  # s3://bucket/prefix, file:///folder or a plain path
     source: Annotated[FactbookSource | TuplesSource | DraftsSource, Field(discriminator="kind")]
-    engine: Annotated[VllmEngine | ScriptedEngine, Field(discriminator="kind")] | None
+    engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
     near_duplicates: NearDuplicates | None  # null: not looked for
     price: Price | None  # null: no account in dollars
     budget: Budget | None
@@ -362,6 +380,24 @@ class EvaluateConfig(Settings):
     seed: int
     trust_remote_code: bool
     rows_per_shard: Positive
+    actors: Actors
+
+
+# --- judge ----------------------------------------------------------------------------------------
+
+
+class JudgeConfig(Settings):
+    """An LLM judge against gold labels."""
+
+    output: str
+    engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")]
+    judge: LlmJudge  # as in a generate config; of each gold it gets exam.num_pairs
+    gold: Annotated[
+        Several[Annotated[FactbookSource | TuplesSource | Flips, Field(discriminator="kind")]],
+        Field(min_length=1),
+    ]
+    wanted_precision: Annotated[float, Field(gt=0, le=1)]
+    bootstrap_samples: Positive
     actors: Actors
 
 

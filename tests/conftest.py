@@ -1,1 +1,102 @@
-"""That this file is here lets tests of every folder import the modules that lie beside it."""
+"""A chat server for the tests of whatever talks to one."""
+
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+import socket
+from threading import Lock, Thread
+from typing import Any
+
+import pytest
+
+# What a scripted answer may be: (status, headers, body), or a function that does it all itself.
+Answer = tuple[int, dict[str, str], Any] | Callable[[BaseHTTPRequestHandler], None]
+
+
+class ChatServer:
+    """A real HTTP server with the two paths that we use; `answer` and `models` may be set at any time.
+
+    `answer` is called with the body of every POST, in the thread of its connection.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Callable[[dict[str, Any]], Answer] = lambda _: (200, {}, self.completion("yes"))
+        self.models: Answer = (200, {}, {"object": "list", "data": [{"id": "small"}, {"id": "large"}]})
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self._lock = Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = -1  # one packet an answer: two would wait for the acknowledgement of the first
+
+            def do_GET(self) -> None:
+                self._send(server.models if self.path == "/v1/models" else (404, {}, {"detail": "Not Found"}))
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                data = self.rfile.read(length)
+                if len(data) < length:  # the client has gone
+                    self.close_connection = True
+                    return
+                body = json.loads(data)
+                with server._lock:
+                    server.bodies.append(body)
+                    server.headers.append(dict(self.headers))
+                known = self.path == "/v1/chat/completions"
+                self._send(server.answer(body) if known else (404, {}, {"detail": "Not Found"}))
+
+            def _send(self, answer: Answer) -> None:
+                if callable(answer):
+                    answer(self)
+                    return
+                status, headers, body = answer
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(data))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        self.host = f"127.0.0.1:{self._server.server_port}"
+
+    @staticmethod
+    def completion(text: str | None, **changes: Any) -> dict[str, Any]:
+        """A chat completion as servers give it, with log probabilities of a first token."""
+        logprobs = [{"token": "yes", "logprob": -0.1}, {"token": "no", "logprob": -2.6}]
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+            "logprobs": {"content": [{**logprobs[0], "top_logprobs": logprobs}]},
+        }
+        usage = {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}
+        answer = {"id": "chatcmpl-1", "object": "chat.completion", "usage": usage}
+        return {**answer, "choices": [{**choice, **changes}]}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def chat_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ChatServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ChatServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def closed_address() -> str:
+    """HOST:PORT where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
+        return f"127.0.0.1:{closed_soon.getsockname()[1]}"

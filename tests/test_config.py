@@ -9,6 +9,7 @@ import pytest
 from dualview.config import (
     EvaluateConfig,
     GenerateConfig,
+    JudgeConfig,
     Settings,
     TrainConfig,
     canonical_json,
@@ -19,7 +20,7 @@ from dualview.config import (
 from dualview.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "judge": JudgeConfig}
 FACETS, TRAIN, EVALUATE = (
     str(CONFIGS / "demo" / name) for name in ("facets.yaml", "train-dual.yaml", "evaluate.yaml")
 )

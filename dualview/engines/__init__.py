@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from dualview.config import ScriptedEngine, VllmEngine
+from dualview.config import HttpEngine, ScriptedEngine, VllmEngine
+from dualview.models import check_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,13 @@ class EngineDied(Exception):
     """The engine will never answer again; its process should end and a new one start."""
 
 
+class EngineUnavailable(Exception):
+    """Nobody answers now, and no request is to blame: one sentence that says why.
+
+    Rows must not be written for it. The run ends, and the same command goes on later.
+    """
+
+
 class Engine(Protocol):
     @property
     def name(self) -> str:
@@ -46,16 +54,34 @@ class Engine(Protocol):
     async def complete(self, request: Request) -> Completion:
         """The model's answer. Many calls may wait at once, all of them from one event loop.
 
-        A refused request is a Completion with finish_reason "error"; only EngineDied is raised.
+        A refused request is a Completion with finish_reason "error"; only EngineDied and
+        EngineUnavailable are raised.
         """
 
     def close(self) -> None:
         """Gives back memory and processes. No call may follow."""
 
 
-def open_engine(settings: VllmEngine | ScriptedEngine) -> Engine:
+def check_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> None:
+    """Raises InputError where it is plain, within seconds, that the engine could not answer."""
+    match settings.kind:
+        case "http":
+            from dualview.engines.http import check_server
+
+            check_server(settings)
+        case "vllm":
+            check_model(settings.model)
+        case "scripted":
+            pass
+
+
+def open_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> Engine:
     """Starts the engine and returns when it can answer, which takes a minute for a real model."""
     match settings.kind:
+        case "http":
+            from dualview.engines.http import Http
+
+            return Http(settings)
         case "vllm":
             from dualview.engines.vllm import Vllm  # vLLM takes seconds to import
 

@@ -13,8 +13,8 @@ from ray.data import ActorPoolStrategy
 import dualview
 from dualview.config import Budget, DraftsSource, GenerateConfig, GivenWriter, Price, VllmEngine
 from dualview.costs import Spent, used_up
+from dualview.engines import check_engine
 from dualview.errors import InputError, Interruption
-from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster, map_in_order
 from dualview.on_ray.examination import Exam, set_exam
 from dualview.on_ray.shard_actor import ShardActor
@@ -49,6 +49,8 @@ PLACEMENT = {
     "min_accepted_share",
     "trail",
 }
+# The same of an engine behind an address.
+CONNECTION = {"api_key_env", "max_concurrency", "timeout_seconds", "max_tries", "max_pause_seconds"}
 
 # So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
 WATCHED_ROWS = 500
@@ -92,20 +94,20 @@ def check(config: GenerateConfig) -> None:
         raise InputError(
             "writer: kind given and a source of kind drafts belong together; found only one of them"
         )
-    if isinstance(engine, VllmEngine):
-        check_model(engine.model)
-        if actors.gpus and engine.tensor_parallel != actors.gpus:
-            raise InputError(
-                f"engine.tensor_parallel: {engine.tensor_parallel} GPUs share the model, but an actor asks for"
-                f" {actors.gpus:g}; set actors.gpus to {engine.tensor_parallel}"
-            )
+    if isinstance(engine, VllmEngine) and actors.gpus and engine.tensor_parallel != actors.gpus:
+        raise InputError(
+            f"engine.tensor_parallel: {engine.tensor_parallel} GPUs share the model, but an actor asks for"
+            f" {actors.gpus:g}; set actors.gpus to {engine.tensor_parallel}"
+        )
+    if engine is not None:
+        check_engine(engine)
 
 
 def run_settings(config: GenerateConfig) -> dict[str, Any]:
     """What decides the rows of a run: the config without the place of the work, prompts, code version."""
     benchmarks = config.rules.benchmarks
     return {
-        **config.model_dump(mode="json", exclude=PLACEMENT),
+        **config.model_dump(mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "engine": CONNECTION}),
         "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
         "writing_version": writing_version(config, vocabulary_of(config.source)),
         "prompt_versions": prompt_versions(config),

@@ -16,10 +16,10 @@ from ray.actor import ActorHandle
 import ray.util.metrics
 
 import dualview
-from dualview.config import GenerateConfig
+from dualview.config import GenerateConfig, HttpEngine
 from dualview.costs import Spent
-from dualview.engines import EngineDied, open_engine
-from dualview.errors import InputError
+from dualview.engines import EngineDied, EngineUnavailable, open_engine
+from dualview.errors import InputError, Interruption
 from dualview.on_ray.examination import Exam, exam_passed, sit_exams
 from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
 from dualview.shards import (
@@ -70,6 +70,8 @@ class ShardActor:
             recipe = await self._examined_recipe()
             start = time.monotonic()
             rows, spent = await self._finish(recipe, shard)
+        except EngineUnavailable as error:
+            raise Interruption(f"{self.config.output}: {error}; wait until it answers") from None
         except EngineDied:
             # Ray starts a new actor and hands it this one's shards.
             os._exit(1)
@@ -83,7 +85,8 @@ class ShardActor:
         attempt = uuid4().hex
         ordinal = await asyncio.to_thread(begin_attempt, self.store, shard, attempt)
         tasks = await asyncio.to_thread(self._tasks, shard)
-        careful = ordinal >= FIRST_CAREFUL_ATTEMPT
+        # A server's death is not ours, so its outages must not make the shards that met them slow.
+        careful = ordinal >= FIRST_CAREFUL_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
         async with self.turns.alone() if careful else self.turns.together():
             origin = lineage(
                 recipe,
@@ -136,7 +139,11 @@ class ShardActor:
                 rows.append(poison_row(task, origin))
                 continue
             await asyncio.to_thread(mark_row, self.store, shard, ordinal, index)
-            rows.append(await finish_row(recipe, task, origin))
+            try:
+                rows.append(await finish_row(recipe, task, origin))
+            except EngineUnavailable:  # no row is to blame
+                await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
+                raise
         # One past the last, so that a death while committing is not laid to the last row.
         await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
         return rows

@@ -17,7 +17,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SECRET = "not-a-real-secret"
-CONFIGS = {"generate": "llm.yaml", "train": "train-dual.yaml", "evaluate": "evaluate.yaml"}
+CONFIGS = {
+    "generate": "llm.yaml",
+    "judge": "judge.yaml",
+    "train": "train-dual.yaml",
+    "evaluate": "evaluate.yaml",
+}
 SEED = {
     "id": "s1",
     "query_id": "q1",
@@ -143,6 +148,30 @@ def test_an_unreachable_bucket() -> None:
     assert error.startswith(
         "s3://bucket/run: cannot be reached (EndpointConnectionError); check the bucket's"
     )
+
+
+# --- a server's language model --------------------------------------------------------------------
+
+
+def test_an_unreachable_server_and_a_key_that_is_not_set(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed_soon:
+        host = f"127.0.0.1:{closed_soon.getsockname()[1]}"
+    engine = {
+        "kind": "http",
+        "base_url": f"http://{host}/v1",
+        "model": "small",
+        "api_key_env": "OUR_KEY",
+        "num_logprobs": 20,
+        "max_concurrency": 8,
+        "timeout_seconds": 60,
+        "max_tries": 3,
+        "max_pause_seconds": 10,
+    }
+    settings = {"output": str(tmp_path), "engine": engine}
+    error = error_of("judge", settings, OUR_KEY=SECRET)
+    assert error.startswith(f"engine.base_url: the server at {host} cannot be reached (ConnectError)")
+    error = error_of("generate", settings, OUR_KEY="")
+    assert error == "engine.api_key_env: the environment variable OUR_KEY is not set"
 
 
 # --- what stands, and what is there ---------------------------------------------------------------

@@ -23,7 +23,7 @@ import ray
 import yaml
 
 from dualview.config import GenerateConfig
-from dualview.engines import Completion, EngineDied, Request, Turn
+from dualview.engines import Completion, EngineDied, EngineUnavailable, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError, Interruption
 from dualview.on_ray.dry_run import dry_run
@@ -277,6 +277,26 @@ def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
         finish_without_ray(config, open_store(config.output), answer)
 
 
+def test_a_row_that_meets_an_engine_which_is_away_time_and_again_is_not_to_blame(tmp_path: Path) -> None:
+    config = small(LLM, tmp_path / "run")
+    store = open_store(config.output)
+    seed = factbook.seeds("train", 12, 1)[6]
+    unlucky = prompts.writing_prompt(prompts.load("write-v1"), seed, seed.instruction_negatives[0])
+    answers = seeded_answers(1)
+
+    def answer(request: Request) -> Completion:
+        if request.prompt == unlucky:
+            raise EngineUnavailable("the server is away")
+        return answers(request)
+
+    for _ in range(6):
+        with pytest.raises(Interruption, match="the server is away; wait until it answers"):
+            finish_without_ray(config, store, answer)
+        assert [shard.index for shard in missing(store, plan_of(config, store))] == [1, 2]
+    finish_without_ray(config, store)
+    assert rows_of(store) == undisturbed(config, tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("knows_the_gold", [False, True])
 def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
     tmp_path: Path, knows_the_gold: bool
@@ -409,6 +429,12 @@ class Job:
 
     def must_succeed(self) -> None:
         assert self.process.wait(DEADLINE_SECONDS) == 0, self._log.read_text()
+
+    def interruption(self) -> str:
+        """The one sentence about what broke around the run."""
+        assert self.process.wait(DEADLINE_SECONDS) == 3, self._log.read_text()
+        *_, last = self._log.read_text().splitlines()
+        return last
 
 
 def engine_processes() -> list[psutil.Process]:
@@ -588,3 +614,64 @@ def test_two_drivers_of_one_run_write_each_shard_once(s3: str, faulty_s3: Faulty
     for job in jobs:
         job.must_succeed()
     assert rows_of(store) == undisturbed(config, tmp_path / "undisturbed")
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, chat_server: Any) -> None:
+    """And the same command goes on when it is up again."""
+    answers = seeded_answers(1)
+    num_answered = count(1)
+
+    def answer(body: dict[str, Any]) -> Any:
+        if next(num_answered) > 100 and is_down:  # after the exam and some rows
+            return 503, {}, {"error": {"message": "closed for an hour"}}
+        request = Request(
+            prompt=tuple(Turn(message["role"], message["content"]) for message in body["messages"]),
+            max_tokens=body["max_tokens"],
+            temperature=body["temperature"],
+            top_p=body["top_p"],
+            seed=body["seed"],
+            num_logprobs=body.get("top_logprobs", 0),
+        )
+        said = answers(request)
+        listed = [{"token": token, "logprob": value} for token, value in said.first_token_logprobs.items()]
+        answered = chat_server.completion(
+            said.text,
+            logprobs={"content": [{"token": said.text, "logprob": 0.0, "top_logprobs": listed}]},
+        )
+        usage = {"prompt_tokens": said.prompt_tokens, "completion_tokens": said.completion_tokens}
+        return 200, {}, {**answered, "usage": usage}
+
+    chat_server.answer = answer
+    engine = {
+        "kind": "http",
+        "base_url": f"http://{chat_server.host}/v1",
+        "model": "small",
+        "api_key_env": None,
+        "num_logprobs": 20,
+        "max_concurrency": 8,
+        "timeout_seconds": 300.0,
+        "max_tries": 1,
+        "max_pause_seconds": 1.0,
+    }
+    config = config_of(LLM, tmp_path / "run", engine=engine)
+    store = open_store(config.output)
+
+    is_down = True
+    assert Job(config, tmp_path).interruption() == (
+        f"stopped: {config.output}: the server at {chat_server.host} answers 503: closed for an hour (tries: 1);"
+        " wait until it answers, then give the same command again; what is done stands"
+    )
+    assert not is_complete(store)
+
+    is_down = False
+    slower = config.model_copy(update={"engine": config.engine.model_copy(update={"max_concurrency": 2})})
+    Job(slower, tmp_path).must_succeed()
+    found = rows_of(store)
+    assert {row.lineage.writer for row in found} == {f"small@{chat_server.host}"}
+    scripted = undisturbed(config_of(LLM, tmp_path / "scripted"), tmp_path / "undisturbed")
+
+    def without_origin(rows: list[DualView]) -> list[DualView]:
+        return [replace(row, lineage=scripted[0].lineage) for row in rows]
+
+    assert without_origin(found) == without_origin(scripted)

@@ -1,0 +1,18 @@
+"""Measures an LLM judge against gold labels: python jobs/judge.py --config configs/demo/judge.yaml"""
+
+from dualview.config import JudgeConfig, from_command_line
+from dualview.errors import one_sentence
+
+
+def main() -> None:
+    config, _ = from_command_line(JudgeConfig, __doc__)
+
+    # After the config, because they take seconds to import: a mistake in it shows at once.
+    from dualview.on_ray.judge import judge, print_judged
+
+    print_judged(config, judge(config))
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()
