@@ -54,6 +54,15 @@ class TuplesSource(Settings):
 
     kind: Literal["tuples"]
     paths: Annotated[Several[str], Field(min_length=1)]
+    max_bad_share: Share  # bad rows are left out and listed up to this share; 0.0: the first one ends the run
+
+
+class PromptrieverSource(Settings):
+    """JSONL or Parquet files in the layout of the hub's samaya-ai/msmarco-w-instructions."""
+
+    kind: Literal["promptriever"]
+    paths: Annotated[Several[str], Field(min_length=1)]  # files, folders, s3://... or hub:OWNER/NAME
+    max_bad_share: Share  # as in TuplesSource
 
 
 class DraftsSource(Settings):
@@ -121,7 +130,7 @@ class Exam(Settings):
     min_auc: Share  # below it the run's rows are written but not marked trainable
     seed: int
     # Whose labels are the gold; null: those of this run's own source.
-    gold: Annotated[FactbookSource | TuplesSource, Field(discriminator="kind")] | None
+    gold: Annotated[FactbookSource | TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
 
 
 class LlmJudge(Settings):
@@ -257,7 +266,9 @@ class Synthesis(Settings):
 
 class GenerateConfig(Synthesis):
     output: str  # s3://bucket/prefix, file:///folder or a plain path
-    source: Annotated[FactbookSource | TuplesSource | DraftsSource, Field(discriminator="kind")]
+    source: Annotated[
+        FactbookSource | TuplesSource | PromptrieverSource | DraftsSource, Field(discriminator="kind")
+    ]
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
     near_duplicates: NearDuplicates | None  # null: not looked for
     price: Price | None  # null: no account in dollars

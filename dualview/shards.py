@@ -4,8 +4,11 @@ On the store of a run:
 
     plan.json                     what the run is; created once
     exam.json                     how the LLM judges did on gold pairs; created once
+    plan-0001.json                inputs that came later; each extension is created once
+    bad_rows.jsonl                rows of the inputs that are no seeds, and why (bad_rows-0001.jsonl: of the later)
     data/shard-000017.parquet     one finished shard; created once, never touched again
     near_duplicates.parquet       rows that repeat an earlier one, found when all shards stand; created once
+                                  (near_duplicates-0001.parquet: again of all rows, after the first extension)
     attempts/000017/3             the third attempt at shard 17 has begun
     lost/000017/ATTEMPT           ... and another was first; what this one spent
     marks/000017/3/000005         ... and was about to do row 5 alone
@@ -17,7 +20,7 @@ done or to lock: where two attempts overlap, the first put wins and the other is
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 import json
 from typing import Any
@@ -34,7 +37,6 @@ from dualview.storage import Entry, Store, arrow_filesystem
 
 PLAN_KEY = "plan.json"
 EXAM_KEY = "exam.json"
-NEAR_DUPLICATES_KEY = "near_duplicates.parquet"
 NEAR_DUPLICATES_SCHEMA = pa.schema(
     [
         ("seed_id", pa.string()),
@@ -49,11 +51,18 @@ _NUM_DIFFERENCES_SHOWN = 3
 
 @dataclass(frozen=True)
 class Input:
-    """A list of seeds, in an order that does not change as long as the checksum is the same."""
+    """A list of seeds, in an order that does not change as long as the checksum is the same.
+
+    `stamp` and `index` spare its source the work of reading it again: they are not compared.
+    """
 
     name: str
-    num_rows: int
+    num_rows: int  # seeds
     checksum: str
+    num_bad: int = field(default=0, compare=False)  # rows beside them that should have been seeds
+    bad: tuple[tuple[int, str], ...] = field(default=(), compare=False)  # the first of them: number, reason
+    stamp: str = field(default="", compare=False)  # storage's mark of the content, see storage.Entry
+    index: str = field(default="", compare=False)  # where its seeds stand, for its source alone
 
 
 @dataclass(frozen=True)
@@ -77,19 +86,29 @@ class Shard:
 @dataclass(frozen=True)
 class Plan:
     settings: Mapping[str, Any]  # all that decides what the rows will be, as JSON values
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input, ...]  # which it began with
     rows_per_shard: int
+    extensions: tuple[tuple[Input, ...], ...] = ()  # which came later
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(asdict(self))
+        """Stays what it is when the run grows, so that rows of before and after are rows of one run."""
+        first = [[source.name, source.num_rows, source.checksum] for source in self.inputs]
+        return fingerprint([self.settings, first, self.rows_per_shard])
+
+    @cached_property
+    def all_inputs(self) -> tuple[Input, ...]:
+        return self.inputs + tuple(source for extension in self.extensions for source in extension)
+
+    def input_of(self, shard: Shard) -> Input:
+        return next(source for source in self.all_inputs if source.name == shard.input)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """The inputs in their order, each cut into shards of rows_per_shard; an input's last may be shorter."""
+        """All inputs in their order, each cut into shards of rows_per_shard; an input's last may be shorter."""
         spans = [
             (source, start, min(start + self.rows_per_shard, source.num_rows))
-            for source in self.inputs
+            for source in self.all_inputs
             for start in range(0, source.num_rows, self.rows_per_shard)
         ]
         return tuple(
@@ -98,18 +117,89 @@ class Plan:
 
 
 def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input], rows_per_shard: int) -> Plan:
-    """Creates the run's plan, or goes on with the one that stands.
+    """Creates the run's plan, or goes on with the one that stands; inputs that are new to it are added.
 
-    Raises InputError where a plan of other settings, inputs or rows_per_shard stands, and says what differs.
+    The shards of an extended plan are those of before, and then the new inputs'. An input may be left out
+    once its shards are finished. Raises InputError, saying what differs, where a plan of other settings or
+    rows_per_shard stands, where an input has changed, and where one is gone that is still to be read.
     """
     if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
         raise InputError(f"input {repeated[0]}: is listed more than once")
     if not any(source.num_rows for source in inputs):
         raise InputError("the inputs have no rows; expected at least one seed")
     plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
-    notes = {"fingerprint": plan.fingerprint, "num_shards": len(plan.shards)}
-    claim(store, PLAN_KEY, asdict(plan), notes)
-    return read_plan(store)
+    notes = {
+        "fingerprint": plan.fingerprint,
+        "num_shards": len(plan.shards),
+        "inputs": [asdict(source) for source in inputs],
+    }
+    claim(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, notes)
+    while True:
+        plan = read_plan(store)
+        _check_inputs(store, plan, inputs)
+        known = {source.name for source in plan.all_inputs}
+        new = [asdict(source) for source in inputs if source.name not in known]
+        if not new:
+            _list_bad_rows(store, plan)
+            return plan
+        # Where another driver extends at the same time one put wins, and the other looks what is still new.
+        data = json.dumps({"inputs": new}, indent=2, ensure_ascii=False).encode()
+        store.put_new(_extension_key(len(plan.extensions) + 1), data, attempt=uuid4().hex)
+
+
+def _extension_key(number: int) -> str:
+    return _numbered("plan", number, "json")
+
+
+def _numbered(name: str, number: int, suffix: str) -> str:
+    """A file about the inputs that the run began with (0), or about its extensions."""
+    return f"{name}-{number:04d}.{suffix}" if number else f"{name}.{suffix}"
+
+
+def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
+    here = {source.name: source for source in inputs}
+    for there in plan.all_inputs:
+        if there.name in here and here[there.name] != there:
+            differences = _differences(_compared(there), _compared(here[there.name]))
+            raise InputError(
+                f"{store.url}: input {there.name} has changed since the run was planned ({differences});"
+                " put it back as it was, give new seeds in files of their own, or choose another output"
+            )
+    absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in here}
+    if not absent:
+        return
+    known = {source.name for source in plan.all_inputs}
+    for source in inputs:
+        if source.name not in known and source.checksum in absent:
+            raise InputError(
+                f"{store.url}: input {source.name} has the content of {absent[source.checksum]}, with which the"
+                " run was planned; give it under its old name, or choose another output"
+            )
+    to_do = Counter(shard.input for shard in missing(store, plan))
+    if unread := [name for name in absent.values() if to_do[name]]:
+        raise InputError(
+            f"{store.url}: the run was planned with input {unread[0]}, which is not among the inputs any more,"
+            f" and {to_do[unread[0]]} of its shards are still to do; put it back, or choose another output"
+        )
+
+
+def _compared(source: Input) -> dict[str, Any]:
+    return {"checksum": source.checksum, "rows": source.num_rows}
+
+
+def _list_bad_rows(store: Store, plan: Plan) -> None:
+    """Writes bad_rows.jsonl: for each input with bad rows how many there are, and the first of them."""
+    standing = {entry.key for entry in store.list("bad_rows")}
+    for number, inputs in enumerate((plan.inputs, *plan.extensions)):
+        key = _numbered("bad_rows", number, "jsonl")
+        lines = []
+        for source in inputs:
+            if source.num_bad:
+                lines.append({"input": source.name, "num_bad": source.num_bad, "num_listed": len(source.bad)})
+                lines += [{"input": source.name, "row": row, "reason": why} for row, why in source.bad]
+        if lines and key not in standing:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            store.put_new(key, text.encode(), attempt=uuid4().hex)
 
 
 def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
@@ -134,16 +224,40 @@ def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str
         )
 
 
+def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]:
+    """What a run of these settings knows of its inputs already; () where none stands."""
+    if not store.list(PLAN_KEY):
+        return ()
+    plan = read_plan(store)
+    return plan.all_inputs if plan.settings == json.loads(canonical_json(settings)) else ()
+
+
 def read_plan(store: Store) -> Plan:
-    """The plan that stands. Raises InputError where there is none or it cannot be read."""
+    """The plan that stands, with its extensions. Raises InputError where there is none or it cannot be read."""
+    key = PLAN_KEY
+    extensions: list[tuple[Input, ...]] = []
     try:
-        content = json.loads(store.get(PLAN_KEY))
-        inputs = tuple(Input(**source) for source in content["inputs"])
-        return Plan(content["settings"], inputs, content["rows_per_shard"])
+        content = json.loads(store.get(key))
+        first = _inputs_of(content)
+        settings, rows_per_shard = content["settings"], content["rows_per_shard"]
+        while True:
+            key = _extension_key(len(extensions) + 1)
+            try:
+                extension = store.get(key)
+            except FileNotFoundError:
+                return Plan(settings, first, rows_per_shard, tuple(extensions))
+            extensions.append(_inputs_of(json.loads(extension)))
     except FileNotFoundError:
         raise InputError(f"no generate run at {store.url}: it has no {PLAN_KEY}") from None
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{store.url}/{PLAN_KEY}: is not the plan of a generate run") from None
+        raise InputError(f"{store.url}/{key}: is not the plan of a generate run") from None
+
+
+def _inputs_of(content: Mapping[str, Any]) -> tuple[Input, ...]:
+    return tuple(
+        Input(**{**source, "bad": tuple((row, why) for row, why in source["bad"])})
+        for source in content["inputs"]
+    )
 
 
 def read_exam(store: Store) -> dict[str, dict[str, Any]]:
@@ -200,10 +314,10 @@ def commit(
 ) -> bool:
     """Puts a finished shard as one Parquet file; False if another attempt's stands already.
 
-    planned: the (seed id, target id) of each request; "" for a target that is found on the way. The file's metadata has under "dualview" a JSON object: run, attempt, statuses (a count each),
-    trainable (a count), and what was spent. Raises ValueError, and
-    puts nothing, where the rows are not exactly one finished row for each planned request, in order:
-    that is a bug of ours.
+    planned: the (seed id, target id) of each request; "" for a target that is found on the way. The file's
+    metadata has under "dualview" a JSON object: run, attempt, statuses (a count each), trainable (a count),
+    and what was spent. Raises ValueError, and puts nothing, where the rows are not exactly one finished row
+    for each planned request, in order: that is a bug of ours.
     """
     _check_rows(shard, planned, rows, attempt)
     summary = {
@@ -264,7 +378,7 @@ def read_training_rows(store: Store) -> Iterator[pa.Table]:
     """
     if not is_complete(store):
         raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
-    repeated = read_near_duplicates(store)
+    repeated = read_near_duplicates(store, read_plan(store))
     left_out = set(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
     for table in read_tables(store):
         rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
@@ -315,25 +429,30 @@ def _corrupt(store: Store, key: str, error: Exception) -> InputError:
 
 def lacks_near_duplicates(store: Store, plan: Plan) -> bool:
     """Whether the plan asks for them, and nobody has looked for them yet."""
-    return plan.settings.get("near_duplicates") is not None and not store.list(NEAR_DUPLICATES_KEY)
+    return plan.settings.get("near_duplicates") is not None and not store.list(near_duplicates_key(plan))
 
 
-def put_near_duplicates(store: Store, table: pa.Table) -> None:
+def near_duplicates_key(plan: Plan) -> str:
+    return _numbered("near_duplicates", len(plan.extensions), "parquet")
+
+
+def put_near_duplicates(store: Store, plan: Plan, table: pa.Table) -> None:
     """Creates the run's list, in NEAR_DUPLICATES_SCHEMA; one that stands already says the same, and stays."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    store.put_new(NEAR_DUPLICATES_KEY, buffer.getvalue().to_pybytes(), uuid4().hex)
+    store.put_new(near_duplicates_key(plan), buffer.getvalue().to_pybytes(), uuid4().hex)
 
 
-def read_near_duplicates(store: Store) -> pa.Table:
+def read_near_duplicates(store: Store, plan: Plan) -> pa.Table:
     """The run's list; empty where none was made. Raises InputError where it is corrupt."""
+    key = near_duplicates_key(plan)
     try:
-        return pq.read_table(pa.BufferReader(store.get(NEAR_DUPLICATES_KEY)), schema=NEAR_DUPLICATES_SCHEMA)
+        return pq.read_table(pa.BufferReader(store.get(key)), schema=NEAR_DUPLICATES_SCHEMA)
     except FileNotFoundError:
         return NEAR_DUPLICATES_SCHEMA.empty_table()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{NEAR_DUPLICATES_KEY}: is not a whole list ({reason})") from None
+        raise InputError(f"{store.url}/{key}: is not a whole list ({reason})") from None
 
 
 # --- rows that kill the engine --------------------------------------------------------------------

@@ -8,7 +8,7 @@ A store that fails for a while is waited for. One that stays away, refuses or is
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 import os
@@ -66,6 +66,7 @@ _EXPIRED_CODES = {
 class Entry:
     key: str
     size: int  # bytes
+    stamp: str = field(default="", compare=False)  # as long as it stays the same, so does the content
 
 
 class Store(Protocol):
@@ -123,10 +124,15 @@ class LocalStore:
             shutil.copyfile(self.folder / key, path)
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
-        deepest = self.folder / prefix.rpartition("/")[0]
-        files = (path for path in deepest.rglob("*") if path.is_file() and not path.name.startswith(_PARTIAL))
-        entries = (Entry(path.relative_to(self.folder).as_posix(), path.stat().st_size) for path in files)
-        return sorted(entry for entry in entries if entry.key.startswith(prefix))
+        deepest, _, beginning = prefix.rpartition("/")
+        # Only what begins so is walked: a file may be asked for that lies beside large folders.
+        tops = [path for path in (self.folder / deepest).glob("*") if path.name.startswith(beginning)]
+        paths = [path for top in tops for path in (top, *([] if top.is_symlink() else top.rglob("*")))]
+        return sorted(
+            _local_entry(path.relative_to(self.folder).as_posix(), path.stat())
+            for path in paths
+            if path.is_file() and not path.name.startswith(_PARTIAL)
+        )
 
     def put_new(self, key: str, data: bytes, attempt: str) -> bool:
         path = self.folder / key
@@ -156,6 +162,10 @@ def _room_for(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise Interruption(f"{path}: cannot be written ({error.strerror}); make room for it") from error
+
+
+def _local_entry(key: str, status: os.stat_result) -> Entry:
+    return Entry(key, status.st_size, stamp=f"{status.st_size}-{status.st_mtime_ns}")
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -259,7 +269,9 @@ class S3Store:
         start = len(self._full_key(""))
         # Consoles mark an empty "folder" by an object whose key ends with "/".
         return sorted(
-            Entry(item["Key"][start:], item["Size"]) for item in objects if not item["Key"].endswith("/")
+            Entry(item["Key"][start:], item["Size"], stamp=item["ETag"].strip('"'))
+            for item in objects
+            if not item["Key"].endswith("/")
         )
 
     def put_new(self, key: str, data: bytes, attempt: str) -> bool:

@@ -1,4 +1,4 @@
-"""A chat server for the tests of whatever talks to one."""
+"""A chat server for the tests of whatever talks to one, and no deadline for properties: machines may be slow."""
 
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,7 +7,11 @@ import socket
 from threading import Lock, Thread
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.
 Answer = tuple[int, dict[str, str], Any] | Callable[[BaseHTTPRequestHandler], None]

@@ -158,7 +158,7 @@ def test_a_wrong_assignment_is_quoted(assignment: str, sentence: str) -> None:
             ": is not valid YAML (unacceptable character #x0000: special characters are not allowed)",
         ),
         (b"output: 2026-13-01", ": is not valid YAML (month must be in 1..12)"),
-        (b"1: 2", ": missing key `bootstrap`; it has no default (17 more)"),
+        (b"1: 2", ": missing key `bootstrap`; it has no default (19 more)"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:

@@ -95,6 +95,14 @@ def test_what_was_put_is_listed_and_read(store: Store) -> None:
     assert list(store.list("nothing/here/")) == []
 
 
+def test_a_stamp_tells_a_change(store: Store) -> None:
+    store.put_new("a", b"1", "me")
+    store.put_new("b", b"12", "me")
+    first, second = store.list(), store.list()
+    assert [entry.stamp for entry in first] == [entry.stamp for entry in second]
+    assert first[0].stamp != first[1].stamp
+
+
 def test_an_absent_object_is_not_found(store: Store) -> None:
     assert list(store.list()) == []
     with pytest.raises(FileNotFoundError, match="data/absent"):

@@ -87,6 +87,18 @@ def _originals(error: Any) -> Iterator[BaseException | None]:
             yield from getattr(error, "worker_failures", {}).values()
 
 
+def map_on_cluster(
+    actors: Actors, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """map_in_order, on a cluster that is joined for it; a single item is done here, without one."""
+    items = list(items)
+    if len(items) < 2:
+        yield from map(function, items)
+        return
+    join_cluster(actors)
+    yield from map_in_order(function, items)
+
+
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """`map` by tasks of one CPU each. At most two results a CPU wait to be taken, so memory stays flat."""
     # Not `function` itself: Ray takes no partial functions.

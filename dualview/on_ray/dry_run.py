@@ -24,7 +24,8 @@ def dry_run(config: GenerateConfig) -> None:
     source = open_source(config.source)
     inputs = source.inputs()
     plan = Plan({}, tuple(inputs), config.rows_per_shard)
-    sample = source.read(inputs[0].name, 0, min(SAMPLE, inputs[0].num_rows))
+    first = next(each for each in inputs if each.num_rows)
+    sample = source.read(first, 0, min(SAMPLE, first.num_rows))
     console = Console()
 
     for use, prompt in fill_prompts(config, sample[0]).items():

@@ -1,13 +1,14 @@
 """The judges' exam as a gate of a generate run: set by the driver, sat by the first actor, read by all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 import random
 
 from dualview.config import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
 from dualview.records import Seed
-from dualview.sources import open_source
+from dualview.shards import Input
+from dualview.sources import Source, open_source
 from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
 from dualview.synthesis.judging import judge_name
 
@@ -19,15 +20,25 @@ def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
     return [judge for judge in config.judges if isinstance(judge, LlmJudge)]
 
 
-def set_exam(config: GenerateConfig) -> Exam:
-    """Gold pairs for each LLM judge, from the labels of the first seeds of its exam's gold source."""
+def first_seeds(source: Source, inputs: Sequence[Input], num: int) -> list[Seed]:
+    """The first `num` seeds of the source, or all there are."""
+    seeds: list[Seed] = []
+    for each in inputs:
+        if len(seeds) < num:
+            seeds += source.read(each, 0, min(each.num_rows, num - len(seeds)))
+    return seeds
+
+
+def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> Exam:
+    """Gold pairs for each LLM judge, from the labels of the first seeds of its exam's gold source.
+
+    `inputs` of the config's own source are not listed again where they are given.
+    """
     exam = {}
     for judge in _llm_judges(config):
-        source, wanted = open_source(judge.exam.gold or config.source), 10 * judge.exam.num_pairs
-        seeds: list[Seed] = []
-        for each in source.inputs():
-            if len(seeds) < wanted:
-                seeds += source.read(each.name, 0, min(each.num_rows, wanted - len(seeds)))
+        source = open_source(judge.exam.gold or config.source)
+        own = None if judge.exam.gold else inputs
+        seeds = first_seeds(source, source.inputs() if own is None else own, 10 * judge.exam.num_pairs)
         exam[judge_name(judge)] = exam_pairs(seeds, judge.exam.num_pairs, random.Random(judge.exam.seed))
     return exam
 

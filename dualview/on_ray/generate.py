@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 import time
 from typing import Any
@@ -11,11 +12,19 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
 import dualview
-from dualview.config import Budget, DraftsSource, GenerateConfig, GivenWriter, Price, VllmEngine
+from dualview.config import (
+    Budget,
+    DraftsSource,
+    GenerateConfig,
+    GivenWriter,
+    Price,
+    PromptrieverSource,
+    VllmEngine,
+)
 from dualview.costs import Spent, used_up
 from dualview.engines import check_engine
 from dualview.errors import InputError, Interruption
-from dualview.on_ray.cluster import errors_of_workers, join_cluster, map_in_order
+from dualview.on_ray.cluster import errors_of_workers, join_cluster, map_on_cluster
 from dualview.on_ray.examination import Exam, set_exam
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.progress import Progress
@@ -23,15 +32,18 @@ from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
 from dualview.shards import (
     Plan,
     Shard,
+    known_inputs,
     lacks_near_duplicates,
     missing,
     plan_run,
     read_exam,
     read_near_duplicates,
+    read_plan,
     read_summaries,
     spent_so_far,
 )
 from dualview.sources import open_source, vocabulary_of
+from dualview.sources.promptriever import keep_plain
 from dualview.storage import Store, check_reachable, open_store
 from dualview.synthesis.contamination import load_benchmarks
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -49,7 +61,9 @@ PLACEMENT = {
     "min_accepted_share",
     "trail",
 }
-# The same of an engine behind an address.
+# What the source reads: the plan compares its inputs one by one, so that more of them may come.
+INPUTS = {"paths", "max_bad_share"}
+# Of an engine behind an address, how it is spoken to.
 CONNECTION = {"api_key_env", "max_concurrency", "timeout_seconds", "max_tries", "max_pause_seconds"}
 
 # So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
@@ -66,10 +80,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     check_reachable(store)
     check(config)
     source = open_source(config.source)
-    inputs = source.inputs()
-    fill_prompts(config, *source.read(inputs[0].name, 0, 1))
-    exam = set_exam(config)
-    plan = plan_run(store, run_settings(config), inputs, config.rows_per_shard)
+    settings, each = run_settings(config), partial(map_on_cluster, config.actors)
+    inputs = source.inputs(known_inputs(store, settings), each)
+    fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
+    exam = set_exam(config, inputs)
+    plan = plan_run(store, settings, inputs, config.rows_per_shard)
+    if isinstance(config.source, PromptrieverSource):
+        keep_plain(store, plan.all_inputs, each)
     to_do = missing(store, plan)
     print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
@@ -77,8 +94,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         with errors_of_workers():
             _finish_all(config, store, plan, exam, to_do)
     if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
-        join_cluster(config.actors)
-        mark_near_duplicates(store, config.near_duplicates, each=map_in_order)
+        mark_near_duplicates(store, config.near_duplicates, each)
     return summarize(store, config.price)
 
 
@@ -107,7 +123,9 @@ def run_settings(config: GenerateConfig) -> dict[str, Any]:
     """What decides the rows of a run: the config without the place of the work, prompts, code version."""
     benchmarks = config.rules.benchmarks
     return {
-        **config.model_dump(mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "engine": CONNECTION}),
+        **config.model_dump(
+            mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "source": INPUTS, "engine": CONNECTION}
+        ),
         "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
         "writing_version": writing_version(config, vocabulary_of(config.source)),
         "prompt_versions": prompt_versions(config),
@@ -210,7 +228,9 @@ def summarize(store: Store, price: Price | None = None) -> dict[str, Any]:
         statuses.update(summary["statuses"])
         trainable += summary["trainable"]
     planned = statuses.total()
-    if num_repeated := read_near_duplicates(store).num_rows:  # all of them trainable until they were compared
+    if num_repeated := read_near_duplicates(
+        store, read_plan(store)
+    ).num_rows:  # all of them trainable until they were compared
         statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
         trainable -= num_repeated
     spent = spent_so_far(store)

@@ -22,6 +22,7 @@ from dualview.engines import EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.benchmarks import read_flips
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
+from dualview.on_ray.examination import first_seeds
 from dualview.on_ray.generate import CONNECTION
 from dualview.records import Passage
 from dualview.shards import claim
@@ -107,8 +108,7 @@ def _gold_pairs(config: JudgeConfig) -> dict[str, list[ExamPair]]:
                 name, drawn = gold.name, flip_pairs(read_flips(gold), num_pairs, rng)
             case FactbookSource() | TuplesSource():
                 source = open_source(gold)
-                first = source.inputs()[0]
-                seeds = source.read(first.name, 0, min(first.num_rows, 10 * num_pairs))
+                seeds = first_seeds(source, source.inputs(), 10 * num_pairs)
                 name, drawn = gold.kind, exam_pairs(seeds, num_pairs, rng)
         if name in pairs:
             raise InputError(f"gold: two collections are called `{name}`; give each a run of its own")

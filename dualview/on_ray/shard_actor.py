@@ -107,9 +107,9 @@ class ShardActor:
 
     def _tasks(self, shard: Shard) -> list[Task]:
         if isinstance(self.source, Drafts):
-            written = self.source.rows(shard.input, shard.start, shard.stop)
+            written = self.source.rows(self.plan.input_of(shard), shard.start, shard.stop)
             return [Task(row.seed, row.target_id, row) for row in written]
-        seeds = self.source.read(shard.input, shard.start, shard.stop)
+        seeds = self.source.read(self.plan.input_of(shard), shard.start, shard.stop)
         tasks = [task for seed in seeds for task in tasks_of(seed, self.config.targets)]
         if self.config.bootstrap is None and any(not task.target_id for task in tasks):
             plain = next(task.seed.id for task in tasks if not task.target_id)

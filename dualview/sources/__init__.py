@@ -1,13 +1,16 @@
 """Where seeds come from. A source lists what it would read before anything is read."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.config import DraftsSource, FactbookSource, TuplesSource
+from dualview.config import DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
 from dualview.records import Seed
 from dualview.shards import Input, read_plan
 from dualview.sources import factbook
 from dualview.sources.drafts import Drafts
 from dualview.sources.factbook import Factbook
+from dualview.sources.files import Each
+from dualview.sources.promptriever import Promptriever
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store
 from dualview.vocabulary import Vocabulary
@@ -16,30 +19,39 @@ from dualview.vocabulary import Vocabulary
 class Source(Protocol):
     """Seeds in a fixed order. Can be pickled, so that it travels to other processes."""
 
-    def inputs(self) -> list[Input]:
-        """What would be read. Raises InputError, before any work, where it is not as expected."""
+    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:
+        """What would be read. Raises InputError, before any work, where it is not as expected.
 
-    def read(self, input_name: str, start: int, stop: int) -> list[Seed]:
-        """Rows start to stop (without stop) of one input."""
+        Of an input that is `known` to a run already and untouched since, nothing is read again. `each` maps
+        a function over many files; what it is given can be pickled, so that other processes may take part.
+        """
+
+    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
+        """Seeds start to stop (without stop) of one input."""
 
 
-def open_source(settings: FactbookSource | TuplesSource | DraftsSource) -> Source:
+Settings = FactbookSource | TuplesSource | PromptrieverSource | DraftsSource
+
+
+def open_source(settings: Settings) -> Source:
     """The source that a generate config names. Touches nothing yet."""
     match settings:
         case FactbookSource():
             return Factbook(settings.split, settings.num_seeds, settings.seed)
         case TuplesSource():
-            return Tuples(settings.paths)
+            return Tuples(settings.paths, settings.max_bad_share)
+        case PromptrieverSource():
+            return Promptriever(settings.paths, settings.max_bad_share)
         case DraftsSource():
             return Drafts(settings.run)
 
 
-def vocabulary_of(settings: FactbookSource | TuplesSource | DraftsSource) -> Vocabulary | None:
+def vocabulary_of(settings: Settings) -> Vocabulary | None:
     """The wordings of the source's attributes, where it has any; drafts have those of their own source."""
     match settings:
         case FactbookSource():
             return factbook.vocabulary(settings.split)
-        case TuplesSource():
+        case TuplesSource() | PromptrieverSource():
             return None
         case DraftsSource():
             source = read_plan(open_store(settings.run)).settings.get("source", {})

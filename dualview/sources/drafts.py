@@ -1,10 +1,12 @@
 """The rows of a generate run that only wrote, as the source of a run that judges them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dualview.errors import InputError
 from dualview.records import DualView, Seed, dual_views_from_table
 from dualview.shards import Input, is_complete, read_plan, read_shard, read_summaries
+from dualview.sources.files import Each
 from dualview.storage import open_store
 
 
@@ -14,7 +16,7 @@ class Drafts:
 
     run: str
 
-    def inputs(self) -> list[Input]:
+    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
         """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
         store = open_store(self.run)
         if not is_complete(store):
@@ -26,10 +28,10 @@ class Drafts:
             for shard, summary in zip(read_plan(store).shards, read_summaries(store), strict=True)
         ]
 
-    def read(self, input_name: str, start: int, stop: int) -> list[Seed]:
+    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
         """The seeds of these rows, each once."""
-        return list({row.seed.id: row.seed for row in self.rows(input_name, start, stop)}.values())
+        return list({row.seed.id: row.seed for row in self.rows(source, start, stop)}.values())
 
-    def rows(self, input_name: str, start: int, stop: int) -> list[DualView]:
-        table = read_shard(open_store(self.run), input_name)
+    def rows(self, source: Input, start: int, stop: int) -> list[DualView]:
+        table = read_shard(open_store(self.run), source.name)
         return dual_views_from_table(table.slice(start, stop - start))

@@ -9,7 +9,7 @@ import yaml
 
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA
-from dualview.shards import NEAR_DUPLICATES_KEY, Plan, read_plan
+from dualview.shards import Plan, near_duplicates_key, read_plan
 from dualview.storage import Store
 from dualview.synthesis import stats as figures
 from dualview.synthesis.stats import Rows, Stats, run_stats
@@ -54,11 +54,11 @@ def put_card(store: Store) -> bool:
 
 def card(plan: Plan, stats: Stats) -> str:
     """Markdown. Places are written DATA: the card is read wherever the data goes."""
-    compared = plan.settings.get("near_duplicates") is not None
+    repeated = near_duplicates_key(plan) if plan.settings.get("near_duplicates") is not None else None
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(stats, compared), sort_keys=False).strip(),
+            yaml.safe_dump(_front_matter(stats, repeated), sort_keys=False).strip(),
             "---",
             "",
             "# Dual views for instruction-following retrieval",
@@ -101,7 +101,7 @@ def card(plan: Plan, stats: Stats) -> str:
             "",
             "With DATA the place of this card. Each of these gives the rows to train on.",
             "",
-            *_snippets(compared),
+            *_snippets(repeated),
             "## Licence",
             "",
             "Queries and passages come from the source named above, and its licence holds for them. Instructions",
@@ -111,10 +111,10 @@ def card(plan: Plan, stats: Stats) -> str:
     )
 
 
-def _front_matter(stats: Stats, compared: bool) -> dict[str, Any]:
+def _front_matter(stats: Stats, repeated: str | None) -> dict[str, Any]:
     configs = [{"config_name": "rows", "default": True, "data_files": "data/*.parquet"}]
-    if compared:
-        configs.append({"config_name": "near_duplicates", "data_files": NEAR_DUPLICATES_KEY})
+    if repeated:
+        configs.append({"config_name": "near_duplicates", "data_files": repeated})
     return {
         "license": "unknown",  # one of the hub's own values
         "task_categories": ["text-retrieval"],
@@ -174,13 +174,16 @@ def _type(kind: pa.DataType) -> str:
     return f"list of {_type(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
 
 
-def _snippets(compared: bool) -> list[str]:
+def _snippets(repeated: str | None) -> list[str]:
+    """`repeated`: the file that lists near-duplicates, where they were looked for."""
     lines = []
-    for language, code in (SNIPPETS_COMPARED if compared else SNIPPETS).items():
+    for language, code in (SNIPPETS_COMPARED if repeated else SNIPPETS).items():
+        if repeated:
+            code = code.replace("near_duplicates.parquet", repeated)
         lines += [f"{language}:", "", "```python", code.strip(), "```", ""]
-    if compared:
+    if repeated:
         lines += [
-            f"`{NEAR_DUPLICATES_KEY}` lists the rows (seed_id, target_id) that repeat an earlier one, which stays",
+            f"`{repeated}` lists the rows (seed_id, target_id) that repeat an earlier one, which stays",
             "(of_seed_id, of_target_id): the same query, and nearly the same new instruction.",
             "",
         ]

@@ -49,8 +49,9 @@ def mark_near_duplicates(
 
     `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
     """
-    signed = each(partial(_sign_shard, store, settings), read_plan(store).shards)
-    put_near_duplicates(store, near_duplicates(signed, settings))
+    plan = read_plan(store)
+    signed = each(partial(_sign_shard, store, settings), plan.shards)
+    put_near_duplicates(store, plan, near_duplicates(signed, settings))
 
 
 def _sign_shard(store: Store, settings: NearDuplicates, shard: Shard) -> Signed:

@@ -111,7 +111,7 @@ def run_stats(store: Store) -> Stats:
     minima = min_margins(plan)
     for table in read_tables(store):
         _count(stats, table, minima)
-    if num_repeated := read_near_duplicates(store).num_rows:
+    if num_repeated := read_near_duplicates(store, plan).num_rows:
         stats.statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
         stats.num_trainable -= num_repeated
     return stats

@@ -67,7 +67,7 @@ async def requests_of_the_job(config: GenerateConfig) -> list[Request]:
     recipe = Recipe(config, vocabulary_of(config.source), recorder, exam_passed=False)
     source = open_source(config.source)
     [whole] = source.inputs()
-    seeds = source.read(whole.name, 0, whole.num_rows)
+    seeds = source.read(whole, 0, whole.num_rows)
     tasks = [task for seed in seeds for task in tasks_of(seed, config.targets)]
     await finish_shard(recipe, tasks, lineage(recipe, run="", shard=0, attempt="", code_version=""))
     recorder.close()

@@ -75,7 +75,7 @@ def error_of_seeds(file: Path) -> str:
         "generate",
         {
             "output": str(file.parent / "run"),
-            "source": {"kind": "tuples", "paths": [str(file)]},
+            "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0},
             "judges": [JUDGE],
             "engine": {"kind": "scripted", "seed": 1},
         },

@@ -4,7 +4,7 @@ from finished_run import finish_run, row
 
 from dualview.config import NearDuplicates
 from dualview.on_ray.cluster import map_in_order
-from dualview.shards import read_near_duplicates, read_training_rows
+from dualview.shards import read_near_duplicates, read_plan, read_training_rows
 from dualview.storage import open_store
 from dualview.synthesis.card import put_card
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -17,7 +17,7 @@ def test_ray_data_reads_the_rows_as_the_card_says(cluster, tmp_path):
     shards = [[row("a"), row("b", trainable=False)], [row("c"), row("d", new_instruction="Only islands.")]]
     finish_run(store, shards, {"near_duplicates": NEAR.model_dump(mode="json")})
     mark_near_duplicates(store, NEAR, each=map_in_order)
-    assert read_near_duplicates(store)["seed_id"].to_pylist() == ["c"]
+    assert read_near_duplicates(store, read_plan(store))["seed_id"].to_pylist() == ["c"]
     put_card(store)
     card = (tmp_path / "README.md").read_text()
     [code] = re.findall(r"^Ray Data:\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL)

@@ -10,6 +10,7 @@ import pytest
 
 from dualview.errors import InputError
 from dualview.records import Requirement, all_hold
+from dualview.shards import Input
 from dualview.sources.factbook import Factbook, collection, passages, seeds, unseen_values, vocabulary
 
 pytestmark = pytest.mark.skipif(
@@ -216,11 +217,11 @@ def test_read_slices_what_inputs_announces():
     source = Factbook("train", num_seeds=20, seed=3)
     (announced,) = source.inputs()
     assert (announced.name, announced.num_rows) == ("factbook-train", 20)
-    rows = source.read(announced.name, 0, 20)
+    rows = source.read(announced, 0, 20)
     assert [row.id for row in rows] == [f"factbook-train-{index:06d}" for index in range(20)]
-    assert source.read(announced.name, 5, 9) == rows[5:9]
+    assert source.read(announced, 5, 9) == rows[5:9]
     with pytest.raises(ValueError, match="factbook-test"):
-        source.read("factbook-test", 0, 1)
+        source.read(Input("factbook-test", 1, ""), 0, 1)
 
 
 def test_the_checksum_changes_with_the_seed_and_the_number_of_seeds():

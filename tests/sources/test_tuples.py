@@ -38,8 +38,8 @@ def write_jsonl(path, rows):
 
 
 def read_all(path):
-    source = Tuples((str(path),))
-    return [seed for each in source.inputs() for seed in source.read(each.name, 0, each.num_rows)]
+    source = Tuples((str(path),), 0.0)
+    return [seed for each in source.inputs() for seed in source.read(each, 0, each.num_rows)]
 
 
 # --- good files -----------------------------------------------------------------------------------
@@ -98,6 +98,22 @@ def test_optional_columns_may_be_left_out_or_null(tmp_path):
     assert first.requirements == second.requirements == ()
 
 
+@pytest.mark.parametrize(
+    "absent", [{"instruction": ""}, {"instruction": None, "instruction_negatives": []}, {}]
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_seed_may_come_without_an_instruction(absent, suffix, tmp_path):
+    plain = {key: SMALLEST[key] for key in ("id", "query_id", "query", "positive")}
+    row = {**plain, **absent, "hard_negatives": SMALLEST["instruction_negatives"]}
+    if suffix == "jsonl":
+        write_jsonl(tmp_path / "seeds.jsonl", [row])
+    else:
+        pq.write_table(pa.Table.from_pylist([row], schema=SEED_SCHEMA), tmp_path / "seeds.parquet")
+    (seed,) = read_all(tmp_path)
+    assert (seed.instruction, seed.instruction_negatives) == ("", ())
+    assert seed.hard_negatives == (Passage("chad", "Chad: landlocked."),)
+
+
 def test_parquet_attributes_may_be_a_struct_with_nulls(tmp_path):
     rows = [
         smallest_with(positive={"id": "fiji", "text": "Fiji", "attributes": {"coast": "island"}}),
@@ -115,24 +131,24 @@ def test_a_folder_is_its_files_by_name_and_read_slices(tmp_path):
     (tmp_path / "deep").mkdir()
     write_jsonl(tmp_path / "deep" / "a.jsonl", [SMALLEST])
     (tmp_path / "README.md").write_text("not data")
-    source = open_source(TuplesSource(kind="tuples", paths=[str(tmp_path)]))
+    source = open_source(TuplesSource(kind="tuples", paths=[str(tmp_path)], max_bad_share=0.0))
     inputs = source.inputs()
     assert [(each.name, each.num_rows) for each in inputs] == [
         (f"{tmp_path}/b.jsonl", 5),
         (f"{tmp_path}/deep/a.jsonl", 1),
     ]
     assert inputs[0].checksum == hashlib.sha256((tmp_path / "b.jsonl").read_bytes()).hexdigest()
-    assert [seed.id for seed in source.read(inputs[0].name, 1, 3)] == ["b1", "b2"]
+    assert [seed.id for seed in source.read(inputs[0], 1, 3)] == ["b1", "b2"]
 
 
 def test_names_can_be_read_from_another_working_folder(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "seeds.jsonl", [SMALLEST])
     monkeypatch.chdir(tmp_path)
-    source = Tuples(("seeds.jsonl",))
+    source = Tuples(("seeds.jsonl",), 0.0)
     (announced,) = source.inputs()
     monkeypatch.chdir("/")
     travelled = pickle.loads(pickle.dumps(source))
-    assert travelled.read(announced.name, 0, 1)[0].id == "s1"
+    assert travelled.read(announced, 0, 1)[0].id == "s1"
 
 
 @pytest.fixture
@@ -152,19 +168,19 @@ def bucket(monkeypatch):
 def test_files_and_folders_on_s3(bucket, tmp_path):
     write_jsonl(tmp_path / "seeds.jsonl", [SMALLEST])
     open_store(f"{bucket}/demo").put_new("seeds.jsonl", (tmp_path / "seeds.jsonl").read_bytes(), "1")
-    local = Tuples((str(tmp_path),)).inputs()[0]
+    local = Tuples((str(tmp_path),), 0.0).inputs()[0]
     for path in (f"{bucket}/demo/seeds.jsonl", f"{bucket}/demo", f"{bucket}/demo/", bucket):
-        (announced,) = Tuples((path,)).inputs()
+        (announced,) = Tuples((path,), 0.0).inputs()
         assert announced.name == f"{bucket}/demo/seeds.jsonl"
         assert announced.checksum == local.checksum
-        assert Tuples((path,)).read(announced.name, 0, 1) == read_all(tmp_path)
+        assert Tuples((path,), 0.0).read(announced, 0, 1) == read_all(tmp_path)
     for path, sentence in (
         (f"{bucket}/demo/other.jsonl", "there is no such file"),
         (f"{bucket}/elsewhere", "no file that ends in .jsonl or .parquet"),
         ("s3://no-such-bucket/seeds.jsonl", "there is no bucket `no-such-bucket`"),
     ):
         with pytest.raises(InputError, match=sentence):
-            Tuples((path,)).inputs()
+            Tuples((path,), 0.0).inputs()
 
 
 # --- bad files ------------------------------------------------------------------------------------
@@ -217,6 +233,19 @@ BAD_ROWS = {
         smallest_with(hard_negatives=[{"id": "togo", "text": "Togo"}, NEGATIVE]),
         r"line 2: hard_negatives\[1\] has the id 'chad' of instruction_negatives\[0\]",
     ),
+    "neither instruction nor hard negatives": (
+        smallest_with(id="s2", instruction=None, instruction_negatives=None),
+        r"line 2: has neither an instruction nor hard negatives; expected",
+    ),
+    "instruction negatives without an instruction": (
+        smallest_with(instruction=None),
+        r"line 2: `instruction` is None; expected a string",
+    ),
+    "half a character": (
+        json.dumps(smallest_with(id="s2", query="main \ud83d ports")),
+        r"line 2: is not a JSON object \(.*surrogates not allowed",
+    ),
+    "nested without end": ("[" * 100_000, r"line 2: is not a JSON object \(maximum recursion"),
     "requirement without polarity": (
         smallest_with(requirements=[{"facet": "coast", "value": "island"}]),
         r"line 2, requirements\[0\]: has no `include`; expected .*true",
@@ -236,7 +265,7 @@ def test_a_bad_row_is_one_sentence_with_file_line_and_example(row, sentence, tmp
     path = tmp_path / "seeds.jsonl"
     path.write_text(f"{json.dumps(SMALLEST)}\n{bad}\n{json.dumps(smallest_with(id='s3'))}\n")
     with pytest.raises(InputError, match=sentence) as caught:
-        Tuples((str(path),)).inputs()
+        Tuples((str(path),), 0.0).inputs()
     assert str(caught.value).startswith(f"{path} line 2")
     assert "\n" not in str(caught.value)
 
@@ -244,21 +273,21 @@ def test_a_bad_row_is_one_sentence_with_file_line_and_example(row, sentence, tmp
 def test_text_that_is_not_utf8_names_the_line(tmp_path):
     (tmp_path / "seeds.jsonl").write_bytes(json.dumps(SMALLEST).encode() + b'\n{"id": "\xff"}\n')
     with pytest.raises(InputError, match="line 2: is not a JSON object"):
-        Tuples((str(tmp_path),)).inputs()
+        Tuples((str(tmp_path),), 0.0).inputs()
 
 
 def test_a_bad_parquet_row_names_the_row(tmp_path):
     rows = [SMALLEST, smallest_with(id="s2", instruction="")]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "seeds.parquet")
     with pytest.raises(InputError, match=r"seeds.parquet row 2: has no `instruction`|`instruction` is ''"):
-        Tuples((str(tmp_path),)).inputs()
+        Tuples((str(tmp_path),), 0.0).inputs()
 
 
 def test_a_seed_id_in_two_files_names_both(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [SMALLEST])
     write_jsonl(tmp_path / "b.jsonl", [smallest_with(id="s0"), SMALLEST])
     with pytest.raises(InputError, match=r"b.jsonl line 2: .*'s1' stands at .*a.jsonl line 1 already"):
-        Tuples((str(tmp_path),)).inputs()
+        Tuples((str(tmp_path),), 0.0).inputs()
 
 
 @pytest.mark.parametrize(
@@ -273,16 +302,16 @@ def test_a_seed_id_in_two_files_names_both(tmp_path):
 def test_a_folder_with_the_wrong_content_is_an_input_error(name, content, sentence, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=sentence):
-        Tuples((str(tmp_path),)).inputs()
+        Tuples((str(tmp_path),), 0.0).inputs()
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/seeds.jsonl"])
 def test_a_path_where_nothing_lies_is_an_input_error(name, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}/{name}: .*expected"):
-        Tuples((f"{tmp_path}/{name}",)).inputs()
+        Tuples((f"{tmp_path}/{name}",), 0.0).inputs()
 
 
 def test_a_folder_named_like_a_file_is_an_input_error(tmp_path):
     (tmp_path / "seeds.parquet").mkdir()
     with pytest.raises(InputError, match="there is no such file"):
-        Tuples((str(tmp_path / "seeds.parquet"),)).inputs()
+        Tuples((str(tmp_path / "seeds.parquet"),), 0.0).inputs()

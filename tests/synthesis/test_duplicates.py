@@ -28,7 +28,7 @@ def found(tmp_path, shards, settings=SETTINGS, each=map):
     mark_near_duplicates(store, settings, each)
     return {
         (pair["seed_id"], pair["target_id"]): ((pair["of_seed_id"], pair["of_target_id"]), pair["similarity"])
-        for pair in read_near_duplicates(store).to_pylist()
+        for pair in read_near_duplicates(store, read_plan(store)).to_pylist()
     }
 
 
@@ -168,7 +168,7 @@ def test_a_list_that_stands_stays(tmp_path):
     finish_run(store, [[row("a"), row("b")]], ASKED)
     mark_near_duplicates(store, SETTINGS)
     mark_near_duplicates(store, SETTINGS.model_copy(update={"ngram": 3}))
-    assert read_near_duplicates(store).num_rows == 1
+    assert read_near_duplicates(store, read_plan(store)).num_rows == 1
 
 
 def test_a_corrupt_list_is_told(tmp_path):
