@@ -72,6 +72,69 @@ class DraftsSource(Settings):
     run: str  # that run's output
 
 
+class Bm25(Settings):
+    k1: Annotated[float, Field(gt=0)]
+    b: Share
+    stopwords: (
+        Literal[
+            "chinese",
+            "danish",
+            "dutch",
+            "english",
+            "french",
+            "german",
+            "italian",
+            "korean",
+            "norwegian",
+            "portuguese",
+            "russian",
+            "spanish",
+            "swedish",
+            "turkish",
+        ]
+        | None
+    )
+
+
+class DenseRetriever(Settings):
+    model: str  # a folder, a hub name, package:NAME/FOLDER or s3://...
+    max_query_tokens: Positive
+    max_passage_tokens: Positive
+    precision: Literal["bf16", "fp32"]
+    trust_remote_code: bool
+
+
+# Texts are encoded in fixed groups of this many, so that a vector does not depend, in its last bits, on how
+# large a shard is.
+ENCODING_GROUP = 128
+WholeGroups = Annotated[int, Field(gt=0, multiple_of=ENCODING_GROUP)]
+
+
+class Mining(Settings):
+    """Hard negatives: passages that a retriever ranks high for a query and that no judgement calls relevant."""
+
+    bm25: Bm25 | None
+    dense: DenseRetriever | None
+    first_rank: Positive  # of a retriever's ranking, which counts relevant passages too; 1 is the best
+    last_rank: Positive
+    min_margin: Share  # of the positive's score; closer to it than this, or above it: not taken
+    num_negatives: Positive  # per seed, or as many as there are
+    passages_per_shard: WholeGroups  # the index and the vectors that a process holds at a time
+    queries_per_shard: WholeGroups
+    actors: Actors  # GPUs only for encoding
+
+
+class BeirSource(Settings):
+    """A folder with corpus.jsonl, queries.jsonl and qrels: seeds without instructions, negatives mined."""
+
+    kind: Literal["beir"]
+    path: str  # a folder or s3://bucket/prefix
+    qrels: str  # a file of the folder: qrels/train.tsv
+    min_grade: Positive  # from this grade on, a passage is a positive
+    max_positives: Positive  # per query, best grades first; each makes a seed
+    mining: Mining
+
+
 class FacetsWriter(Settings):
     """No LLM: the complement is composed from the attributes of the passages."""
 
@@ -267,7 +330,8 @@ class Synthesis(Settings):
 class GenerateConfig(Synthesis):
     output: str  # s3://bucket/prefix, file:///folder or a plain path
     source: Annotated[
-        FactbookSource | TuplesSource | PromptrieverSource | DraftsSource, Field(discriminator="kind")
+        FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
+        Field(discriminator="kind"),
     ]
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
     near_duplicates: NearDuplicates | None  # null: not looked for

@@ -283,6 +283,11 @@ def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
 DUAL_VIEW_SCHEMA = pa.schema([(field.name, _maps_as_lists(field.type)) for field in _BUILT_SCHEMA])
 
 
+def seeds_to_table(seeds: Iterable[Seed]) -> pa.Table:
+    """One row each, in SEED_SCHEMA."""
+    return pa.Table.from_pylist([asdict(seed) for seed in seeds], schema=SEED_SCHEMA)
+
+
 def dual_views_to_table(rows: Iterable[DualView]) -> pa.Table:
     """One flat row each: the seed's columns, then the rest, in DUAL_VIEW_SCHEMA."""
     flat = []

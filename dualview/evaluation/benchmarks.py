@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from dualview.beir import Row, check_qrels, read_qrels, read_rows
 from dualview.config import Beir, Flips
 from dualview.errors import InputError
 from dualview.evaluation.metrics import (
@@ -19,9 +18,6 @@ from dualview.evaluation.metrics import (
     reciprocal_rank,
 )
 from dualview.records import AdhocCollection, FlipCollection, FlipQuery, Passage
-
-QRELS_HEADER = "query-id\tcorpus-id\tscore"
-
 
 # --- reading --------------------------------------------------------------------------------------
 
@@ -39,7 +35,7 @@ def read_flips(settings: Flips) -> FlipCollection:
     corpus = _read_corpus(corpus_path)
     names = {"original": settings.original, "changed": settings.changed}
     rows = _rows_by_id(folder / "queries.jsonl")
-    relevant = {id: _flip(row, names, corpus, where) for id, (where, row) in rows.items()}
+    relevant = {id: _flip(row, names, corpus) for id, row in rows.items()}
     candidates = tuple(sorted({id for views in relevant.values() for ids in views.values() for id in ids}))
     return FlipCollection(
         name=settings.name,
@@ -47,12 +43,12 @@ def read_flips(settings: Flips) -> FlipCollection:
         queries=tuple(
             FlipQuery(
                 id=id,
-                query=_text(row, "query", where),
-                instructions={view: _instruction(row, name, where) for view, name in names.items()},
+                query=row.text("query"),
+                instructions={view: _instruction(row, name) for view, name in names.items()},
                 relevant=relevant[id],
                 candidates=candidates,
             )
-            for id, (where, row) in rows.items()
+            for id, row in rows.items()
         ),
     )
 
@@ -64,9 +60,13 @@ def read_beir(settings: Beir) -> AdhocCollection:
     """
     folder = Path(settings.path)
     passages = _read_corpus(folder / "corpus.jsonl")
-    queries = _rows_by_id(folder / "queries.jsonl")
-    texts = {id: _text(row, "text", where) for id, (where, row) in queries.items()}
-    qrels = _read_qrels(folder / "qrels.tsv", texts, passages)
+    texts = {id: row.text("text") for id, row in _rows_by_id(folder / "queries.jsonl").items()}
+    qrels_path = str(folder / "qrels.tsv")
+    qrels = read_qrels(qrels_path)
+    check_qrels(qrels_path, texts, passages)
+    for query_id, grades in qrels.items():
+        if max(grades.values()) <= 0:
+            raise InputError(f"{qrels_path}: the query {query_id!r} has no relevant passage")
     return AdhocCollection(
         name=settings.name,
         passages=passages,
@@ -76,117 +76,48 @@ def read_beir(settings: Beir) -> AdhocCollection:
 
 
 def _read_corpus(path: Path) -> dict[str, Passage]:
-    return {
-        id: Passage(id, text=_text(row, "text", where), title=_text({"title": "", **row}, "title", where))
-        for id, (where, row) in _rows_by_id(path).items()
-    }
+    return {id: row.passage() for id, row in _rows_by_id(path).items()}
 
 
-def _read_qrels(
-    path: Path, queries: Mapping[str, str], passages: Mapping[str, Passage]
-) -> dict[str, dict[str, int]]:
-    header, *lines = _lines(path)
-    if header != QRELS_HEADER:
-        raise InputError(f"{path}: begins with {header!r}; expected {QRELS_HEADER!r}")
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(lines, start=2):
-        where = f"{path} line {number}"
-        match line.split("\t"):
-            case [query_id, passage_id, grade] if grade.removeprefix("-").isdecimal():
-                pass
-            case _:
-                raise InputError(
-                    f"{where}: {line!r} is not a query, a passage and a whole-number grade between tabs"
-                )
-        if query_id not in queries:
-            raise InputError(f"{where}: the query {query_id!r} is not in queries.jsonl")
-        if passage_id not in passages:
-            raise InputError(f"{where}: the passage {passage_id!r} is not in corpus.jsonl")
-        grades = qrels.setdefault(query_id, {})
-        if passage_id in grades:
-            raise InputError(
-                f"{where}: the query {query_id!r} and the passage {passage_id!r} stand there twice"
-            )
-        grades[passage_id] = int(grade)
-    if not qrels:
-        raise InputError(f"{path}: holds no judgement")
-    for query_id, grades in qrels.items():
-        if max(grades.values()) <= 0:
-            raise InputError(f"{path}: the query {query_id!r} has no relevant passage")
-    return qrels
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # not splitlines(): it also cuts at characters that JSON strings and ids may hold, such as U+2028
-        return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is not UTF-8 text") from None
-
-
-def _rows_by_id(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """_id -> (file and line, row), of all lines that are not blank; at least one."""
-    rows: dict[str, tuple[str, dict[str, Any]]] = {}
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: is not valid JSON ({error.msg})") from None
-        if not isinstance(row, dict):
-            raise InputError(f'{where}: expected a JSON object, for example {{"_id": "7", "text": "..."}}')
-        id = _text(row, "_id", where)
+def _rows_by_id(path: Path) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for row in read_rows(str(path)):
+        id = row.text("_id")
         if id in rows:
-            raise InputError(f"{where}: the id {id!r} stands there a second time")
-        rows[id] = (where, row)
-    if not rows:
-        raise InputError(f"{path}: is empty; expected one JSON object a line")
+            raise InputError(f"{row.where}: the id {id!r} stands there a second time")
+        rows[id] = row
     return rows
 
 
-def _text(row: Mapping[str, Any], key: str, where: str) -> str:
-    if not isinstance(row.get(key), str):
-        raise InputError(f"{where}: `{key}` must be a text, found {row.get(key, 'nothing')!r}")
-    return str(row[key])
-
-
-def _instruction(row: Mapping[str, Any], name: str, where: str) -> str:
-    instructions = row.get("instructions")
+def _instruction(row: Row, name: str) -> str:
+    instructions = row.columns.get("instructions")
     if not isinstance(instructions, dict) or not isinstance(instructions.get(name), str):
-        raise InputError(f"{where}: `instructions` must map {name!r} to a text, found {instructions!r}")
+        raise InputError(f"{row.where}: `instructions` must map {name!r} to a text, found {instructions!r}")
     return str(instructions[name])
 
 
-def _flip(
-    row: Mapping[str, Any], names: Mapping[str, str], corpus: Mapping[str, Passage], where: str
-) -> dict[str, tuple[str, ...]]:
+def _flip(row: Row, names: Mapping[str, str], corpus: Mapping[str, Passage]) -> dict[str, tuple[str, ...]]:
     """view -> ids of the relevant passages, each once."""
-    relevant = {view: _relevant(row, name, corpus, where) for view, name in names.items()}
+    relevant = {view: _relevant(row, name, corpus) for view, name in names.items()}
     if set(relevant["original"]) == set(relevant["changed"]):
         first, second = names.values()
         raise InputError(
-            f"{where}: {first!r} and {second!r} have the same relevant passages; "
+            f"{row.where}: {first!r} and {second!r} have the same relevant passages; "
             "expected that some passage changes its label"
         )
     return relevant
 
 
-def _relevant(
-    row: Mapping[str, Any], name: str, corpus: Mapping[str, Passage], where: str
-) -> tuple[str, ...]:
-    relevant = row.get("relevant")
+def _relevant(row: Row, name: str, corpus: Mapping[str, Passage]) -> tuple[str, ...]:
+    relevant = row.columns.get("relevant")
     ids = relevant.get(name) if isinstance(relevant, dict) else None
     if not isinstance(ids, list) or not ids:
         raise InputError(
-            f"{where}: `relevant` must map {name!r} to a list of at least one passage id, found {ids!r}"
+            f"{row.where}: `relevant` must map {name!r} to a list of at least one passage id, found {ids!r}"
         )
     for id in ids:
         if not isinstance(id, str) or id not in corpus:
-            raise InputError(f"{where}: the relevant passage {id!r} is not in corpus.jsonl")
+            raise InputError(f"{row.where}: the relevant passage {id!r} is not in corpus.jsonl")
     return tuple(dict.fromkeys(ids))  # people's label files name a passage twice now and then
 
 

@@ -7,7 +7,7 @@ mteb since 2.19.5.
 # Q = queries, D = documents of a shard, C = candidates of a query, E = embedding size, K = k or fewer
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,11 @@ class TopK(NamedTuple):
     """The best documents of each query, best first. K is smaller than k where there were fewer."""
 
     scores_QK: NDArray[np.float32]
-    ids_QK: NDArray[np.str_]
+    ids_QK: NDArray[Any]  # of the kind that was asked for
+
+
+# Names, or an array of anything that sorts: the numbers of rows, where names would not fit in memory.
+Ids = Sequence[str] | NDArray[Any]
 
 
 def rank(scores_C: ArrayLike, ids: Sequence[str]) -> list[str]:
@@ -32,15 +36,27 @@ def rank(scores_C: ArrayLike, ids: Sequence[str]) -> list[str]:
 
 def rank_candidates(query_E: ArrayLike, passages_CE: ArrayLike, ids: Sequence[str]) -> list[str]:
     """The candidates of one query, best first by inner product."""
-    return rank(_inner_products(np.atleast_2d(query_E), passages_CE)[0], ids)
+    return rank(inner_products(np.atleast_2d(query_E), passages_CE)[0], ids)
 
 
-def top_k(queries_QE: ArrayLike, passages_DE: ArrayLike, ids: Sequence[str], k: int) -> TopK:
+def inner_products(queries_QE: ArrayLike, passages_DE: ArrayLike) -> NDArray[np.float32]:
+    """Scores (Q, D); a pair's score does not depend on what else stands in the block."""
+    # Summed in float64, then rounded. In float32 BLAS sums in an order that depends on the shape of the
+    # block: about 1% of the scores change with the cut into shards, and copies of a passage do not tie.
+    return (np.asarray(queries_QE, np.float64) @ np.asarray(passages_DE, np.float64).T).astype(np.float32)
+
+
+def top_k(queries_QE: ArrayLike, passages_DE: ArrayLike, ids: Ids, k: int) -> TopK:
     """The k best passages of one shard for each query; all of them where the shard is shorter than k."""
-    scores_QD = _inner_products(queries_QE, passages_DE)
+    return top_k_of_scores(inner_products(queries_QE, passages_DE), ids, k)
+
+
+def top_k_of_scores(scores_QD: NDArray[np.float32], ids: Ids, k: int) -> TopK:
+    """The same from scores that stand already."""
     if scores_QD.shape[1] != len(ids):
         raise ValueError(f"{len(ids)} ids but {scores_QD.shape[1]} passages")
-    return _best(scores_QD, np.broadcast_to(np.asarray(ids, dtype=np.str_), scores_QD.shape), k)
+    ids_D = ids if isinstance(ids, np.ndarray) else np.asarray(ids, dtype=np.str_)
+    return _best(scores_QD, np.broadcast_to(ids_D, scores_QD.shape), k)
 
 
 def merge_top_k(parts: Sequence[TopK], k: int) -> TopK:
@@ -53,19 +69,19 @@ def merge_top_k(parts: Sequence[TopK], k: int) -> TopK:
     return _best(scores_QN, ids_QN, k)
 
 
-def _best(scores_QN: NDArray[np.float32], ids_QN: NDArray[np.str_], k: int) -> TopK:
+def _best(scores_QN: NDArray[np.float32], ids_QN: NDArray[Any], k: int) -> TopK:
     _refuse_nan(scores_QN)
-    best_first_QK = np.lexsort((ids_QN, scores_QN), axis=1)[:, ::-1][:, :k]
+    num_queries, num = scores_QN.shape
+    best_first_QK = np.empty((num_queries, min(k, num)), dtype=np.int64)
+    for query, (scores_N, ids_N) in enumerate(zip(scores_QN, ids_QN, strict=True)):
+        # Only what scores no less than the k-th best is sorted; copies of it may make these more than k.
+        places = np.flatnonzero(scores_N >= np.partition(scores_N, -k)[-k]) if k < num else np.arange(num)
+        best_first = np.lexsort((ids_N[places], scores_N[places]))[::-1][:k]
+        best_first_QK[query] = places[best_first]
     return TopK(
         np.take_along_axis(scores_QN, best_first_QK, axis=1),
         np.take_along_axis(ids_QN, best_first_QK, axis=1),
     )
-
-
-def _inner_products(queries_QE: ArrayLike, passages_DE: ArrayLike) -> NDArray[np.float32]:
-    # Summed in float64, then rounded. In float32 BLAS sums in an order that depends on the shape of the
-    # block: about 1% of the scores change with the cut into shards, and copies of a passage do not tie.
-    return (np.asarray(queries_QE, np.float64) @ np.asarray(passages_DE, np.float64).T).astype(np.float32)
 
 
 def _refuse_nan(scores: NDArray[np.float32]) -> None:

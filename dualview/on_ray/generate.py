@@ -13,12 +13,14 @@ from ray.data import ActorPoolStrategy
 
 import dualview
 from dualview.config import (
+    BeirSource,
     Budget,
     DraftsSource,
     GenerateConfig,
     GivenWriter,
     Price,
     PromptrieverSource,
+    TuplesSource,
     VllmEngine,
 )
 from dualview.costs import Spent, used_up
@@ -26,6 +28,7 @@ from dualview.engines import check_engine
 from dualview.errors import InputError, Interruption
 from dualview.on_ray.cluster import errors_of_workers, join_cluster, map_on_cluster
 from dualview.on_ray.examination import Exam, set_exam
+from dualview.on_ray.mining import mine
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.progress import Progress
 from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
@@ -79,6 +82,10 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check(config)
+    if isinstance(config.source, BeirSource):
+        mined = mine(config.source, config.output)
+        seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
+        config = config.model_copy(update={"source": seeds})
     source = open_source(config.source)
     settings, each = run_settings(config), partial(map_on_cluster, config.actors)
     inputs = source.inputs(known_inputs(store, settings), each)

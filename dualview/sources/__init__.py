@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.config import DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.config import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.errors import InputError
 from dualview.records import Seed
 from dualview.shards import Input, read_plan
 from dualview.sources import factbook
@@ -30,7 +31,7 @@ class Source(Protocol):
         """Seeds start to stop (without stop) of one input."""
 
 
-Settings = FactbookSource | TuplesSource | PromptrieverSource | DraftsSource
+Settings = FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource
 
 
 def open_source(settings: Settings) -> Source:
@@ -44,6 +45,11 @@ def open_source(settings: Settings) -> Source:
             return Promptriever(settings.paths, settings.max_bad_share)
         case DraftsSource():
             return Drafts(settings.run)
+        case BeirSource():
+            raise InputError(
+                "source: the negatives of a beir collection are mined when its run begins, and not before;"
+                " name the files under mined/ of a run that has begun, with kind tuples"
+            )
 
 
 def vocabulary_of(settings: Settings) -> Vocabulary | None:
@@ -51,7 +57,7 @@ def vocabulary_of(settings: Settings) -> Vocabulary | None:
     match settings:
         case FactbookSource():
             return factbook.vocabulary(settings.split)
-        case TuplesSource() | PromptrieverSource():
+        case TuplesSource() | PromptrieverSource() | BeirSource():
             return None
         case DraftsSource():
             source = read_plan(open_store(settings.run)).settings.get("source", {})

@@ -147,7 +147,7 @@ def test_wrong_beir_is_refused_with_file_and_line(tmp_path, file, content, sente
 
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": "caf\xe9"}\n')
-    with pytest.raises(InputError, match=r"corpus.jsonl: is not UTF-8"):
+    with pytest.raises(InputError, match=r"corpus.jsonl line 1: is not UTF-8"):
         read_beir(_beir(tmp_path))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dualview.evaluation.ranking import merge_top_k, rank, rank_candidates, top_k
+from dualview.evaluation.ranking import merge_top_k, rank, rank_candidates, top_k, top_k_of_scores
 
 
 def _sorted_by_rule(scores, ids):
@@ -78,3 +78,20 @@ def test_an_empty_shard_adds_nothing():
     full = top_k(passages[:2], passages, ids, 5)
     merged = merge_top_k([top_k(passages[:2], passages[:0], [], 5), full], 5)
     np.testing.assert_array_equal(merged.ids_QK, full.ids_QK)
+
+
+def test_numbers_of_rows_rank_like_names_that_sort_the_same_way():
+    passages, _ = _passages_with_copies(101)
+    rows = np.arange(101)
+    names = [f"{row:03d}" for row in rows]
+    by_name, by_row = (top_k(passages[:7], passages, ids, 20) for ids in (names, rows))
+    np.testing.assert_array_equal(by_row.ids_QK, by_name.ids_QK.astype(np.int64))
+    np.testing.assert_array_equal(by_row.scores_QK, by_name.scores_QK)
+
+
+def test_scores_that_stand_rank_like_their_vectors():
+    passages, ids = _passages_with_copies(50)
+    scores = (passages[:5].astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
+    np.testing.assert_array_equal(
+        top_k_of_scores(scores, ids, 9).ids_QK, top_k(passages[:5], passages, ids, 9).ids_QK
+    )

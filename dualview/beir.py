@@ -1,0 +1,129 @@
+"""The files of a BEIR folder, row by row: corpus.jsonl, queries.jsonl and qrels; local or on S3, never held whole.
+
+{"_id": "184", "title": "scale models", "text": "..."}     a line of corpus.jsonl; title may be left out
+{"_id": "1", "text": "similarity laws"}                    a line of queries.jsonl
+query-id <tab> corpus-id <tab> score                       the first line of qrels, then one judgement a line
+"""
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+import io
+import json
+from typing import Any
+
+from dualview.errors import InputError
+from dualview.records import Passage
+from dualview.storage import arrow_filesystem
+
+QRELS_HEADER = "query-id\tcorpus-id\tscore"
+_BUFFER_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One JSON object of a file."""
+
+    where: str  # file and line
+    start: int  # bytes of the file before its line
+    columns: Mapping[str, Any]
+
+    def text(self, key: str) -> str:
+        """Raises InputError where the key does not hold a text."""
+        if not isinstance(self.columns.get(key), str):
+            found = self.columns.get(key, "nothing")
+            raise InputError(f"{self.where}: `{key}` must be a text, found {found!r}")
+        return str(self.columns[key])
+
+    def passage(self) -> Passage:
+        """The row as a passage of corpus.jsonl."""
+        title = self.text("title") if "title" in self.columns else ""
+        return Passage(self.text("_id"), text=self.text("text"), title=title)
+
+
+def read_rows(url: str) -> Iterator[Row]:
+    """The objects of a JSON-lines file in their order; blank lines are passed over.
+
+    Raises InputError where the file cannot be read, a line is no object, or there is none.
+    """
+    is_empty = True
+    for where, start, line in _lines(url):
+        if line.strip():
+            is_empty = False
+            yield Row(where, start, _object(line, where))
+    if is_empty:
+        raise InputError(f"{url}: is empty; expected one JSON object a line")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        columns = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: is not valid JSON ({error.msg})") from None
+    if not isinstance(columns, dict):
+        raise InputError(f'{where}: expected a JSON object, for example {{"_id": "7", "text": "..."}}')
+    return columns
+
+
+def read_qrels(url: str) -> dict[str, dict[str, int]]:
+    """query -> passage -> grade, both in the order of the file.
+
+    Raises InputError where the file cannot be read, a line is wrong or stands there twice, or there is none.
+    """
+    qrels: dict[str, dict[str, int]] = {}
+    for where, query_id, passage_id, grade in _judgements(url):
+        grades = qrels.setdefault(query_id, {})
+        if passage_id in grades:
+            raise InputError(
+                f"{where}: the query {query_id!r} and the passage {passage_id!r} stand there twice"
+            )
+        grades[passage_id] = grade
+    if not qrels:
+        raise InputError(f"{url}: holds no judgement")
+    return qrels
+
+
+def check_qrels(url: str, queries: Container[str], passages: Container[str]) -> None:
+    """Raises InputError at the first judgement whose query or passage is none of these."""
+    for where, query_id, passage_id, _ in _judgements(url):
+        if query_id not in queries:
+            raise InputError(f"{where}: the query {query_id!r} is not in queries.jsonl")
+        if passage_id not in passages:
+            raise InputError(f"{where}: the passage {passage_id!r} is not in corpus.jsonl")
+
+
+def _judgements(url: str) -> Iterator[tuple[str, str, str, int]]:
+    """Where it stands, query, passage and grade of each line after the header."""
+    lines = _lines(url)
+    header = next((line for _, _, line in lines), "")
+    if header != QRELS_HEADER:
+        raise InputError(f"{url}: begins with {header!r}; expected {QRELS_HEADER!r}")
+    for where, _, line in lines:
+        if not line:
+            continue
+        match line.split("\t"):
+            case [query_id, passage_id, grade] if grade.removeprefix("-").isdecimal():
+                yield where, query_id, passage_id, int(grade)
+            case _:
+                raise InputError(
+                    f"{where}: {line!r} is not a query, a passage and a whole-number grade between tabs"
+                )
+
+
+def _lines(url: str) -> Iterator[tuple[str, int, str]]:
+    """Where it stands, its offset in bytes, and each line without its end."""
+    filesystem, path = arrow_filesystem(url)
+    try:
+        # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids
+        # may hold, such as U+2028.
+        with io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES) as file:
+            start = 0
+            for number, line in enumerate(file, start=1):
+                where = f"{url} line {number}"
+                try:
+                    yield where, start, line.rstrip(b"\r\n").decode()
+                except UnicodeDecodeError:
+                    raise InputError(f"{where}: is not UTF-8 text") from None
+                start += len(line)
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(f"{url}: cannot be read ({reason.splitlines()[0]})") from None

@@ -1,0 +1,138 @@
+"""BM25 (bm25s) over parts of a corpus, each scored exactly as if the corpus were indexed whole.
+
+bm25s takes its statistics from what it indexes and holds all of its tokens. Here they are counted first,
+part by part, and every part is indexed with those of the whole. Only terms of queries have postings; all
+others count as one, because a passage's length must stay what it is.
+"""
+
+# T = distinct terms of all queries, P = passages of a part
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+import io
+from operator import add
+from typing import Self
+
+import bm25s
+from bm25s.scoring import (
+    _build_idf_array,
+    _build_scores_and_indices_for_matrix,
+    _calculate_doc_freqs,
+    _select_idf_scorer,
+)
+import numpy as np
+from numpy.typing import NDArray
+
+from dualview.config import Bm25
+
+_METHOD = "lucene"  # idf log(1 + (N - n + 0.5) / (n + 0.5)), never negative
+
+
+def terms_of(texts: Sequence[str], settings: Bm25) -> list[list[str]]:
+    """The terms of each text in their order: lower-case words of two or more characters, no stopwords."""
+    terms: list[list[str]] = bm25s.tokenize(
+        list(texts), stopwords=settings.stopwords, return_ids=False, show_progress=False
+    )
+    return terms
+
+
+def vocabulary_of(queries: Iterable[Sequence[str]]) -> dict[str, int]:
+    """The number of each distinct term, whatever the order of the queries."""
+    return {term: number for number, term in enumerate(sorted({term for terms in queries for term in terms}))}
+
+
+def numbered(texts: Iterable[Sequence[str]], vocabulary: Mapping[str, int]) -> list[list[int]]:
+    """The terms of each text as numbers; T for a term of no query."""
+    other = len(vocabulary)
+    return [[vocabulary.get(term, other) for term in terms] for terms in texts]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What BM25 must know of a corpus beyond the passage that it scores."""
+
+    num_passages: int
+    num_terms: int  # with repetitions
+    num_passages_with: NDArray[np.int64]  # (T + 1,)
+
+    def __add__(self, other: Self) -> "Statistics":
+        return Statistics(
+            self.num_passages + other.num_passages,
+            self.num_terms + other.num_terms,
+            self.num_passages_with + other.num_passages_with,
+        )
+
+
+def count(passages_P: Sequence[Sequence[int]], num_distinct: int) -> Statistics:
+    """The statistics of one part from its numbered terms; num_distinct is T."""
+    distinct = [np.fromiter(set(terms), np.int64) for terms in passages_P]
+    return Statistics(
+        len(passages_P),
+        sum(map(len, passages_P)),
+        np.bincount(np.concatenate([np.empty(0, np.int64), *distinct]), minlength=num_distinct + 1),
+    )
+
+
+def total(parts: Iterable[Statistics]) -> Statistics:
+    return reduce(add, parts)
+
+
+def index_part(passages_P: Sequence[Sequence[int]], corpus: Statistics, settings: Bm25) -> bm25s.BM25:
+    """An index of these passages with the statistics of the whole corpus, as BM25.build_index_from_ids does it."""
+    index = bm25s.BM25(k1=settings.k1, b=settings.b, method=_METHOD)
+    num_columns = len(corpus.num_passages_with)
+    scores, passages, terms = _build_scores_and_indices_for_matrix(
+        corpus_token_ids=passages_P,
+        idf_array=_build_idf_array(
+            dict(enumerate(corpus.num_passages_with.tolist())),
+            corpus.num_passages,
+            _select_idf_scorer(_METHOD),
+        ),
+        avg_doc_len=np.float64((corpus.num_terms or 1) / corpus.num_passages),
+        # of these passages: it says how many postings there will be
+        doc_frequencies=_calculate_doc_freqs(passages_P, range(num_columns), show_progress=False),
+        k1=settings.k1,
+        b=settings.b,
+        delta=0.0,  # of other methods
+        nonoccurrence_array=None,
+        method=_METHOD,
+        show_progress=False,
+    )
+    data, indices, indptr = index._np_csc(scores, passages, terms, (len(passages_P), num_columns))
+    return _restored(index, data, indices, indptr, len(passages_P))
+
+
+def _restored(
+    index: bm25s.BM25,
+    data: NDArray[np.float32],
+    indices: NDArray[np.int32],
+    indptr: NDArray[np.int64],
+    num_passages: int,
+) -> bm25s.BM25:
+    index.scores = {"data": data, "indices": indices, "indptr": indptr, "num_docs": num_passages}
+    index.nonoccurrence_array = None
+    return index
+
+
+def scores_of(index: bm25s.BM25, terms: Sequence[int]) -> NDArray[np.float32]:
+    """The score (P,) of every passage of the part for a query's numbered terms; 0 where none occurs."""
+    scores_P: NDArray[np.float32] = index.get_scores_from_ids(list(terms))
+    return scores_P
+
+
+def to_bytes(index: bm25s.BM25) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, **index.scores)
+    return sink.getvalue()
+
+
+def from_bytes(data: bytes) -> bm25s.BM25:
+    with np.load(io.BytesIO(data)) as arrays:
+        return _restored(
+            bm25s.BM25(method=_METHOD),
+            arrays["data"],
+            arrays["indices"],
+            arrays["indptr"],
+            int(arrays["num_docs"]),
+        )
