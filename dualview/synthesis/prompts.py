@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 import hashlib
 from importlib import resources
 import re
@@ -48,19 +48,21 @@ class Prompt:
     version: str  # NAME@HASH: changes with every change of the wording
     turns: tuple[tuple[Literal["user", "assistant"], Template], ...]
 
+    @cached_property
+    def _placeholders(self) -> frozenset[str]:
+        return frozenset(name for _, template in self.turns for name in template.get_identifiers())
+
     def fill(self, **values: str) -> tuple[Turn, ...]:
         """The turns with every $placeholder replaced.
 
         Raises InputError where the prompt asks for something else than it is given here, as when a
         prompt for writing is named as a judge's.
         """
-        for _, template in self.turns:
-            unknown = set(template.get_identifiers()) - set(values)
-            if unknown:
-                raise InputError(
-                    f"prompt {self.version}: has no value for ${min(unknown)};"
-                    f" this use of a prompt offers ${', $'.join(values)}"
-                )
+        if unknown := self._placeholders - values.keys():
+            raise InputError(
+                f"prompt {self.version}: has no value for ${min(unknown)};"
+                f" this use of a prompt offers ${', $'.join(values)}"
+            )
         return tuple(Turn(role, template.substitute(values)) for role, template in self.turns)
 
 

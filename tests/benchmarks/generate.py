@@ -1,11 +1,13 @@
-"""The job beside its engine: tokens a second of `jobs/generate.py` against a bare vLLM engine on the same prompts.
+"""The job beside its engine, and beside the same work built on `ray.data.llm`.
 
     python tests/benchmarks/generate.py [--quick]
 
-The job runs first, on a local Ray cluster with one actor. Then a bare engine answers the very same
-requests, recorded from one more pass through the synthesis code: all writing prompts at once, then all
-judging prompts at once, which is the best that batching can do. Tokens are read and written ones; the
-engine's start counts in neither. The last line is a JSON object.
+`jobs/generate.py` runs first, on a local Ray cluster with one actor. Its requests are recorded from one more
+pass through the synthesis code in this process, and answered twice more: by a bare vLLM engine, all writing
+prompts at once and then all judging prompts at once, which is the best that batching can do; and by two
+processors of ray.data.llm (peer_ray_data_llm.py). Same model, engine settings and machine, one after the
+other. Tokens are read and written ones. Rates count neither the engine's start nor the judge's exam; the
+last column has both in it. The last line is a JSON object.
 """
 
 from argparse import ArgumentParser
@@ -18,6 +20,7 @@ import tempfile
 import time
 from typing import Any
 
+import peer_ray_data_llm
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -49,42 +52,45 @@ class Recording:
         self._engine.close()
 
 
-def open_vllm(config: GenerateConfig) -> Vllm:
-    assert isinstance(config.engine, VllmEngine)
-    return Vllm(config.engine)
-
-
-def tokens_of_the_job(config: GenerateConfig) -> float:
+def measure_job(config: GenerateConfig) -> tuple[float, float]:
+    """Tokens a second while shards were worked on, and seconds from the command to its end."""
     assert config.trail is not None
+    started = time.perf_counter()
     generate(config)
+    seconds = time.perf_counter() - started
     last = Path(config.trail).read_text().splitlines()[-1]
-    figure: float = json.loads(last)["tokens_per_second"]
-    return figure
+    return json.loads(last)["tokens_per_second"], seconds
 
 
-async def requests_of_the_job(config: GenerateConfig) -> list[Request]:
-    recorder = Recording(open_vllm(config))
+async def record_and_measure_engine(config: GenerateConfig) -> tuple[list[list[Request]], float]:
+    """The requests that write and those that judge, and the bare engine's tokens a second over them."""
+    assert isinstance(config.engine, VllmEngine)
+    engine = Vllm(config.engine)
+    requests = await requests_of_the_job(config, engine)
+    phases = [
+        [request for request in requests if not request.num_logprobs],
+        [request for request in requests if request.num_logprobs],
+    ]
+    await engine._llm.reset_prefix_cache()  # as if it had seen none of the prompts
+    started = time.perf_counter()
+    tokens = 0
+    for phase in phases:
+        answers = await asyncio.gather(*map(engine.complete, phase))
+        tokens += sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+    seconds = time.perf_counter() - started
+    engine.close()
+    return phases, tokens / seconds
+
+
+async def requests_of_the_job(config: GenerateConfig, engine: Vllm) -> list[Request]:
+    recorder = Recording(engine)
     recipe = Recipe(config, vocabulary_of(config.source), recorder, exam_passed=False)
     source = open_source(config.source)
     [whole] = source.inputs()
     seeds = source.read(whole, 0, whole.num_rows)
     tasks = [task for seed in seeds for task in tasks_of(seed, config.targets)]
     await finish_shard(recipe, tasks, lineage(recipe, run="", shard=0, attempt="", code_version=""))
-    recorder.close()
     return recorder.requests
-
-
-async def tokens_of_the_bare_engine(config: GenerateConfig, requests: list[Request]) -> float:
-    engine = open_vllm(config)  # a new one, which has seen none of the prompts
-    started = time.perf_counter()
-    tokens = 0
-    for phase in (0, 20):  # writing asks for no log probabilities, judging for 20
-        of_phase = [request for request in requests if request.num_logprobs == phase]
-        answers = await asyncio.gather(*map(engine.complete, of_phase))
-        tokens += sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    seconds = time.perf_counter() - started
-    engine.close()
-    return tokens / seconds
 
 
 def main() -> None:
@@ -102,21 +108,36 @@ def main() -> None:
                 f"engine.model={checkpoint(MODEL.absolute())}",
             ],
         )
-        ray.init(address="local", num_cpus=max(2, os.cpu_count() or 1), include_dashboard=False)
-        job = tokens_of_the_job(config)
+        # Ray starts its workers at niceness 15: beside anything else on the machine they would lose to the
+        # bare engine, which is no measure of either.
+        os.environ.update(RAY_worker_niceness="0")
+        # CPUs are Ray's tickets here and not cores: the peer's small stages need some beside the engine's.
+        ray.init(address="local", num_cpus=int(config.actors.cpus) + 2, include_dashboard=False)
+        job, job_seconds = measure_job(config)
+        phases, bare = asyncio.run(record_and_measure_engine(config))
+        peer = peer_ray_data_llm.answer_all(config, phases, Path(folder) / "peer")
         ray.shutdown()
-        requests = asyncio.run(requests_of_the_job(config))
-        bare = asyncio.run(tokens_of_the_bare_engine(config, requests))
-    table = Table("", "tokens/s", title=f"{num_seeds} seeds written and judged")
-    table.add_row("bare vLLM engine", f"{bare:,.0f}")
-    table.add_row("jobs/generate.py", f"{job:,.0f}")
-    table.add_row("job over engine", f"{job / bare:.2f}")
+    peer_rate = peer.tokens / peer.seconds
+    table = Table("", "tokens/s", "seconds, starts in them", title=f"{num_seeds} seeds written and judged")
+    table.add_row("bare vLLM engine", f"{bare:,.0f}", "")
+    table.add_row("jobs/generate.py", f"{job:,.0f}", f"{job_seconds:,.0f}")
+    table.add_row("ray.data.llm", f"{peer_rate:,.0f}", f"{peer.seconds_with_starts:,.0f}")
+    table.add_row("job over engine", f"{job / bare:.2f}", "")
+    table.add_row(
+        "job over ray.data.llm", f"{job / peer_rate:.2f}", f"{peer.seconds_with_starts / job_seconds:.2f}"
+    )
     Console().print(table)
     figures: dict[str, Any] = {
         "engine_ratio": round(job / bare, 3),
+        "ray_data_llm_speedup": round(job / peer_rate, 3),
+        "ray_data_llm_speedup_with_starts": round(peer.seconds_with_starts / job_seconds, 3),
         "job_tokens_per_second": round(job, 1),
         "engine_tokens_per_second": round(bare, 1),
+        "ray_data_llm_tokens_per_second": round(peer_rate, 1),
+        "job_seconds_with_start": round(job_seconds, 1),
+        "ray_data_llm_seconds_with_starts": round(peer.seconds_with_starts, 1),
         "num_seeds": num_seeds,
+        "num_requests": sum(map(len, phases)),
         "measured_on": f"{os.cpu_count()} cores, {platform.machine()}, SmolLM2-135M, vLLM on CPU",
     }
     print(json.dumps(figures))
