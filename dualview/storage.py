@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 import random
 import shutil
+import socket
 import tempfile
 import time
 from typing import Any, Protocol, TypeVar
@@ -138,8 +139,8 @@ class LocalStore:
         path = self.folder / key
         partial = path.with_name(f"{_PARTIAL}{attempt}-{uuid4().hex}")
         with _room_for(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 with partial.open("xb") as file:
                     file.write(data)
                     file.flush()
@@ -218,6 +219,11 @@ class S3Store:
                 return question(self._client)
             except (ClientError, BotoCoreError, RetriesExceededError) as error:
                 reason = _reason(error)
+                if isinstance(error, NoCredentialsError):
+                    raise InputError(
+                        f"{self.url}: no credentials on node {socket.gethostname()}; every node needs"
+                        " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another source that boto3 knows"
+                    ) from error
                 if _is_about_credentials(error):
                     # boto3 renews some kinds by itself; a file that was renewed it reads for a new client only.
                     if asked_with_fresh_credentials:
@@ -299,7 +305,7 @@ def _reason(error: Exception) -> str:
 def _is_about_credentials(error: Exception) -> bool:
     if isinstance(error, ClientError):
         return _reason(error) in _EXPIRED_CODES
-    return isinstance(error, CredentialRetrievalError | NoCredentialsError | SSOError | TokenRetrievalError)
+    return isinstance(error, CredentialRetrievalError | SSOError | TokenRetrievalError)
 
 
 def _may_pass(error: Exception) -> bool:
@@ -346,7 +352,7 @@ def _check_bucket(store: S3Store) -> None:
         code = error.response["Error"]["Code"]
         if code == "NoSuchBucket":
             raise InputError(f"{store.url}: there is no bucket `{store.bucket}`; create it first") from None
-        if _status(error) in (401, 403):
+        if _status(error) in (401, 403) or code in _EXPIRED_CODES:
             raise InputError(
                 f"{store.url}: the credentials are refused ({code});"
                 " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"

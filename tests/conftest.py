@@ -66,7 +66,12 @@ class ChatServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            request_queue_size = (
+                128  # of connections that wait to be accepted; on a busy machine 5 are too few
+            )
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
         self.host = f"127.0.0.1:{self._server.server_port}"

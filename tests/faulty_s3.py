@@ -1,7 +1,7 @@
 """moto's S3 on a real socket, which fails where a test wants it to, and halts at a chosen put."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 import os
 import socket
@@ -123,10 +123,16 @@ class FaultyS3:
             return Response.from_app(self._app, environ, buffered=True)
 
 
+class _Handler(MotoRequestHandler):
+    def handle(self) -> None:
+        with suppress(OSError):  # it looks for another request on a connection that was reset
+            super().handle()
+
+
 @contextmanager
 def serving(s3: FaultyS3) -> Iterator[str]:
     """The URL at which it answers."""
-    server = make_server("127.0.0.1", 0, s3, threaded=True, request_handler=MotoRequestHandler)
+    server = make_server("127.0.0.1", 0, s3, threaded=True, request_handler=_Handler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -218,6 +218,12 @@ def test_a_put_leaves_no_other_file_behind(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["shard"]
 
 
+def test_a_file_in_the_place_of_a_folder_is_no_lost_race(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("in the way")
+    with pytest.raises(Interruption, match="data/shard: cannot be written"):
+        open_store(str(tmp_path)).put_new("data/shard", b"", "me")
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match=r"cannot be written, because .*/file is not a writable folder"):
@@ -382,6 +388,13 @@ def test_credentials_that_are_renewed_in_their_file_are_taken_up(
     assert [entry.key for entry in s3_store.list()] == ["one", "two"]
 
 
+def test_a_node_without_credentials_is_told(s3_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InputError, match=f"no credentials on node {socket.gethostname()}; every node needs"):
+        s3_store.put_new("shard", b"data", "me")
+
+
 def test_a_download_that_breaks_off_leaves_nothing(s3: FaultyS3, s3_store: Store, tmp_path: Path) -> None:
     s3_store.put_new("config.json", b"{}", "me")
     s3_store.put_new("weights", b"w", "me")
@@ -410,9 +423,17 @@ def test_a_missing_bucket_is_told() -> None:
     assert "no bucket `absent-bucket`" in sentence("s3://absent-bucket/run")
 
 
-@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
-def test_refused_credentials_are_told(s3: FaultyS3, bucket: str, code: str) -> None:
-    s3.faults = [("GET", error(403, code), 1)]
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "InvalidAccessKeyId"),
+        (403, "SignatureDoesNotMatch"),
+        (403, "AccessDenied"),
+        (400, "ExpiredToken"),
+    ],
+)
+def test_refused_credentials_are_told(s3: FaultyS3, bucket: str, status: int, code: str) -> None:
+    s3.faults = [("GET", error(status, code), 1)]
     assert f"the credentials are refused ({code})" in sentence(f"s3://{bucket}/run")
 
 

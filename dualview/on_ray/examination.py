@@ -6,6 +6,7 @@ import random
 
 from dualview.config import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
+from dualview.errors import Interruption
 from dualview.records import Seed
 from dualview.shards import Input
 from dualview.sources import Source, open_source
@@ -44,7 +45,7 @@ def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> E
 
 
 async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Results:
-    """Every LLM judge's result. Raises RuntimeError where the engine dies.
+    """Every LLM judge's result. Raises Interruption where the engine dies.
 
     No row is to blame for that, so none could be left out: with a new actor it would go on for ever.
     """
@@ -54,8 +55,8 @@ async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Resul
             for judge in _llm_judges(config)
         }
     except EngineDied as error:
-        raise RuntimeError(
-            "the engine died in the exam of the judge; the same command tries again"
+        raise Interruption(
+            f"{config.output}: the engine died in the exam of the judge; see its log and mend it"
         ) from error
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 import dualview
 from dualview.config import FactbookSource, Flips, JudgeConfig, TuplesSource
-from dualview.engines import EngineUnavailable, check_engine, open_engine
+from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.benchmarks import read_flips
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
@@ -120,7 +120,12 @@ def _ask(config: JudgeConfig, pairs: dict[str, list[ExamPair]]) -> pa.Table:
     """FAN-OUT every n-th pair to one of n tasks with an engine each -> OUTPUT the table of the judged pairs."""
     flat = [(name, pair) for name, several in pairs.items() for pair in several]
     num = min(config.actors.num, len(flat))
-    task = ray.remote(_answers).options(num_cpus=config.actors.cpus, num_gpus=config.actors.gpus)
+    task = ray.remote(_answers).options(
+        num_cpus=config.actors.cpus,
+        num_gpus=config.actors.gpus,
+        max_retries=1,
+        retry_exceptions=[EngineDied],  # once, with a new engine
+    )
     shares = [task.remote(config, [pair for _, pair in flat[start::num]]) for start in range(num)]
     with errors_of_workers():
         parts = ray.get(shares)

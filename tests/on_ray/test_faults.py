@@ -2,20 +2,18 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-import subprocess
-import sys
 
 from faulty_s3 import ALWAYS, FaultyS3, error
-import psutil
 import pytest
 import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
 from test_generate import LLM, Job, config_of, rows_of, undisturbed, wait_until
 
 from dualview.records import DualView
 from dualview.shards import is_complete
 from dualview.storage import open_store
 
-RAY = Path(sys.executable).with_name("ray")
 DEADLINE_SECONDS = 600  # against a hang, and not a measure
 
 
@@ -64,27 +62,40 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
 
 
 class SecondNode:
-    """Another raylet of this machine, as a node of the cluster."""
+    """Another raylet of this machine, as a node of the cluster.
+
+    Made as ray.cluster_utils does: `ray start` would make the cluster the default one of this machine.
+    """
 
     def __init__(self, address: str, num_cpus: int) -> None:
-        self._process = subprocess.Popen(
-            [RAY, "start", f"--address={address}", f"--num-cpus={num_cpus}", "--block"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+        settings = RayParams(
+            gcs_address=address,
+            num_cpus=num_cpus,
+            num_gpus=0,
+            object_store_memory=150 * 2**20,
+            min_worker_port=0,
+            max_worker_port=0,
+            node_manager_port=0,
+            include_log_monitor=False,
         )
+        settings.dashboard_agent_listen_port = None  # any that is free
+        for is_last_try in (False, False, True):
+            try:
+                self._node = Node(settings, head=False, shutdown_at_exit=False, spawn_reaper=True)
+                break
+            except Exception:  # Ray gives its processes seconds to come up, and a busy machine needs more
+                if is_last_try:
+                    raise
         wait_until(lambda: num_nodes() == 2)
 
     def die(self) -> None:
-        """Its raylet first, so that nobody has time to say good-bye."""
-        family = psutil.Process(self._process.pid).children(recursive=True)
-        for process in sorted(family, key=lambda process: process.name() != "raylet"):
-            process.kill()
+        """At once, so that nobody has time to say good-bye; its workers follow their raylet."""
+        self._node.kill_raylet()
         self.close()
         wait_until(lambda: num_nodes() == 1)
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
+        self._node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 def num_nodes() -> int:

@@ -273,7 +273,7 @@ def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
         raise EngineDied
 
     config = small(LLM, tmp_path / "run")
-    with pytest.raises(RuntimeError, match="the engine died in the exam"):
+    with pytest.raises(Interruption, match="the engine died in the exam"):
         finish_without_ray(config, open_store(config.output), answer)
 
 
@@ -433,8 +433,8 @@ class Job:
     def interruption(self) -> str:
         """The one sentence about what broke around the run."""
         assert self.process.wait(DEADLINE_SECONDS) == 3, self._log.read_text()
-        *_, last = self._log.read_text().splitlines()
-        return last
+        (sentence,) = (line for line in self._log.read_text().splitlines() if line.startswith("stopped: "))
+        return sentence
 
 
 def engine_processes() -> list[psutil.Process]:
