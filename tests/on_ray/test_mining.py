@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 import bm25s
+from faulty_s3 import FaultyS3
 import numpy as np
 from numpy.typing import NDArray
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
-from turnstile import Turnstile
 
 from dualview.config import BeirSource
 from dualview.errors import InputError
@@ -35,7 +35,7 @@ DENSE = {
     "trust_remote_code": False,
 }
 NUM_PASSAGES, NUM_QUERIES = 300, 400
-DEADLINE_SECONDS = 300
+DEADLINE_SECONDS = 600
 
 
 # --- search ---------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_bm25_alone_from_and_to_s3(mined_by_bm25: list[Seed], folder: Path) -> N
 def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
     mined_by_bm25: list[Seed],
     s3: str,
-    turnstile: Turnstile,
+    faulty_s3: FaultyS3,
     folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -265,18 +265,18 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
     settings, output = (
         source(folder, dense=None),
         f"{s3}/mining/data/run",
-    )  # the turnstile stands before data/
+    )  # it stands before data/
     code = (
         "import sys; from dualview.config import BeirSource; from dualview.on_ray.mining import mine;"
         "mine(BeirSource.model_validate_json(sys.argv[1]), sys.argv[2])"
     )
     store = open_store(output)
     # The plan, the statistics, three indices and one part of four.
-    with turnstile.hold_after(6), (tmp_path / "log").open("w") as log:
+    with faulty_s3.hold_after(6), (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(
             [sys.executable, "-c", code, settings.model_dump_json(), output], stdout=log, stderr=log
         )
-        held = turnstile.holds.wait(DEADLINE_SECONDS)
+        held = faulty_s3.holds.wait(DEADLINE_SECONDS)
         driver.kill()
         driver.wait()
         assert held, (tmp_path / "log").read_text()
