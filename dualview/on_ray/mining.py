@@ -29,7 +29,8 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 import dualview
 from dualview.config import ENCODING_GROUP, BeirSource, DenseRetriever, Mining
-from dualview.evaluation.ranking import TopK, inner_products, merge_top_k, top_k_of_scores
+from dualview.evaluation.ranking import inner_products
+from dualview.evaluation.search import QUERIES_AT_A_TIME, Score, search
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
@@ -52,7 +53,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only the actors that enc
 
 PLAN_KEY = "mined/plan.json"
 STATISTICS_KEY = "mined/work/bm25-statistics.npy"
-_QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, and texts of so many seeds, are held
 
 
 @dataclass(frozen=True)
@@ -333,8 +333,8 @@ def _mine_part(unit: Unit, work: _Work) -> Unit:
     # In memory first: pyarrow's own S3 streams leave a broken object behind when writing fails.
     sink, num_negatives = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, SEED_SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(queries), _QUERIES_AT_A_TIME):
-            some = slice(start, start + _QUERIES_AT_A_TIME)
+        for start in range(0, len(queries), QUERIES_AT_A_TIME):
+            some = slice(start, start + QUERIES_AT_A_TIME)
             seeds = _seeds(work.mining, corpus, queries[some], rankings[some], scores[some])
             num_negatives += sum(len(seed.hard_negatives) for seed in seeds)
             writer.write_table(seeds_to_table(seeds))
@@ -391,6 +391,8 @@ def _seeds(
         for query, of_query, scores_of_query in zip(queries, rankings, scores, strict=True)
         for positive in query.positives
     ]
+    # Without negatives nothing can be made of it.
+    chosen = [(query, positive, negatives) for query, positive, negatives in chosen if negatives]
     rows = sorted({row for _, positive, negatives in chosen for row in (positive, *negatives)})
     passages = dict(zip(rows, corpus.read(rows), strict=True))
     return [
@@ -399,52 +401,7 @@ def _seeds(
     ]
 
 
-# --- search ---------------------------------------------------------------------------------------
-
-Score = Callable[[slice], NDArray[np.float32]]  # these queries -> scores (B, D) of the passages of a shard
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    rows: list[int]  # best first; K of them
-    scores: dict[int, float]  # of these rows and of all that was wanted
-
-
-def search(
-    open_shard: Callable[[int], Score], shards: Sequence[range], wanted: Sequence[Sequence[int]], k: int
-) -> list[Found]:
-    """The k best passages of each query, one shard in memory at a time, and the scores of wanted ones.
-
-    `shards` are the rows of each shard of the corpus, and the result is the same for any cut; `wanted` are
-    rows for each query. Ties go to the later row.
-    """
-    wanted_L = sorted((row, query) for query, rows in enumerate(wanted) for row in rows)
-    rows_L = np.array([row for row, _ in wanted_L], np.int64)
-    queries_L = np.array([query for _, query in wanted_L], np.int64)
-    scores_L = np.empty(len(wanted_L), np.float32)
-    blocks = [
-        range(start, min(start + _QUERIES_AT_A_TIME, len(wanted)))
-        for start in range(0, len(wanted), _QUERIES_AT_A_TIME)
-    ]
-    best: list[list[TopK]] = [[] for _ in blocks]
-    for shard, rows in enumerate(shards):
-        score = open_shard(shard)
-        first, last = np.searchsorted(rows_L, [rows.start, rows.stop])
-        for number, block in enumerate(blocks):
-            scores_BD = score(slice(block.start, block.stop))
-            part = top_k_of_scores(scores_BD, np.arange(rows.start, rows.stop), k)
-            best[number] = [merge_top_k([*best[number], part], k)]
-            of_block = (queries_L[first:last] >= block.start) & (queries_L[first:last] < block.stop)
-            pairs = first + np.flatnonzero(of_block)
-            scores_L[pairs] = scores_BD[queries_L[pairs] - block.start, rows_L[pairs] - rows.start]
-    found = [
-        Found(rows_K.tolist(), dict(zip(rows_K.tolist(), scores_K.tolist(), strict=True)))
-        for [top] in best
-        for scores_K, rows_K in zip(top.scores_QK, top.ids_QK, strict=True)
-    ]
-    for (row, query), score_of_pair in zip(wanted_L, scores_L.tolist(), strict=True):
-        found[query].scores[row] = score_of_pair
-    return found
+# --- scores of a shard ----------------------------------------------------------------------------
 
 
 def _by_bm25(store: Store, queries: Sequence[Sequence[int]]) -> Callable[[int], Score]:

@@ -195,7 +195,7 @@ def test_too_few_cpus(tmp_path: Path) -> None:
         {
             "output": str(tmp_path),
             "engine": {"kind": "scripted", "seed": 1},
-            "actors": {"num": 1, "cpus": 1000, "gpus": 0},
+            "actors": {"num": 1, "cpus": 1000, "gpus": 0, "max_num": None},
         },
     )
     assert re.match(

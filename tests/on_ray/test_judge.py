@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dualview.config import JudgeConfig
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 from dualview.on_ray.judge import PAIRS_SCHEMA, judge, print_judged, threshold_sentences
 from dualview.synthesis.exam import as_floats, measure
 
@@ -102,7 +102,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     # A server that is down measures nothing, and leaves nothing that could be taken for a measurement.
     chat_server.answer = lambda _: (503, {}, {"error": "closed"})
     alone = config.model_copy(update={"actors": config.actors.model_copy(update={"num": 1})})
-    with pytest.raises(InputError, match=rf"because the server at {chat_server.host} answers 503: closed"):
+    with pytest.raises(Interruption, match=rf"the server at {chat_server.host} answers 503: closed"):
         judge(alone)
     assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.json"}
 

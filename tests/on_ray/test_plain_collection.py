@@ -78,7 +78,8 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
 
     summary = generate(config)
     rows = rows_of(open_store(config.output))
-    assert summary["planned"] == len(rows) == NUM_QUERIES
+    assert summary["planned"] == len(rows)
+    assert NUM_QUERIES / 2 < len(rows) <= NUM_QUERIES  # a query whose positive it ranks low has no negative
     # The scripted judge tosses a coin for every cell, so every end of a plain seed comes about.
     assert {"no_original", "no_instruction_negative", "not_flipped"} <= {row.status for row in rows}
     found = [row for row in rows if row.target_id]
