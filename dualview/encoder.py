@@ -4,16 +4,20 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 import torch
+from transformers import AutoTokenizer
 
 from dualview.errors import InputError
 from dualview.models import local_model
 
 Precision = Literal["bf16", "fp32"]
+Tokens = Sequence[int] | NDArray[np.int32]
 Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
 
 
@@ -58,18 +62,42 @@ def pad_id(encoder: SentenceTransformer) -> int:
     return int(encoder.tokenizer.pad_token_id)
 
 
+def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
+    """The tokenizer of an encoder, without its weights."""
+    try:
+        return AutoTokenizer.from_pretrained(local_model(model), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from None
+
+
 def tokenize(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut at max_tokens."""
+    return tokenize_with(encoder.tokenizer, texts, max_tokens)
+
+
+def tokenize_with(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """The same without an encoder."""
     if not texts:
         return []
-    tokens: list[list[int]] = encoder.tokenizer(
+    tokens: list[list[int]] = tokenizer(
         list(texts), truncation=True, max_length=max_tokens, add_special_tokens=True
     )["input_ids"]
     return tokens
 
 
+def padded(tokens: Sequence[Tokens], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Texts as the one rectangle that a transformer takes, and the mask that hides its padding."""
+    input_ids_NL = np.full((len(tokens), max(map(len, tokens))), pad, dtype=np.int64)
+    mask_NL = np.zeros_like(input_ids_NL)
+    for row, ids in enumerate(tokens):
+        input_ids_NL[row, : len(ids)] = ids
+        mask_NL[row, : len(ids)] = 1
+    rectangle = {"input_ids": input_ids_NL, "attention_mask": mask_NL}
+    return {name: torch.from_numpy(values).to(device) for name, values in rectangle.items()}
+
+
 def embed(
-    encoder: torch.nn.Module, tokens: Sequence[list[int]], pad: int, *, side: Side, chunk_tokens: int
+    encoder: torch.nn.Module, tokens: Sequence[Tokens], pad: int, *, side: Side, chunk_tokens: int
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
 
@@ -80,14 +108,7 @@ def embed(
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
     for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
-        texts = [tokens[order[n]] for n in chunk]
-        length = max(map(len, texts))
-        input_ids_NL = torch.full((len(texts), length), pad, dtype=torch.long)
-        mask_NL = torch.zeros((len(texts), length), dtype=torch.long)
-        for row, ids in enumerate(texts):
-            input_ids_NL[row, : len(ids)] = torch.tensor(ids)
-            mask_NL[row, : len(ids)] = 1
-        features = {"input_ids": input_ids_NL.to(device), "attention_mask": mask_NL.to(device)}
+        features = padded([tokens[order[n]] for n in chunk], pad, device)
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())
     back = torch.empty(len(order), dtype=torch.long, device=device)
     back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
@@ -118,9 +139,16 @@ def encode_texts(
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 on the CPU, without gradients."""
     tokens = tokenize(encoder, texts, max_tokens)
+    return encode_tokens(encoder, tokens, pad_id(encoder), side=side, precision=precision)
+
+
+def encode_tokens(
+    encoder: SentenceTransformer, tokens: Sequence[Tokens], pad: int, *, side: Side, precision: Precision
+) -> torch.Tensor:
+    """The same of texts that are tokens already."""
     encoder.eval()
     with torch.inference_mode(), autocast(precision, encoder.device):
-        return embed(encoder, tokens, pad_id(encoder), side=side, chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
+        return embed(encoder, tokens, pad, side=side, chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
 
 
 # Small enough for the cache of a CPU core, and for the attention matrices of a GPU at 512 tokens.

@@ -18,7 +18,7 @@ done or to lock: where two attempts overlap, the first put wins and the other is
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -374,16 +374,29 @@ def read_tables(store: Store, columns: Sequence[str] | None = None) -> Iterator[
 def read_training_rows(store: Store) -> Iterator[pa.Table]:
     """The rows to train on, in order, a table in DUAL_VIEW_SCHEMA for each shard: without near-duplicates.
 
+    Raises InputError as left_out_of_training does.
+    """
+    left_out = left_out_of_training(store)
+    for table in read_tables(store):
+        yield trainable_rows(table, left_out)
+
+
+def left_out_of_training(store: Store) -> frozenset[tuple[str, str]]:
+    """(seed id, target id) of the near-duplicates of a finished run.
+
     Raises InputError where there is no finished run: what is read must not depend on how far it has come.
     """
     if not is_complete(store):
         raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
     repeated = read_near_duplicates(store, read_plan(store))
-    left_out = set(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
-    for table in read_tables(store):
-        rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
-        stays = [trainable and (seed_id, target_id) not in left_out for trainable, seed_id, target_id in rows]
-        yield table.filter(pa.array(stays, pa.bool_()))
+    return frozenset(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
+
+
+def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa.Table:
+    """The rows of one shard that are trainable and not left out; needs the columns id, target_id, trainable."""
+    rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
+    stays = [trainable and (seed_id, target_id) not in left_out for trainable, seed_id, target_id in rows]
+    return table.filter(pa.array(stays, pa.bool_()))
 
 
 def read_summaries(store: Store) -> list[dict[str, Any]]:

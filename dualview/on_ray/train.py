@@ -1,66 +1,97 @@
 """Training on Ray Train with DeepSpeed: a worker is a rank, checkpoints lie on the store."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 import json
+import math
 from pathlib import Path
 import tempfile
 import time
 from typing import Any
 
 import deepspeed
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 import ray.train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+)
 from ray.train.torch import TorchTrainer
 from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import asymmetric, new_encoder
+from dualview.encoder import asymmetric, encode_tokens, new_encoder, pad_id
+from dualview.errors import Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.encoding import Job, encode
-from dualview.records import dual_views_from_table
-from dualview.shards import claim, read_training_rows
-from dualview.storage import arrow_filesystem, check_reachable, open_store, upload_tree
-from dualview.training.batches import Sampler, candidates_of
-from dualview.training.groups import Group, mix
-from dualview.training.step import learning_rate_scale, move_back, retain, step_loss
+from dualview.on_ray.prepare import encode_passages, frozen_passages, open_prepared, plan_mixture, prepare
+from dualview.on_ray.watch import Watch
+from dualview.shards import claim
+from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
+from dualview.training.batches import Sampler
+from dualview.training.prepared import Prepared
+from dualview.training.step import (
+    Backward,
+    Learner,
+    Retained,
+    Work,
+    learn,
+    learning_rate_scale,
+    move_back,
+    plan_work,
+)
 
 CHECKPOINTS_KEPT = 2
-SECONDS_BETWEEN_LINES = 10
 CONFIG_KEY = "config.json"
 RESULT_KEY = "result.json"
-PASSAGES_KEY = "passages.parquet"
-TEXTS_PER_UNIT = 256
 CHECKPOINT_TAG = "state"
+POSITION = "position.json"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains an encoder, or goes on where an interrupted run of the same config stopped.
 
-    Leaves under the output `encoder/` (a sentence-transformers folder) and, last, `result.json`.
-    Returns the latter's content: steps, instances, seconds, groups per second, the loss of each step.
+    Leaves under the output `encoder/` (a sentence-transformers folder), `config.json` with the counts of the
+    mixture and, last, `result.json`. Returns the latter's content: steps, instances, tokens, seconds, groups
+    per second, the loss of each step.
     """
     store = open_store(config.output)
     check_reachable(store)
     check_model(config.encoder.model)
-    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures"})
+    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures", "watching"})
     if store.list(RESULT_KEY):
         claim(store, CONFIG_KEY, claimed, notes={})
         print(f"{config.output} is finished; nothing to do")
     else:
-        groups = load_groups(config)  # a mistake in the data shows here, before anything is written
-        num_steps = sampler_of(config, groups).steps_for(config.mixture.num_instances)
-        claim(store, CONFIG_KEY, claimed, notes={})
-        print(f"training on {len(groups):,} groups: {num_steps} steps of {config.batch.instances} instances")
+        _refuse_known_failure(store)
         join_cluster(config.workers)
         placed = _anywhere(config)
+        sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
+        claim(
+            store,
+            CONFIG_KEY,
+            claimed,
+            notes={"mixture_counts": counts, "deepspeed_config": deepspeed_config(config)},
+        )
+        prepare(placed, sources)
+        prepared = open_prepared(placed)
+        sampler = sampler_of(config, prepared)
+        num_steps = sampler.num_steps(**config.budget.model_dump())
+        print(
+            f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
+        )
+        print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
         if config.documents == "frozen":
-            _encode_passages(placed, groups)
+            encode_passages(placed, prepared.num_passages)
         with errors_of_workers():
-            _trainer(placed).fit()
+            _trainer(placed, fingerprint(claimed)).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
 
@@ -70,62 +101,42 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
     model = config.encoder.model
     if Path(model).is_dir():
         model = str(Path(model).absolute())
+    parts = tuple(
+        part.model_copy(update={"data": open_store(part.data).url}) for part in config.mixture.parts
+    )
+    logs = config.watching.logs
     return config.model_copy(
         update={
             "output": open_store(config.output).url,
-            "mixture": config.mixture.model_copy(update={"data": open_store(config.mixture.data).url}),
+            "mixture": config.mixture.model_copy(update={"parts": parts}),
             "encoder": config.encoder.model_copy(update={"model": model}),
+            "watching": config.watching.model_copy(update={"logs": logs and str(Path(logs).absolute())}),
         }
     )
 
 
-def load_groups(config: TrainConfig) -> list[Group]:
-    """The groups of the config's mixture, in the order of its seed.
-
-    Raises InputError where the data is not a finished generate run.
-    """
-    tables = read_training_rows(open_store(config.mixture.data))
-    rows = (row for table in tables for row in dual_views_from_table(table))
-    return mix(rows, config.mixture, config.seed)
+def sampler_of(config: TrainConfig, prepared: Prepared) -> Sampler:
+    return Sampler(prepared, config.batch, homogeneous=config.mixture.homogeneous, seed=config.seed)
 
 
-def _encode_passages(config: TrainConfig, groups: list[Group]) -> None:
-    """Puts the untouched encoder's vectors of all passages beside the run, once."""
-    store = open_store(config.output)
-    if store.list(PASSAGES_KEY):
-        return
-    passages = {passage.id: passage.full_text for group in groups for passage in group.passages}
-    texts = sorted(set(passages.values()))
-    vectors = encode(
-        {"passages": Job(config.encoder.model, "document", config.encoder.max_passage_tokens, texts)},
-        config.workers,
-        texts_per_unit=TEXTS_PER_UNIT,
-        precision=config.precision,
-        trust_remote_code=config.encoder.trust_remote_code,
-    )["passages"]
-    table = pa.table({"id": list(passages), "vector": [vectors[text] for text in passages.values()]})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.put_new(PASSAGES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
+def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
+    """What DeepSpeed is told. Weights are fp32 and so, with them, gradients and their reduction."""
+    offload = {"offload_optimizer": {"device": "cpu"}} if config.deepspeed.offload_optimizer else {}
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # required and unused: our batches are not its samples
+        "gradient_clipping": config.optimizer.max_grad_norm,
+        "zero_optimization": {"stage": config.deepspeed.stage, **offload},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
 
 
-def _frozen_passages(config: TrainConfig) -> dict[str, torch.Tensor]:
-    table = pq.read_table(pa.BufferReader(open_store(config.output).get(PASSAGES_KEY)))
-    vectors_DH = np.stack(table["vector"].to_numpy())
-    return dict(zip(table["id"].to_pylist(), torch.from_numpy(vectors_DH), strict=True))
-
-
-def sampler_of(config: TrainConfig, groups: list[Group]) -> Sampler:
-    return Sampler(groups, instances=config.batch.instances, queries=config.batch.queries, seed=config.seed)
-
-
-def _trainer(config: TrainConfig) -> TorchTrainer:
-    settings = config.model_dump(mode="json")
+def _trainer(config: TrainConfig, name: str) -> TorchTrainer:
     filesystem, path = arrow_filesystem(config.output)
     workers = config.workers
-    threads = str(max(1, int(workers.cpus)))
     environment = {
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(max(1, int(workers.cpus))),
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of ours comes twice
         "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, of torch
@@ -134,14 +145,15 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
         environment["DS_ACCELERATOR"] = "cpu"
     return TorchTrainer(
         train_worker,
-        train_loop_config=settings,
+        train_loop_config=config.model_dump(mode="json"),
         scaling_config=ScalingConfig(
             num_workers=workers.num,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
         run_config=RunConfig(
-            name=f"checkpoints-{fingerprint(settings)}",
+            # Without the workers: a run may go on with another number of them.
+            name=f"checkpoints-{name}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
@@ -154,68 +166,152 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
 def train_worker(settings: dict[str, Any]) -> None:
     """One rank, from the first step or the latest checkpoint to the exported encoder."""
     config = TrainConfig.model_validate(settings, strict=False)
+    store = open_store(config.output)
+    _refuse_known_failure(store)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
 
-    groups = load_groups(config)
-    sampler = sampler_of(config, groups)
-    num_steps = sampler.steps_for(config.mixture.num_instances)
-    encoder = new_encoder(
-        config.encoder.model,
-        pooling=config.encoder.pooling,
-        trust_remote_code=config.encoder.trust_remote_code,
-    )
-    retained = retain(encoder, groups, config)
-    loss_of = step_loss(
-        encoder,
-        config,
-        retained,
-        candidates_of(groups) if config.batch.candidates == "queries" else {},
-        _frozen_passages(config) if config.documents == "frozen" else None,
-        rank=rank,
-        world_size=world_size,
-    )
-    engine = _deepspeed_engine(encoder, config, num_steps)
-    engine.module.train(config.encoder.dropout)
+    prepared = open_prepared(config)
+    sampler = sampler_of(config, prepared)
+    num_steps = sampler.num_steps(**config.budget.model_dump())
+    encoder = encoder_to_train(config)
+    num_parameters = _num_dense_parameters(encoder)
+    pad = pad_id(encoder)
+    retained = _retain(encoder, prepared, config)
+    frozen = frozen_passages(config, prepared.num_passages) if config.documents == "frozen" else None
+    learner = Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
 
-    losses = _resume(engine)
-    started, first_step, last_line = time.monotonic(), len(losses), time.monotonic()
-    for step in range(first_step, num_steps):
-        loss = loss_of(engine, sampler.step(step), step)
-        engine.backward(loss)
-        engine.step()
-        losses.append(_mean_over_ranks(loss))
-        if rank == 0 and (time.monotonic() - last_line > SECONDS_BETWEEN_LINES or step + 1 == num_steps):
-            last_line = time.monotonic()
-            print(_progress_line(step + 1, num_steps, losses, first_step, last_line - started), flush=True)
-        if (step + 1) % config.checkpoint_every_steps == 0 and step + 1 < num_steps:
-            _save(engine, losses)
+    with _latest_checkpoint() as checkpoint:
+        if checkpoint is not None and checkpoint.world_size != world_size:
+            checkpoint.load_weights(learner, config.deepspeed.stage)
+        engine = _deepspeed_engine(learner, config, num_steps)
+        if checkpoint is not None:
+            checkpoint.load_rest(engine, world_size)
+        losses = checkpoint.losses if checkpoint is not None else []
+    learner.train(config.encoder.dropout)
+
+    def work_of(step: int) -> Work:
+        epoch, groups = sampler.step(step)
+        return plan_work(
+            config,
+            prepared,
+            groups,
+            frozen,
+            retained.tokens,
+            step=step,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    watch = Watch(config, num_steps, num_parameters=num_parameters) if rank == 0 else None
+    first_step = len(losses)
+    num_groups = num_tokens = 0
+    started = time.monotonic()
+    # The next step is made ready while this one computes.
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        coming = ahead.submit(work_of, first_step) if first_step < num_steps else None
+        for step in range(first_step, num_steps):
+            assert coming is not None
+            work = coming.result()
+            coming = ahead.submit(work_of, step + 1) if step + 1 < num_steps else None
+            share = learn(
+                engine,
+                learner.temperature,
+                _backward(engine),
+                _several(engine),
+                work,
+                config,
+                retained,
+                pad=pad,
+                world_size=world_size,
+            )
+            loss = _mean_over_ranks(share)
+            if not math.isfinite(loss):
+                _stop_at(store, step, work, loss, rank)
+            learning_rate = engine.get_lr()[0]
+            engine.step()
+            losses.append(loss)
+            num_groups, num_tokens = num_groups + len(work.batch.group_ids), num_tokens + work.num_tokens
+            if watch is not None:
+                watch.step(step, loss, learning_rate, engine.get_global_grad_norm(), work)
+            last = step + 1 == num_steps
+            if (step + 1) % config.checkpoint_every_steps == 0 and not last:
+                _save(engine, losses, rank, world_size)
+            every = config.watching.evaluate_every_steps
+            if every is not None and ((step + 1) % every == 0 or last):
+                weights = _weights(learner, config)
+                if watch is not None:
+                    watch.evaluate(step, weights)
 
     seconds = time.monotonic() - started
-    _export(encoder, config, context.get_experiment_name(), rank)
-    if rank == 0:
+    weights = _weights(learner, config)
+    temperature = float(learner.temperature())
+    if watch is not None:
         result = {
             "steps": num_steps,
-            "instances": config.mixture.num_instances,
-            "groups": len(groups),
+            "instances": num_steps * config.batch.instances,
+            "groups": prepared.num_groups,
             "world_size": world_size,
+            "temperature": temperature,
             "steps_since_resume": num_steps - first_step,
             "seconds_since_resume": seconds,
-            "groups_per_second": len(groups) * (num_steps - first_step) / num_steps / seconds,
+            "tokens_since_resume": num_tokens,
+            "groups_per_second": num_groups / seconds if seconds else 0.0,
+            "tokens_per_second": num_tokens / seconds if seconds else 0.0,
             "losses": losses,
+            "evaluations": watch.close(),
         }
-        open_store(config.output).put_new(RESULT_KEY, json.dumps(result).encode(), attempt="rank-0")
+        _export(finished_encoder(config, weights), config, result, context.get_experiment_name())
+        store.put_new(RESULT_KEY, json.dumps(result).encode(), attempt="rank-0")
     ray.train.report({"loss": losses[-1]})
 
 
-def _deepspeed_engine(
-    encoder: SentenceTransformer, config: TrainConfig, num_steps: int
-) -> deepspeed.DeepSpeedEngine:
-    if not config.encoder.train_word_embeddings:
-        encoder[0].auto_model.get_input_embeddings().requires_grad_(False)
+def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
+    """The encoder with the prompts of the config and, where asked for, adapters and checkpointed activations."""
+    settings = config.encoder
+    encoder = new_encoder(
+        settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code
+    )
+    encoder.prompts = settings.prompts.model_dump()
+    transformer = encoder[0]
+    if not settings.train_word_embeddings:
+        transformer.auto_model.get_input_embeddings().requires_grad_(False)
+    if settings.lora is not None:
+        from peft import LoraConfig, get_peft_model  # seconds to import, and few use it
+
+        modules = settings.lora.target_modules
+        transformer.auto_model = get_peft_model(
+            transformer.auto_model,
+            LoraConfig(
+                r=settings.lora.rank,
+                lora_alpha=settings.lora.alpha,
+                target_modules=modules if isinstance(modules, str) else list(modules),
+            ),
+        )
+    if settings.activation_checkpointing:
+        transformer.auto_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return encoder
+
+
+def _num_dense_parameters(encoder: SentenceTransformer) -> int:
+    """Those that every token passes through: all but the embeddings of words."""
+    words = encoder[0].auto_model.get_input_embeddings().weight
+    return sum(int(parameter.numel()) for parameter in encoder.parameters()) - int(words.numel())
+
+
+def _retain(encoder: SentenceTransformer, prepared: Prepared, config: TrainConfig) -> Retained:
+    if config.loss.retention == 0:
+        return Retained([], torch.empty(0))
+    tokens = prepared.retained()
+    vectors_RH = encode_tokens(encoder, tokens, pad_id(encoder), side="query", precision=config.precision)
+    return Retained(tokens, vectors_RH.clone())
+
+
+def _deepspeed_engine(learner: Learner, config: TrainConfig, num_steps: int) -> deepspeed.DeepSpeedEngine:
     optimizer = torch.optim.AdamW(
-        [parameter for parameter in encoder.parameters() if parameter.requires_grad],
+        [parameter for parameter in learner.parameters() if parameter.requires_grad],
         lr=config.optimizer.learning_rate,
         weight_decay=config.optimizer.weight_decay,
     )
@@ -223,19 +319,35 @@ def _deepspeed_engine(
         optimizer, lambda step: learning_rate_scale(step, num_steps, config.optimizer.warmup_share)
     )
     engine, *_ = deepspeed.initialize(
-        model=encoder,
+        model=learner,
         optimizer=optimizer,
         lr_scheduler=schedule,
         dist_init_required=False,  # Ray Train has made the process group
-        config={
-            "train_micro_batch_size_per_gpu": 1,  # required and unused: our batches are not its samples
-            "gradient_clipping": config.optimizer.max_grad_norm,
-            "zero_optimization": {"stage": config.deepspeed.stage},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-        },
+        config=deepspeed_config(config),
     )
     return engine
+
+
+def _backward(engine: deepspeed.DeepSpeedEngine) -> Backward:
+    return lambda loss: engine.backward(loss)
+
+
+def _several(engine: deepspeed.DeepSpeedEngine) -> Callable[[], AbstractContextManager[object]]:
+    """A context for several backward passes of one step.
+
+    Without one, ZeRO 1 and 2 would reduce after the first, and gradients come out silently wrong.
+    """
+    if engine.zero_optimization_stage():
+        return lambda: engine.coalesce_grad_reduction()
+
+    @contextmanager
+    def reduce_at_the_end() -> Iterator[None]:
+        engine.set_gradient_accumulation_boundary(False)
+        yield
+        engine.set_gradient_accumulation_boundary(True)
+        engine.allreduce_gradients()
+
+    return reduce_at_the_end
 
 
 def _mean_over_ranks(loss: torch.Tensor) -> float:
@@ -245,45 +357,174 @@ def _mean_over_ranks(loss: torch.Tensor) -> float:
     return float(total) / torch.distributed.get_world_size()
 
 
-def _progress_line(step: int, num_steps: int, losses: list[float], first_step: int, seconds: float) -> str:
-    rate = (step - first_step) / seconds
-    recent = losses[-10:]
-    return (
-        f"step {step}/{num_steps}  loss {sum(recent) / len(recent):.3f}"
-        f"  {rate:.2f} steps/s  {(num_steps - step) / rate:.0f} s to go"
+def _stop_at(store: Store, step: int, work: Work, loss: float, rank: int) -> None:
+    """Leaves what the step saw, and ends the run."""
+    dump = {"step": step, "loss": str(loss), "groups": work.batch.group_ids}
+    if rank == 0:
+        store.put_new(f"not-finite-{step:08d}.json", json.dumps(dump).encode(), attempt="rank-0")
+    torch.distributed.barrier()  # no rank ends before the dump stands
+    _refuse_known_failure(store)
+
+
+def _refuse_known_failure(store: Store) -> None:
+    """A step whose loss is not finite would be that again: the run is deterministic."""
+    if dumps := store.list("not-finite-"):
+        dump = json.loads(store.get(dumps[0].key))
+        raise Interruption(
+            f"{store.url}: the loss of step {dump['step']} was {dump['loss']} on groups"
+            f" {', '.join(dump['groups'][:3])}, ... (all in {dumps[0].key}); lower optimizer.learning_rate or"
+            " look at these groups, and choose another output"
+        )
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint, in a local folder."""
+
+    folder: Path
+    world_size: int
+    losses: list[float]
+
+    def load_weights(self, learner: Learner, stage: int) -> None:
+        """Only the weights, from the parts of all ranks that were then."""
+        if stage:
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
+        else:
+            file = self.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
+            weights = torch.load(file, map_location="cpu", weights_only=False)["module"]  # our own file
+        learner.load_state_dict(weights, strict=False)
+
+    def load_rest(self, engine: deepspeed.DeepSpeedEngine, world_size: int) -> None:
+        """Everything on the same number of ranks; else the place in the schedule only."""
+        if world_size == self.world_size:
+            engine.load_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
+            return
+        for _ in self.losses:
+            engine.lr_scheduler.step()
+        if ray.train.get_context().get_world_rank() == 0:
+            print(
+                f"going on with {world_size} ranks where there were {self.world_size}: weights, learning rate and the"
+                " order of the data are what they would have been, AdamW's moments start anew",
+                flush=True,
+            )
+
+
+@contextmanager
+def _latest_checkpoint() -> Iterator[Saved | None]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        position = json.loads((Path(folder) / POSITION).read_text())
+        yield Saved(Path(folder), position["world_size"], position["losses"])
+
+
+def _save(engine: deepspeed.DeepSpeedEngine, losses: list[float], rank: int, world_size: int) -> None:
+    """Every rank reports its own files, which are put off the training path.
+
+    Ray Train merges them, registers the whole or nothing, and removes the local folder.
+    """
+    folder = tempfile.mkdtemp(prefix="dualview-checkpoint-")
+    engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, save_latest=False)
+    if rank == 0:
+        (Path(folder) / POSITION).write_text(json.dumps({"world_size": world_size, "losses": losses}))
+    ray.train.report(
+        {"loss": losses[-1]},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
     )
 
 
-def _save(engine: deepspeed.DeepSpeedEngine, losses: list[float]) -> None:
-    """Every rank reports its own files; Ray Train merges them and registers the whole or nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, client_state={"losses": losses}, save_latest=False)
-        ray.train.report({"loss": losses[-1]}, checkpoint=Checkpoint.from_directory(folder))
+# --- export ---------------------------------------------------------------------------------------
 
 
-def _resume(engine: deepspeed.DeepSpeedEngine) -> list[float]:
-    """Loads the latest checkpoint, if there is one, and returns the losses of the steps behind it."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return []
-    with checkpoint.as_directory() as folder:
-        _, client_state = engine.load_checkpoint(folder, tag=CHECKPOINT_TAG)
-    losses: list[float] = client_state["losses"]
-    return losses
-
-
-def _export(encoder: SentenceTransformer, config: TrainConfig, attempt: str, rank: int) -> None:
-    """Rank 0 puts the encoder as a sentence-transformers folder; at stage 3 all ranks give their parts."""
-    sharded = list(encoder.parameters()) if config.deepspeed.stage == 3 else []
+def _weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The encoder's weights on the CPU; at stage 3 all ranks give their parts. Empty on ranks other than 0."""
+    sharded = list(learner.parameters()) if config.deepspeed.stage == 3 else []
     with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
-        if rank == 0:
-            untouched = new_encoder(
-                config.encoder.model,
-                pooling=config.encoder.pooling,
-                trust_remote_code=config.encoder.trust_remote_code,
-            )
-            move_back(encoder, untouched.state_dict(), config.move_back)
-            exported = asymmetric(encoder, untouched) if config.documents == "frozen" else encoder
-            with tempfile.TemporaryDirectory() as folder:
-                exported.save(folder)
-                upload_tree(Path(folder), open_store(config.output), "encoder", attempt)
+        if ray.train.get_context().get_world_rank():
+            return {}
+        return {name: weight.detach().cpu().clone() for name, weight in learner.encoder.state_dict().items()}
+
+
+def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
+    """What is exported of these weights: adapters merged, moved back, beside the untouched encoder if that stays."""
+    encoder = encoder_to_train(config)
+    encoder.load_state_dict(weights)
+    if config.encoder.lora is not None:
+        encoder[0].auto_model = encoder[0].auto_model.merge_and_unload()
+    untouched = new_encoder(
+        config.encoder.model,
+        pooling=config.encoder.pooling,
+        trust_remote_code=config.encoder.trust_remote_code,
+    )
+    move_back(encoder, untouched.state_dict(), config.move_back)
+    if config.documents == "trained":
+        return encoder
+    both = asymmetric(encoder, untouched)
+    both.prompts = config.encoder.prompts.model_dump()
+    return both
+
+
+def _export(encoder: SentenceTransformer, config: TrainConfig, result: dict[str, Any], attempt: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        encoder.save(folder)
+        (Path(folder) / "README.md").write_text(model_card(config, result))
+        upload_tree(Path(folder), open_store(config.output), "encoder", attempt)
+
+
+def model_card(config: TrainConfig, result: dict[str, Any]) -> str:
+    """A README for the encoder's folder: how to use it, and all that decided it."""
+    parts = "\n".join(
+        f"- `{part.data}`, views: {part.views}"
+        + (f", {part.num_instances:,} instances" if part.num_instances else f", weight {part.weight:g}")
+        for part in config.mixture.parts
+    )
+    scores = "\n".join(
+        f"- step {evaluation['step']}: "
+        + ", ".join(f"{name} {value:.4f}" for name, value in evaluation["scores"].items())
+        for evaluation in result["evaluations"]
+    )
+    example = config.encoder.query_template.format(query="main exports", instruction="Only islands.")
+    identity = fingerprint(config.model_dump(mode="json", exclude={"workers", "max_failures", "watching"}))
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+base_model: {config.encoder.model}
+---
+
+# An encoder that reads instructions
+
+Trained with dualview from `{config.encoder.model}`; documents: {config.documents}.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+encoder = SentenceTransformer("this folder")
+query = encoder.encode_query({example!r})
+passage = encoder.encode_document("Chad: Central Africa; landlocked.")
+```
+
+Queries were cut at {config.encoder.max_query_tokens} tokens, passages at {config.encoder.max_passage_tokens}.
+
+Data:
+
+{parts}
+
+Budget: {result["instances"]:,} instances in {result["steps"]:,} steps of {config.batch.instances}; seed {
+        config.seed
+    }.
+Config fingerprint: `{identity}`. Last loss: {result["losses"][-1]:.4f}.
+{
+        f'''
+While it trained, on `{config.watching.benchmark.kind}`:
+
+{scores}
+'''
+        if scores and config.watching.benchmark is not None
+        else ""
+    }"""

@@ -1,24 +1,32 @@
 """A group: the passages of one seed once, and the views that label them."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-import random
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+import hashlib
 
-from dualview.config import Mixture
+from dualview.config import Part
 from dualview.errors import InputError
-from dualview.records import DualView, Passage, Requirement
+from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement
 
 POSITIVE, NEGATIVE, LEFT_OUT = 1, -1, 0
 
 
 @dataclass(frozen=True, slots=True)
+class Label:
+    """What a view says of a passage; `margin` is the judge's, where it gave one."""
+
+    passage_id: str
+    label: int  # POSITIVE or NEGATIVE; passages without a label are left out
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class View:
-    """A query with one instruction, and how it labels the group's passages."""
+    """A query under one instruction, and how it labels the group's passages."""
 
     query: str
-    instruction: str
-    labels: Mapping[str, int]  # passage id -> POSITIVE or NEGATIVE; absent: left out
+    wordings: tuple[str, ...]  # of the instruction, the first as it was written; "" asks the query alone
+    labels: tuple[Label, ...]
     requirements: tuple[Requirement, ...]
 
 
@@ -29,55 +37,96 @@ class Group:
     id: str
     query_id: str
     passages: tuple[Passage, ...]
+    num_hard_negatives: int  # at the end of passages: some of them are shown, the others always
     views: tuple[View, ...]
 
 
-def group_of(rows: Sequence[DualView], views: Literal["both", "original"], num_hard_negatives: int) -> Group:
-    """The group of a seed's finished rows: its original view and, for "both", each row's complementary one.
+def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
+    """The group of a seed's finished rows as `part` wants it; two groups of one view each for "apart".
 
-    The seed's instruction negatives come first, then `num_hard_negatives` of its hard negatives.
-    Those are labelled in the original view only: nobody has judged them under the new instruction.
+    Raises InputError where a passage has no text or two passages share an id.
     """
     seed = rows[0].seed
-    hard = seed.hard_negatives[:num_hard_negatives]
-    original = {passage.id: NEGATIVE for passage in (*seed.instruction_negatives, *hard)}
-    original[seed.positive.id] = POSITIVE
-    made = [View(seed.query, seed.instruction, original, seed.requirements)]
-    if views == "both":
-        for row in rows:
-            swapped = {passage.id: NEGATIVE for passage in (seed.positive, *seed.instruction_negatives)}
-            swapped[row.target_id] = POSITIVE
-            made.append(View(seed.query, row.new_instruction, swapped, row.new_requirements))
-    return Group(seed.id, seed.query_id, (seed.positive, *seed.instruction_negatives, *hard), tuple(made))
+    passages = (seed.positive, *seed.instruction_negatives, *seed.hard_negatives)
+    if len({passage.id for passage in passages}) < len(passages):
+        raise InputError(f"{part.data}: seed {seed.id}: two of its passages have the same id")
+    if blank := [passage.id for passage in passages if not passage.full_text]:
+        raise InputError(f"{part.data}: seed {seed.id}: passage {blank[0]} has no text")
+    group = Group(seed.id, seed.query_id, passages, len(seed.hard_negatives), _views(rows, part))
+    match part.views:
+        case "both" | "original" | "plain":
+            yield group
+        case "one":
+            drawn = int(hashlib.sha256(seed.id.encode()).hexdigest(), 16) % len(group.views)
+            yield replace(group, views=(group.views[drawn],))
+        case "apart":
+            for view in group.views:
+                yield replace(group, views=(view,))
 
 
-def mix(rows: Iterable[DualView], mixture: Mixture, seed: int) -> list[Group]:
-    """Groups with exactly `num_instances` views, drawn from the trainable rows by `seed`.
+def _views(rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
+    """The original view, then the complementary one of each row, as far as `part` wants them.
 
-    Every arm of a comparison draws the same seeds in the same order: an arm of original views goes
-    through twice as many as an arm of both views at the same budget. Where the last group has more
-    views than the budget has left, its last rows are left out.
-    Raises InputError where the data holds too few, or the budget would leave an original view alone.
+    In the original view every negative of the seed is one, unless a judge is clear that it is relevant; in
+    a complementary view the hard negatives are what a judge says, as nobody else has looked at them. For
+    the query alone the instruction negatives are left out: they are on topic.
     """
-    of_seed: dict[str, list[DualView]] = {}
-    for row in rows:
-        if row.trainable:
-            of_seed.setdefault(row.seed.id, []).append(row)
-    drawn = [of_seed[id] for id in sorted(of_seed)]
-    random.Random(seed).shuffle(drawn)
-    groups: list[Group] = []
-    left = mixture.num_instances
-    for rows_of_seed in drawn:
-        if left < (2 if mixture.views == "both" else 1):
-            break
-        kept = rows_of_seed[: left - 1] if mixture.views == "both" else rows_of_seed
-        groups.append(group_of(kept, mixture.views, mixture.num_hard_negatives))
-        left -= len(groups[-1].views)
-    if left:
-        each = "at least 2 instances, its views" if mixture.views == "both" else "1 instance"
-        raise InputError(
-            f"mixture.num_instances: {mixture.num_instances} was asked for, but {mixture.data} fills"
-            f" {mixture.num_instances - left} from {len(drawn)} seeds with trainable rows, a seed giving"
-            f" {each}; expected a number that it can fill exactly, for example {mixture.num_instances - left}"
+    seed = rows[0].seed
+    negatives = {passage.id: NEGATIVE for passage in seed.instruction_negatives}
+    hard = {passage.id: NEGATIVE for passage in seed.hard_negatives}
+    if part.views == "plain":
+        return (View(seed.query, ("",), _labels({seed.positive.id: POSITIVE, **hard}, {}), ()),)
+    by_seed = {seed.positive.id: POSITIVE, **negatives}
+    judged = _judged(rows[0], "original", part)
+    wordings = _wordings(rows[0], "original", seed.instruction, part)
+    views = [
+        View(
+            seed.query,
+            wordings,
+            _labels({**hard, **_clear(judged, part, hard), **by_seed}, judged),
+            seed.requirements,
         )
-    return groups
+    ]
+    if part.views != "original":
+        for row in rows:
+            swapped = {seed.positive.id: NEGATIVE, **negatives, row.target_id: POSITIVE}
+            judged = _judged(row, "new", part)
+            wordings = _wordings(row, "new", row.new_instruction, part)
+            labels = _labels({**_clear(judged, part, hard), **swapped}, judged)
+            views.append(View(seed.query, wordings, labels, row.new_requirements))
+    return tuple(views)
+
+
+def _wordings(row: DualView, condition: Condition, instruction: str, part: Part) -> tuple[str, ...]:
+    if not part.rewordings:
+        return (instruction,)
+    others = (
+        rewording.instruction
+        for rewording in row.rewordings
+        if rewording.condition == condition and rewording.status == ACCEPTED
+    )
+    return tuple(dict.fromkeys([instruction, *others]))
+
+
+def _judged(row: DualView, condition: Condition, part: Part) -> dict[str, float]:
+    """Passage -> margin of the first judge that could tell; {} where judges are not to be asked."""
+    margins: dict[str, float] = {}
+    if part.min_judged_margin is not None:
+        for verdict in row.verdicts:
+            if verdict.condition == condition and verdict.margin is not None:
+                margins.setdefault(verdict.passage_id, verdict.margin)
+    return margins
+
+
+def _clear(margins: dict[str, float], part: Part, passages: dict[str, int]) -> dict[str, int]:
+    """The labels that clear margins give to these passages."""
+    least = part.min_judged_margin or 0.0
+    return {
+        id: POSITIVE if margin > 0 else NEGATIVE
+        for id, margin in margins.items()
+        if id in passages and margin != 0 and abs(margin) >= least
+    }
+
+
+def _labels(labels: dict[str, int], margins: dict[str, float]) -> tuple[Label, ...]:
+    return tuple(Label(id, label, margins.get(id)) for id, label in labels.items())

@@ -39,8 +39,9 @@ def config(data: str, s3: str) -> Callable[..., TrainConfig]:
     def make(name: str, **changes: object) -> TrainConfig:
         settings = {
             "output": f"{s3}/train/{name}",
-            "mixture.data": data,
-            "mixture.num_instances": 16 * STEPS,
+            "mixture.parts.0.data": data,
+            "mixture.parts.0.num_instances": 16 * STEPS,
+            "budget.instances": 16 * STEPS,
             "encoder.max_passage_tokens": 32,
             "precision": "fp32",
             "checkpoint_every_steps": 2,
@@ -170,14 +171,14 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
 
 def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    download_tree(uninterrupted.mixture.data, tmp_path / "data")
-    train(config("relative", output="run", **{"mixture.data": "data"}))
+    download_tree(uninterrupted.mixture.parts[0].data, tmp_path / "data")
+    train(config("relative", output="run", **{"mixture.parts.0.data": "data"}))
     assert weights("run") == weights(uninterrupted.output)
 
 
 def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
-    asked = config("too-much", **{"mixture.num_instances": 16000})
-    with pytest.raises(InputError, match="num_instances: 16000 was asked for"):
+    asked = config("too-much", **{"mixture.parts.0.num_instances": 16000, "budget.instances": 16000})
+    with pytest.raises(InputError, match="16000 instances were asked for"):
         train(asked)
     assert open_store(asked.output).list() == []  # the mended config may go there
 
@@ -185,9 +186,9 @@ def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
 def test_data_that_is_not_finished_is_one_sentence(config, tmp_path):
     plan_run(open_store(str(tmp_path)), {}, [Input("seeds", 2, "checksum")], rows_per_shard=1)
     with pytest.raises(InputError, match="is not finished"):
-        train(config("unfinished-data", **{"mixture.data": str(tmp_path)}))
+        train(config("unfinished-data", **{"mixture.parts.0.data": str(tmp_path)}))
 
 
 def test_data_that_is_not_there_is_one_sentence(config, s3):
     with pytest.raises(InputError, match="no generate run at"):
-        train(config("no-data", **{"mixture.data": f"{s3}/nowhere"}))
+        train(config("no-data", **{"mixture.parts.0.data": f"{s3}/nowhere"}))

@@ -2,149 +2,253 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
 import pytest
+from tiny import labels, prepared_of, random_groups, tiny_encoder, train_config
 
 from dualview.errors import InputError
 from dualview.records import Passage, Requirement
-from dualview.training.batches import Sampler, candidates_of, make_batch, share_of
+from dualview.training.batches import Sampler, deal, make_batch, pack
 from dualview.training.groups import LEFT_OUT, NEGATIVE, POSITIVE, Group, View
 
 IN_AFRICA = (Requirement(True, "region", "africa"),)
 
 
 def passage(id, region=None):
-    return Passage(id, f"text of {id}", attributes={"region": region} if region else {})
+    return Passage(id, f"exports of {id}", attributes={"region": region} if region else {})
 
 
-def group(id, query_id, passages, *views):
-    return Group(
-        id,
-        query_id,
-        tuple(passages),
-        tuple(View("q", f"view {n}", v, IN_AFRICA) for n, v in enumerate(views)),
-    )
-
-
-CHAD, FIJI, MALI, LAOS, NIUE = (
+CHAD, FIJI, MALI, LAOS, TIN = (
     passage("chad", "africa"),
     passage("fiji", "oceania"),
     passage("mali", "africa"),
     passage("laos", "asia"),
-    passage("niue"),
+    passage("tin"),
 )
 
 
-def test_both_views_of_a_group_label_its_passages_the_other_way_round():
-    batch = make_batch([group("g", "q", [CHAD, FIJI], {"chad": 1, "fiji": -1}, {"chad": -1, "fiji": 1})], {})
-    assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]
+def group(id, query_id, passages, *views, hard=0):
+    made = tuple(View("what", (f"only {n}",), labels(**view), IN_AFRICA) for n, view in enumerate(views))
+    return Group(id, query_id, tuple(passages), hard, made)
 
 
-def test_passages_of_the_same_query_are_labelled_by_what_is_known_of_them():
+@pytest.fixture
+def batch_of(tmp_path):
+    encoder = tiny_encoder(tmp_path / "encoder")
+
+    def make(groups, shown=None, seed="0", hard=1, **changes):
+        config = train_config(**changes)
+        prepared = prepared_of(groups, config, encoder, tmp_path)
+        members = [prepared.group(index) for index in shown or range(len(groups))]
+        return make_batch(prepared, members, config.batch, [hard], seed)
+
+    return make
+
+
+def texts(batch):
+    """The names of a batch's passages: the word after [CLS] exports of."""
+    from tiny import WORDS
+
+    return [WORDS[int(batch.prepared.tokens(number)[3]) - 6] for number in batch.passages]
+
+
+def relation(batch):
+    return batch.relation(range(len(batch.views))).tolist()
+
+
+def test_both_views_of_a_group_label_its_passages_the_other_way_round(batch_of):
+    batch = batch_of([group("g", "q", [CHAD, FIJI], {"chad": 1, "fiji": -1}, {"chad": -1, "fiji": 1})])
+    assert texts(batch) == ["chad", "fiji"]
+    assert relation(batch) == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]
+
+
+def test_passages_of_the_same_query_are_labelled_by_what_is_known_of_them(batch_of):
     own = group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1})
-    others = group("g2", "exports", [MALI, LAOS, NIUE], {"mali": 1, "laos": -1, "niue": -1})
-    batch = make_batch([own, others], {})
-    assert [passage.id for passage in batch.passages] == ["chad", "fiji", "mali", "laos", "niue"]
-    assert batch.relation_VD[0].tolist() == [POSITIVE, NEGATIVE, POSITIVE, NEGATIVE, LEFT_OUT]
+    others = group("g2", "exports", [MALI, LAOS, TIN], {"mali": 1, "laos": -1, "tin": -1})
+    batch = batch_of([own, others])
+    assert texts(batch) == ["chad", "fiji", "mali", "laos", "tin"]
+    assert relation(batch)[0] == [POSITIVE, NEGATIVE, POSITIVE, NEGATIVE, LEFT_OUT]
 
 
-def test_candidates_of_the_queries_join_the_batch_and_those_of_other_queries_do_not():
-    shown = [
-        group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
-        group("g2", "ports", [NIUE], {"niue": 1}),
-    ]
+def test_candidates_of_the_queries_join_the_batch_and_those_of_other_queries_do_not(batch_of):
     everything = [
-        *shown,
+        group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
+        group("g2", "ports", [TIN], {"tin": 1}),
         group("g3", "exports", [FIJI, LAOS], {"fiji": 1, "laos": -1}),
         group("g4", "flag", [MALI], {"mali": 1}),
     ]
-    batch = make_batch(shown, candidates_of(everything))
-    assert [passage.id for passage in batch.passages] == ["chad", "fiji", "laos", "niue"]
-    assert batch.relation_VD.tolist() == [
-        [POSITIVE, NEGATIVE, NEGATIVE, NEGATIVE],
-        [NEGATIVE, NEGATIVE, NEGATIVE, POSITIVE],
+    batch = batch_of(everything, shown=[0, 1], batch__candidates="queries")
+    assert sorted(texts(batch)) == ["chad", "fiji", "laos", "tin"]
+    by_name = dict(zip(texts(batch), zip(*relation(batch), strict=True), strict=True))
+    assert by_name == {"chad": (1, -1), "fiji": (-1, -1), "laos": (-1, -1), "tin": (-1, 1)}
+
+
+def test_passages_of_other_queries_are_negatives_or_left_out(batch_of):
+    pair = [
+        group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
+        group("g2", "ports", [MALI], {"mali": 1}),
     ]
+    assert relation(batch_of(pair)) == [[1, -1, -1], [-1, -1, 1]]
+    assert relation(batch_of(pair, batch__negatives="own")) == [[1, -1, 0], [0, 0, 1]]
 
 
-def test_passages_of_other_queries_are_negatives():
-    batch = make_batch(
-        [
-            group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
-            group("g2", "ports", [MALI], {"mali": 1}),
-        ],
-        {},
-    )
-    assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE, NEGATIVE], [NEGATIVE, NEGATIVE, POSITIVE]]
-
-
-def test_a_passage_of_two_groups_stands_once_and_keeps_each_views_own_label():
-    batch = make_batch(
+def test_a_passage_of_two_groups_stands_once_and_keeps_each_views_own_label(batch_of):
+    batch = batch_of(
         [
             group("g1", "exports", [CHAD, FIJI], {"chad": 1, "fiji": -1}),
             group("g2", "exports", [FIJI, CHAD], {"fiji": 1, "chad": -1}),
-        ],
-        {},
+        ]
     )
-    assert [p.id for p in batch.passages] == ["chad", "fiji"]
-    assert batch.relation_VD.tolist() == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]
+    assert texts(batch) == ["chad", "fiji"]
+    assert relation(batch) == [[POSITIVE, NEGATIVE], [NEGATIVE, POSITIVE]]
 
 
-def groups_of(sizes, num_views=2):
-    views = [{"chad": 1, "fiji": -1}] * num_views
-    return [
-        group(f"{query}-{n}", f"query {query}", [CHAD, FIJI], *views)
-        for query, size in enumerate(sizes)
-        for n in range(size)
-    ]
+def test_hard_negatives_are_drawn_anew_with_the_seed_and_only_so_many(batch_of):
+    one = group("g", "q", [CHAD, FIJI, MALI, LAOS, TIN], {"chad": 1, "fiji": -1}, hard=3)
+    drawn = {tuple(texts(batch_of([one], seed=str(epoch), hard=1))[2:]) for epoch in range(20)}
+    assert drawn == {("mali",), ("laos",), ("tin",)}
+    assert texts(batch_of([one], seed="4", hard=1)) == texts(batch_of([one], seed="4", hard=1))
+    assert len(texts(batch_of([one], hard=9))) == 5
 
 
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=6), st.integers(0, 5), st.sampled_from([4, 8, 12]))
+def test_a_view_is_shown_in_each_of_its_wordings(batch_of):
+    groups = random_groups(1)
+    shown = {tuple(batch_of(groups, seed=str(epoch)).view_tokens[0]) for epoch in range(20)}
+    assert len(shown) == 2
+
+
+# --- what a step sees -----------------------------------------------------------------------------
+
+
+class Sizes:
+    """What a sampler asks of prepared groups."""
+
+    def __init__(self, query, num_views, section=None, part=None, times=None):
+        self.num_groups = len(query)
+        self.query = np.array(query)
+        self.num_views = np.array(num_views)
+        self.section = np.array(section if section is not None else [0] * len(query))
+        self.part = np.array(part if part is not None else [0] * len(query))
+        self.times = np.array(times if times is not None else [1] * len(query))
+
+    def num_tokens(self):
+        return 10 * self.num_views
+
+
+def sampler(sizes, instances=8, queries=2, seed=1, homogeneous=False):
+    batch = train_config(
+        batch__instances=instances, batch__queries=queries, budget__instances=instances * 2
+    ).batch
+    return Sampler(sizes, batch, homogeneous=homogeneous, seed=seed)
+
+
+def dual(sizes):
+    query = [query for query, size in enumerate(sizes) for _ in range(size)]
+    return Sizes(query, [2] * len(query))
+
+
+def epoch_of(own):
+    steps, step = [], 0
+    while own.step(step)[0] == 0:
+        steps.append(own.step(step)[1])
+        step += 1
+    return steps
+
+
+@given(
+    st.lists(st.integers(0, 9), min_size=2, max_size=6).filter(any),
+    st.integers(0, 5),
+    st.sampled_from([4, 8, 12]),
+)
 def test_an_epoch_deals_every_group_once_at_the_most(sizes, seed, instances):
-    groups = groups_of(sizes)
-    try:
-        sampler = Sampler(groups, instances=instances, queries=2, seed=seed)
-    except InputError:
-        per_block = instances // 4
-        assert sum(size // per_block for size in sizes) < 2
+    per_block = instances // 4
+    num_steps = sum(size // per_block for size in sizes) // 2
+    if not num_steps:
+        with pytest.raises(InputError, match="do not fill one step"):
+            sampler(dual(sizes), instances, 2, seed)
         return
-    epoch = [g.id for step in range(sampler.steps_per_epoch) for g in sampler.step(step)]
-    assert max(Counter(epoch).values()) == 1
-    assert len(epoch) == sampler.steps_per_epoch * instances // 2
+    steps = epoch_of(sampler(dual(sizes), instances, 2, seed))
+    assert len(steps) == num_steps
+    assert max(Counter(group for step in steps for group in step).values()) == 1
+    assert {2 * len(step) for step in steps} == {instances}
+
+
+@given(st.lists(st.integers(1, 3), min_size=30, max_size=60), st.integers(0, 5))
+def test_groups_of_any_number_of_views_fill_a_step_exactly(num_views, seed):
+    sizes = Sizes(range(len(num_views)), num_views)
+    steps = epoch_of(sampler(sizes, 8, None, seed))
+    assert {int(sizes.num_views[step].sum()) for step in steps} == {8}
+    assert max(Counter(group for step in steps for group in step).values()) == 1
 
 
 def test_a_step_is_a_function_of_its_number_in_whatever_order_it_is_asked_for():
-    groups = groups_of([8, 8, 8])
-    sampler = Sampler(groups, instances=8, queries=2, seed=1)
-    steps = [[g.id for g in sampler.step(step)] for step in range(40)]
-    again = Sampler(groups, instances=8, queries=2, seed=1)
+    own = sampler(dual([8, 8, 8]))
+    steps = [own.step(step) for step in range(40)]
+    again = sampler(dual([8, 8, 8]))
     for step in (39, 0, 17, 5, 38):
-        assert [g.id for g in again.step(step)] == steps[step]
-    assert steps != [
-        [g.id for g in Sampler(groups, instances=8, queries=2, seed=2).step(s)] for s in range(40)
-    ]
+        assert again.step(step) == steps[step]
+    assert steps != [sampler(dual([8, 8, 8]), seed=2).step(step) for step in range(40)]
 
 
 def test_a_block_holds_one_query():
-    sampler = Sampler(groups_of([8, 8, 8]), instances=8, queries=2, seed=1)
-    for step in range(sampler.steps_per_epoch):
-        queries = [g.query_id for g in sampler.step(step)]
+    sizes = dual([8, 8, 8])
+    for step in epoch_of(sampler(sizes)):
+        queries = sizes.query[step].tolist()
         assert len(set(queries[:2])) == len(set(queries[2:])) == 1
 
 
-@pytest.mark.parametrize(("instances", "sizes"), [(6, [8, 8]), (16, [2, 2])])
-def test_a_batch_that_cannot_be_dealt_is_one_sentence(instances, sizes):
-    with pytest.raises(InputError, match="batch"):
-        Sampler(groups_of(sizes), instances=instances, queries=2, seed=0)
+def test_sections_never_share_a_step_and_come_one_after_the_other():
+    sizes = Sizes(range(32), [1] * 32, section=[0, 1] * 16)
+    sections = [set(sizes.section[step].tolist()) for step in epoch_of(sampler(sizes, 8, None))]
+    assert sections == [{0}, {0}, {1}, {1}]
 
 
-def test_a_budget_that_is_no_multiple_of_a_step_is_one_sentence():
-    sampler = Sampler(groups_of([8, 8]), instances=8, queries=2, seed=0)
-    assert sampler.steps_for(80) == 10
-    with pytest.raises(InputError, match="num_instances"):
-        sampler.steps_for(81)
+def test_homogeneous_batches_are_of_one_part():
+    sizes = Sizes(range(64), [1] * 64, part=[0, 1] * 32)
+    mixed, pure = (epoch_of(sampler(sizes, 8, None, homogeneous=choice)) for choice in (False, True))
+    assert any(len(set(sizes.part[step].tolist())) == 2 for step in mixed)
+    assert all(len(set(sizes.part[step].tolist())) == 1 for step in pure)
+    assert len({int(sizes.part[step][0]) for step in pure[:4]}) == 2  # not one part after the other
 
 
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 8))
-def test_shares_make_up_the_whole_and_differ_by_one_at_the_most(lengths, world_size):
-    shares = [share_of(lengths, rank, world_size) for rank in range(world_size)]
-    assert sorted(n for share in shares for n in share) == list(range(len(lengths)))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+def test_a_group_is_dealt_as_often_as_it_was_drawn():
+    sizes = Sizes(range(16), [1] * 16, times=[1, 3] * 8)
+    counts = Counter(group for step in epoch_of(sampler(sizes, 8, None)) for group in step)
+    assert all(counts[group] == sizes.times[group] for group in range(16))
+
+
+def test_budgets_are_steps_instances_or_tokens():
+    own = sampler(dual([8, 8, 8]))
+    assert own.num_steps(instances=80, tokens=None, steps=None) == 10
+    assert own.num_steps(instances=None, tokens=None, steps=7) == 7
+    assert own.num_steps(instances=None, tokens=801, steps=None) == 11  # 80 tokens a step
+
+
+def test_what_fits_nowhere_is_left_out():
+    assert pack([[0], [1], [2]], np.array([3, 9, 1]), 4) == [[0, 2]]
+
+
+# --- who encodes what -----------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.integers(1, 8),
+    st.sampled_from([1, 64, 100, 4096]),
+)
+def test_ranks_share_all_texts_in_equally_many_chunks(lengths, world_size, chunk_tokens):
+    if len(lengths) < world_size:
+        with pytest.raises(InputError, match=r"workers\.num"):
+            deal(lengths, world_size, chunk_tokens)
+        return
+    ranks = deal(lengths, world_size, chunk_tokens)
+    assert sorted(place for chunks in ranks for chunk in chunks for place in chunk) == list(
+        range(len(lengths))
+    )
+    assert len({len(chunks) for chunks in ranks}) == 1
+    assert all(chunk for chunks in ranks for chunk in chunks)
+    for chunks in ranks:
+        for number, chunk in enumerate(chunks):
+            padded = len(chunk) * max(lengths[place] for place in chunk)
+            # one text may be longer than that; and the last chunk may take in a rest that not all ranks share
+            assert len(chunk) == 1 or padded <= chunk_tokens or number == len(chunks) - 1

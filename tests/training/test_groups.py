@@ -1,77 +1,140 @@
+from dataclasses import replace
+
 import pytest
 
-from dualview.config import Mixture
+from dualview.config import Part
 from dualview.errors import InputError
-from dualview.records import DualView, Lineage, Passage, Seed
-from dualview.training.groups import group_of, mix
+from dualview.records import DualView, Lineage, Passage, Rewording, Seed, Verdict
+from dualview.training.groups import groups_of
 
 LINEAGE = Lineage("facets", "", "{}", (), "", "0", "", "run", 0, "a")
 
 
-def row(n=0, trainable=True, target_id="fiji"):
-    return DualView(
-        seed=Seed(
-            id=f"seed-{n:03d}",
-            query_id="exports",
-            query="main exports",
-            instruction="Only Africa.",
-            positive=Passage("chad", "Chad"),
-            instruction_negatives=(Passage("fiji", "Fiji"), Passage("laos", "Laos")),
-            hard_negatives=(Passage("peru", "Peru"), Passage("cuba", "Cuba")),
+def row(target_id="fiji", **changes):
+    return replace(
+        DualView(
+            seed=Seed(
+                id="seed-1",
+                query_id="exports",
+                query="main exports",
+                instruction="Only Africa.",
+                positive=Passage("chad", "Chad"),
+                instruction_negatives=(Passage("fiji", "Fiji"), Passage("laos", "Laos")),
+                hard_negatives=(Passage("peru", "Peru"), Passage("cuba", "Cuba")),
+            ),
+            target_id=target_id,
+            new_instruction="Only islands." if target_id == "fiji" else "Only Asia.",
+            new_requirements=(),
+            status="accepted",
+            trainable=True,
+            verdicts=(),
+            drafts=(),
+            rewordings=(),
+            prompt_tokens=0,
+            completion_tokens=0,
+            lineage=LINEAGE,
         ),
-        target_id=target_id,
-        new_instruction="Only islands." if target_id == "fiji" else "Only Asia.",
-        new_requirements=(),
-        status="accepted" if trainable else "not_flipped",
-        trainable=trainable,
-        verdicts=(),
-        drafts=(),
-        rewordings=(),
-        prompt_tokens=0,
-        completion_tokens=0,
-        lineage=LINEAGE,
+        **changes,
     )
 
 
-def mixture(views, num_instances):
-    return Mixture(data="s3://b/data", views=views, num_hard_negatives=0, num_instances=num_instances)
+def part(views="both", **changes):
+    settings = {
+        "data": "s3://b/data",
+        "views": views,
+        "num_instances": 2,
+        "weight": None,
+        "num_hard_negatives": 1,
+        "rewordings": False,
+        "min_judged_margin": None,
+    }
+    return Part(**{**settings, **changes})
+
+
+def labels_of(view):
+    return {label.passage_id: label.label for label in view.labels}
 
 
 def test_the_complementary_view_swaps_positive_and_target_and_keeps_the_other_negatives():
-    group = group_of([row()], "both", num_hard_negatives=1)
+    [group] = groups_of([row()], part())
     original, swapped = group.views
-    assert [passage.id for passage in group.passages] == ["chad", "fiji", "laos", "peru"]
-    assert original.labels == {"chad": 1, "fiji": -1, "laos": -1, "peru": -1}
-    assert swapped.labels == {"chad": -1, "fiji": 1, "laos": -1}
-    assert (original.instruction, swapped.instruction) == ("Only Africa.", "Only islands.")
+    assert [passage.id for passage in group.passages] == ["chad", "fiji", "laos", "peru", "cuba"]
+    assert group.num_hard_negatives == 2
+    assert labels_of(original) == {"chad": 1, "fiji": -1, "laos": -1, "peru": -1, "cuba": -1}
+    assert labels_of(swapped) == {"chad": -1, "fiji": 1, "laos": -1}  # nobody looked at the hard negatives
+    assert (original.wordings, swapped.wordings) == (("Only Africa.",), ("Only islands.",))
 
 
-def test_equal_budgets_are_equal_in_views_and_draw_the_same_seeds_first():
-    rows = [row(n) for n in range(20)]
-    both = mix(rows, mixture("both", 16), seed=3)
-    original = mix(reversed(rows), mixture("original", 16), seed=3)
-    assert sum(len(group.views) for group in both) == sum(len(group.views) for group in original) == 16
-    assert [group.id for group in both] == [group.id for group in original][:8]
-    assert [group.id for group in mix(rows, mixture("both", 16), seed=4)] != [group.id for group in both]
+def test_the_rows_of_a_seed_are_views_of_one_group():
+    [group] = groups_of([row("fiji"), row("laos")], part())
+    assert [labels_of(view)["laos"] for view in group.views] == [-1, -1, 1]
 
 
-def test_the_rows_of_a_seed_are_views_of_one_group_and_the_last_is_cut_to_the_budget():
-    rows = [row(n, target_id=target) for n in range(4) for target in ("fiji", "laos")]
-    groups = mix(rows, mixture("both", 8), seed=0)
-    assert [len(group.views) for group in groups] == [3, 3, 2]
-    original, fiji, laos = groups[0].views
-    assert (fiji.labels["fiji"], laos.labels["laos"]) == (1, 1)
-    assert laos.labels == {"chad": -1, "fiji": -1, "laos": 1}
-    assert original.labels["chad"] == 1
+def test_views_apart_are_groups_of_their_own_and_one_is_one_of_them():
+    apart = list(groups_of([row("fiji"), row("laos")], part("apart")))
+    assert [group.views[0].wordings[0] for group in apart] == ["Only Africa.", "Only islands.", "Only Asia."]
+    [one] = groups_of([row("fiji"), row("laos")], part("one"))
+    assert one in apart
 
 
-def test_rows_that_are_not_trainable_are_never_drawn():
-    rows = [row(n, trainable=n % 2 == 0) for n in range(20)]
-    drawn = {group.id for group in mix(rows, mixture("original", 10), seed=0)}
-    assert drawn == {f"seed-{n:03d}" for n in range(0, 20, 2)}
+def test_over_many_seeds_one_of_the_views_is_each_of_them():
+    drawn = set()
+    for number in range(40):
+        one = row()
+        [group] = groups_of([replace(one, seed=replace(one.seed, id=f"seed-{number}"))], part("one"))
+        drawn.add(group.views[0].wordings[0])
+    assert drawn == {"Only Africa.", "Only islands."}
 
 
-@pytest.mark.parametrize(("views", "num_instances"), [("both", 42), ("both", 7), ("original", 21)])
-def test_more_than_the_data_holds_is_one_sentence(views, num_instances):
-    with pytest.raises(InputError, match=rf"{num_instances} was asked for, but s3://b/data fills"):
-        mix([row(n) for n in range(20)], mixture(views, num_instances), seed=0)
+def test_a_plain_view_asks_the_query_alone_and_leaves_out_what_is_on_topic():
+    [group] = groups_of([row()], part("plain"))
+    [view] = group.views
+    assert view.wordings == ("",)
+    assert labels_of(view) == {"chad": 1, "peru": -1, "cuba": -1}
+
+
+VERDICTS = (
+    Verdict("llm", "original", "peru", None, 3.0),
+    Verdict("llm", "original", "cuba", None, -0.5),
+    Verdict("llm", "new", "peru", None, -2.0),
+    Verdict("llm", "new", "cuba", None, 1.5),
+    Verdict("llm", "new", "chad", False, -1.0),
+    Verdict("other", "new", "cuba", None, -9.0),
+)
+
+
+def test_clear_verdicts_label_hard_negatives_in_both_views_and_never_the_seeds_own_passages():
+    [group] = groups_of([row(verdicts=VERDICTS)], part(min_judged_margin=1.0))
+    original, swapped = group.views
+    assert labels_of(original) == {"chad": 1, "fiji": -1, "laos": -1, "peru": 1, "cuba": -1}
+    assert labels_of(swapped) == {"chad": -1, "fiji": 1, "laos": -1, "peru": -1, "cuba": 1}
+    assert {label.passage_id: label.margin for label in swapped.labels}["chad"] == -1.0
+
+
+def test_without_a_minimum_no_verdict_labels():
+    [group] = groups_of([row(verdicts=VERDICTS)], part())
+    assert labels_of(group.views[1]) == {"chad": -1, "fiji": 1, "laos": -1}
+    assert all(label.margin is None for view in group.views for label in view.labels)
+
+
+def test_accepted_rewordings_are_wordings_of_their_view():
+    rewordings = (
+        Rewording("new", "Islands, please.", "accepted"),
+        Rewording("new", "Only coasts.", "meaning_changed"),
+        Rewording("original", "African ones.", "accepted"),
+    )
+    [group] = groups_of([row(rewordings=rewordings)], part(rewordings=True))
+    assert [view.wordings for view in group.views] == [
+        ("Only Africa.", "African ones."),
+        ("Only islands.", "Islands, please."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("passage", "message"), [(Passage("peru", " "), "peru has no text"), (Passage("chad", "Chad"), "same id")]
+)
+def test_passages_that_cannot_be_trained_on_are_one_sentence(passage, message):
+    broken = row()
+    broken = replace(broken, seed=replace(broken.seed, hard_negatives=(passage,)))
+    with pytest.raises(InputError, match=message):
+        list(groups_of([broken], part()))

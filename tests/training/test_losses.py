@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from dualview.training.losses import info_nce, retention
+from dualview.training.losses import (
+    distillation,
+    info_nce,
+    leave_out_false_negatives,
+    retention,
+    truncated,
+)
 
 
 def relations(num_positives):
@@ -73,7 +79,42 @@ def test_a_view_without_a_positive_is_refused():
         info_nce(torch.zeros(2, 2), torch.tensor([[1, -1], [-1, -1]]), 0.02)
 
 
-def test_retention_is_zero_for_untouched_vectors_and_two_for_opposite_ones():
+def test_retention_is_zero_for_an_untouched_vector_and_two_for_an_opposite_one():
     vectors = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
     assert float(retention(vectors, vectors)) == pytest.approx(0, abs=1e-6)
-    assert float(retention(-vectors, vectors)) == pytest.approx(2, abs=1e-6)
+    assert float(retention(-vectors, vectors)) == pytest.approx(2 * len(vectors), abs=1e-5)
+
+
+def test_unlabelled_passages_above_the_best_positive_are_left_out():
+    scores_VD = torch.tensor([[0.5, 0.7, 0.56, 0.9, 0.54]])
+    relation_VD = torch.tensor([[1, -1, -1, -1, -1]])
+    known_VD = torch.tensor([[True, True, False, False, False]])
+    left = leave_out_false_negatives(scores_VD, relation_VD, known_VD, 0.05)
+    assert left.tolist() == [[1, -1, 0, 0, -1]]  # what the view labels stays, whatever it scores
+
+
+def test_distillation_is_the_divergence_from_the_judge_over_what_it_saw():
+    scores_VD = torch.tensor(
+        [[0.1, 0.9, -0.4, 0.3], [0.2, 0.1, 0.0, 0.5]], dtype=torch.float64, requires_grad=True
+    )
+    margins_VD = torch.tensor(
+        [[2.0, float("nan"), -1.0, 0.5], [float("nan")] * 3 + [1.0]], dtype=torch.float64
+    )
+    losses = distillation(scores_VD, margins_VD, 0.1)
+    seen = [0, 2, 3]
+    expected = torch.nn.functional.kl_div(
+        torch.log_softmax(scores_VD[0, seen] / 0.1, dim=0),
+        margins_VD[0, seen].softmax(dim=0),
+        reduction="sum",
+    )
+    assert losses[0].item() == pytest.approx(expected.item())
+    assert losses[1].item() == 0.0  # one answer says nothing about an order
+    gradient = torch.autograd.grad(losses.sum(), scores_VD)[0]
+    of_expected = torch.autograd.grad(expected, scores_VD)[0]
+    torch.testing.assert_close(gradient, of_expected)
+
+
+def test_truncated_vectors_are_of_unit_length_again():
+    vectors = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
+    assert truncated(vectors, 8) is vectors
+    torch.testing.assert_close(truncated(vectors, 4).norm(dim=1), torch.ones(3))

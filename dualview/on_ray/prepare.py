@@ -1,0 +1,204 @@
+"""From generate runs to tokenised groups on the store, by Ray tasks, and the vectors of frozen passages."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+import io
+from itertools import groupby
+import json
+from pathlib import Path
+import tempfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from dualview.config import TrainConfig, fingerprint
+from dualview.encoder import encode_tokens, load_tokenizer, new_encoder, pad_id, tokenize_with
+from dualview.on_ray.cluster import errors_of_workers, map_in_order
+from dualview.progress import Progress
+from dualview.records import dual_views_from_table
+from dualview.shards import left_out_of_training, read_plan, read_shard, trainable_rows
+from dualview.storage import LocalStore, download_tree, open_store
+from dualview.training.groups import groups_of
+from dualview.training.mixtures import Draw, draw, instances_of_parts
+from dualview.training.prepared import Placed, Prepared, make_piece
+
+INDEX_KEY = "prepared.json"
+PASSAGES_PER_UNIT = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """One shard of one part, and what is drawn from it."""
+
+    part: int
+    data: str
+    key: str
+    left_out: frozenset[tuple[str, str]]
+    draws: dict[str, Draw]
+
+    @property
+    def piece(self) -> str:
+        return f"prepared/part-{self.part:02d}-{Path(self.key).stem}.arrow"
+
+
+def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]]]:
+    """Which rows of which shards the mixture takes, and for people the counts of each part.
+
+    Raises InputError where a part's data is not a finished generate run or holds too little.
+    """
+    sources, counts = [], []
+    for number, (part, num_instances) in enumerate(
+        zip(config.mixture.parts, instances_of_parts(config), strict=True)
+    ):
+        store = open_store(part.data)
+        left_out = left_out_of_training(store)
+        keys = [shard.key for shard in read_plan(store).shards]
+        of_shards = list(map_in_order(partial(_num_rows_of_seeds, part.data, left_out), keys))
+        num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
+        drawn = draw(part, num_rows_of, num_instances, config.seed)
+        for key, of_shard in zip(keys, of_shards, strict=True):
+            if own := {id: drawn[id] for id in of_shard if id in drawn}:
+                sources.append(Source(number, part.data, key, left_out, own))
+        counts.append(
+            {
+                "data": part.data,
+                "views": part.views,
+                "seeds": len(drawn),
+                "seeds_available": len(num_rows_of),
+                "instances": num_instances,
+            }
+        )
+    return sources, counts
+
+
+def _num_rows_of_seeds(data: str, left_out: frozenset[tuple[str, str]], key: str) -> dict[str, int]:
+    table = read_shard(open_store(data), key, ["id", "target_id", "trainable"])
+    ids = trainable_rows(table, left_out)["id"].to_pylist()
+    return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of a seed follow each other
+
+
+def prepare(config: TrainConfig, sources: Sequence[Source]) -> None:
+    """Puts a piece of groups for each source, where it does not stand yet, and last their list."""
+    store = open_store(config.output)
+    if store.list(INDEX_KEY):
+        return
+    standing = {entry.key for entry in store.list("prepared/")}
+    to_do = [source for source in sources if source.piece not in standing]
+    with Progress("tokenizing", len(to_do), "shards", trail=None) as progress:
+        for _ in map_in_order(partial(_prepare_one, config), to_do):
+            progress.advance(1)
+    index = json.dumps({"pieces": [source.piece for source in sources]}).encode()
+    store.put_new(INDEX_KEY, index, attempt="driver")
+
+
+def _prepare_one(config: TrainConfig, source: Source) -> None:
+    part, settings = config.mixture.parts[source.part], config.encoder
+    table = trainable_rows(read_shard(open_store(source.data), source.key), source.left_out)
+    table = table.filter(pa.array([id in source.draws for id in table["id"].to_pylist()], pa.bool_()))
+    placed = []
+    for id, rows in groupby(dual_views_from_table(table), key=lambda row: row.seed.id):
+        drawn = source.draws[id]
+        for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part)):
+            placed.append(Placed(group, source.part, section, drawn.times))
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    piece = make_piece(placed, settings, partial(tokenize_with, tokenizer), config.seed)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, piece.schema) as writer:
+        writer.write_table(piece.combine_chunks())
+    open_store(config.output).put_new(source.piece, sink.getvalue().to_pybytes(), attempt="driver")
+
+
+def open_prepared(config: TrainConfig) -> Prepared:
+    """The run's groups, memory-mapped; from a bucket they are first copied to this node, once for all ranks."""
+    pieces = json.loads(open_store(config.output).get(INDEX_KEY))["pieces"]
+    folder = _on_this_node(config, "prepared")
+    return Prepared([folder / Path(piece).name for piece in pieces])
+
+
+def _on_this_node(config: TrainConfig, name: str) -> Path:
+    store = open_store(config.output)
+    if isinstance(store, LocalStore):
+        return Path(store.url) / name
+    copy = (
+        Path(tempfile.gettempdir())
+        / f"dualview-{fingerprint([store.url, store.get(INDEX_KEY).decode()])}-{name}"
+    )
+    return download_tree(f"{store.url}/{name}", copy)
+
+
+# --- frozen passages ------------------------------------------------------------------------------
+
+
+def encode_passages(config: TrainConfig, num_passages: int) -> None:
+    """Puts the untouched encoder's vectors of all passages beside the run, unit by unit, each once."""
+    store = open_store(config.output)
+    standing = {entry.key for entry in store.list("vectors/")}
+    units = [
+        number for number in range(-(-num_passages // PASSAGES_PER_UNIT)) if _unit_key(number) not in standing
+    ]
+    if not units:
+        return
+    workers = config.workers
+    rows = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map(
+        EncodePassages,
+        fn_constructor_args=(config.model_dump(mode="json"),),
+        compute=ActorPoolStrategy(size=min(workers.num, len(units))),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+    )
+    with errors_of_workers(), Progress("encoding passages", num_passages, "passages", trail=None) as progress:
+        for row in rows.iter_rows():
+            progress.advance(row["num_passages"])
+
+
+def _unit_key(number: int) -> str:
+    return f"vectors/unit-{number:06d}.npy"
+
+
+class EncodePassages:
+    """An actor with the untouched encoder."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.config = TrainConfig.model_validate(settings, strict=False)
+        self.prepared = open_prepared(self.config)
+        self.encoder = untouched_encoder(self.config)
+        if ray.get_gpu_ids():
+            self.encoder.to("cuda")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        start = row["unit"] * PASSAGES_PER_UNIT
+        numbers = range(start, min(start + PASSAGES_PER_UNIT, self.prepared.num_passages))
+        tokens = [self.prepared.tokens(number) for number in numbers]
+        vectors = encode_tokens(
+            self.encoder, tokens, pad_id(self.encoder), side="document", precision=self.config.precision
+        )
+        buffer = io.BytesIO()
+        np.save(buffer, vectors.numpy(), allow_pickle=False)
+        open_store(self.config.output).put_new(_unit_key(row["unit"]), buffer.getvalue(), attempt="actor")
+        return {"num_passages": len(numbers)}
+
+
+def untouched_encoder(config: TrainConfig) -> Any:
+    settings = config.encoder
+    return new_encoder(settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code)
+
+
+def frozen_passages(config: TrainConfig, num_passages: int) -> Callable[[Sequence[int]], NDArray[np.float32]]:
+    """Passage numbers to their vectors (D, H), read through a memory map."""
+    folder = _on_this_node(config, "vectors")
+    units = [
+        np.load(folder / Path(_unit_key(number)).name, mmap_mode="r", allow_pickle=False)
+        for number in range(-(-num_passages // PASSAGES_PER_UNIT))
+    ]
+
+    def look_up(passages: Sequence[int]) -> NDArray[np.float32]:
+        return np.stack(
+            [units[number // PASSAGES_PER_UNIT][number % PASSAGES_PER_UNIT] for number in passages]
+        )
+
+    return look_up

@@ -1,0 +1,305 @@
+"""Groups as tokens: written once to Arrow files, read through a memory map by every rank.
+
+A piece is an Arrow file with a row for each group, in PIECE_SCHEMA. Passages and queries are known by 64 bits
+of their ids' SHA-256, so that pieces can be made apart; together they are numbered by the order of these keys.
+A passage may stand in several pieces, and is read from the first.
+"""
+
+# E = embedding size
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+import hashlib
+import heapq
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pyarrow as pa
+
+from dualview.config import EncoderConfig
+from dualview.errors import InputError
+from dualview.records import Requirement
+from dualview.training.groups import Group, View
+
+Tokenize = Callable[[list[str], int], list[list[int]]]  # texts, most tokens -> ids
+
+# Plain texts, which training must not move, are spans of this many words: short, like queries.
+RETAINED_WORDS = 14
+RETAINED_TEXTS = 400
+
+_TOKENS = pa.list_(pa.int32())
+_VIEW = pa.struct(
+    [
+        ("wordings", pa.list_(_TOKENS)),
+        ("passages", pa.list_(pa.uint64())),
+        ("labels", pa.list_(pa.int8())),
+        ("margins", pa.list_(pa.float32())),  # null where the judge gave none
+        (
+            "requirements",
+            pa.list_(pa.struct([("include", pa.bool_()), ("facet", pa.string()), ("value", pa.string())])),
+        ),
+    ]
+)
+_PASSAGE = pa.struct(
+    [
+        ("key", pa.uint64()),
+        ("tokens", _TOKENS),
+        ("attributes", pa.list_(pa.struct([("facet", pa.string()), ("value", pa.string())]))),
+    ]
+)
+PIECE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("query", pa.uint64()),
+        ("part", pa.int16()),
+        ("section", pa.int16()),  # groups of one seed that must not share a batch have different ones
+        ("times", pa.int32()),  # it is dealt in an epoch
+        ("num_hard_negatives", pa.int32()),
+        ("passages", pa.list_(_PASSAGE)),
+        ("views", pa.list_(_VIEW)),
+        ("spans", pa.list_(pa.struct([("rank", pa.uint64()), ("tokens", _TOKENS)]))),  # to retain
+    ]
+)
+
+
+def key_of(id: str) -> int:
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big")
+
+
+def view_text(template: str, query: str, instruction: str) -> str:
+    """Query and instruction as the one text that the encoder reads."""
+    return template.format(query=query, instruction=instruction) if instruction else query
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A group, and its place in the mixture."""
+
+    group: Group
+    part: int
+    section: int
+    times: int
+
+
+def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Tokenize, seed: int) -> pa.Table:
+    """A table in PIECE_SCHEMA. Texts are cut at the encoder's limits.
+
+    Raises InputError where a text has no token of its own: an encoder would see an empty text.
+    """
+    groups = [item.group for item in placed]
+    passages = {passage.id: passage for group in groups for passage in group.passages}
+    texts = [encoder.prompts.document + passage.full_text for passage in passages.values()]
+    of_passage = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
+    views = [view for group in groups for view in group.views]
+    wordings = [
+        encoder.prompts.query + view_text(encoder.query_template, view.query, wording)
+        for view in views
+        for wording in view.wordings
+    ]
+    of_wording = iter(tokenize(wordings, encoder.max_query_tokens))
+    positives = {group.passages[0].id: group.passages[0].text for group in groups}
+    spans = {id: _span(text, f"{seed}:{id}") for id, text in positives.items()}
+    of_span = dict(
+        zip(spans, tokenize([text for _, text in spans.values()], encoder.max_query_tokens), strict=True)
+    )
+    empty = len(tokenize([""], encoder.max_passage_tokens)[0])
+    for id, tokens in of_passage.items():
+        if len(tokens) <= empty:
+            raise InputError(f"passage {id}: no token of the encoder's vocabulary is in its text")
+
+    def view_columns(view: View) -> dict[str, Any]:
+        return {
+            "wordings": [next(of_wording) for _ in view.wordings],
+            "passages": [key_of(label.passage_id) for label in view.labels],
+            "labels": [label.label for label in view.labels],
+            "margins": [label.margin for label in view.labels],
+            "requirements": [
+                {"include": requirement.include, "facet": requirement.facet, "value": requirement.value}
+                for requirement in view.requirements
+            ],
+        }
+
+    return pa.Table.from_pylist(
+        [
+            {
+                "id": item.group.id,
+                "query": key_of(item.group.query_id),
+                "part": item.part,
+                "section": item.section,
+                "times": item.times,
+                "num_hard_negatives": item.group.num_hard_negatives,
+                "passages": [
+                    {
+                        "key": key_of(passage.id),
+                        "tokens": of_passage[passage.id],
+                        "attributes": [
+                            {"facet": facet, "value": value} for facet, value in passage.attributes.items()
+                        ],
+                    }
+                    for passage in item.group.passages
+                ],
+                "views": [view_columns(view) for view in item.group.views],
+                "spans": [
+                    {"rank": spans[id][0], "tokens": of_span[id]} for id in [item.group.passages[0].id]
+                ],
+            }
+            for item in placed
+        ],
+        schema=PIECE_SCHEMA,
+    )
+
+
+def _span(text: str, name: str) -> tuple[int, str]:
+    """A few words of a passage from a place that its name draws, and the name's rank among all."""
+    rank = key_of(name)
+    words = text.split()
+    start = rank % max(1, len(words) - RETAINED_WORDS + 1)
+    return rank, " ".join(words[start : start + RETAINED_WORDS])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenView:
+    """A view as a batch takes it."""
+
+    wordings: tuple[NDArray[np.int32], ...]
+    labels: Mapping[int, int]  # passage number -> POSITIVE or NEGATIVE
+    margins: Mapping[int, float]
+    requirements: tuple[Requirement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGroup:
+    index: int
+    id: str
+    query: int
+    passages: tuple[int, ...]  # that are always shown
+    hard_negatives: tuple[int, ...]
+    views: tuple[TokenView, ...]
+
+
+class Prepared:
+    """All groups of a run, by number, over memory-mapped pieces; passages and queries are numbers too."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._pieces = [_open(file) for file in files]
+        tables = self._pieces
+        self._first_group = np.cumsum([0, *(table.num_rows for table in tables)])
+        self.num_groups = int(self._first_group[-1])
+        self.num_views = _lengths(tables, "views")
+        self.part, self.section, self.times = (
+            np.concatenate([table[name].to_numpy() for table in tables])
+            for name in ("part", "section", "times")
+        )
+        _, self.query = np.unique(
+            np.concatenate([table["query"].to_numpy() for table in tables]), return_inverse=True
+        )
+
+        lists = [table["passages"].chunk(0) for table in tables]
+        self._offsets = [column.offsets.to_numpy() for column in lists]
+        first = np.cumsum([0, *(len(column.values) for column in lists)])
+        self._first_passage = first
+        keys = np.concatenate([column.values.field("key").to_numpy() for column in lists])
+        self._keys, self._place, self._number = np.unique(keys, return_index=True, return_inverse=True)
+        self.num_passages = len(self._keys)
+        tokens = [column.values.field("tokens") for column in lists]
+        self._tokens = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in tokens]
+        self._attributes = [column.values.field("attributes") for column in lists]
+        self._of_query: Mapping[int, list[int]] | None = None
+
+    def group(self, index: int) -> TokenGroup:
+        piece = int(np.searchsorted(self._first_group, index, side="right")) - 1
+        row = index - int(self._first_group[piece])
+        columns = (
+            self._pieces[piece].select(["id", "num_hard_negatives", "views"]).slice(row, 1).to_pylist()[0]
+        )
+        start, stop = self._first_passage[piece] + self._offsets[piece][row : row + 2]
+        passages = self._number[start:stop].tolist()
+        num_shown = len(passages) - columns["num_hard_negatives"]
+        return TokenGroup(
+            index,
+            columns["id"],
+            int(self.query[index]),
+            tuple(passages[:num_shown]),
+            tuple(passages[num_shown:]),
+            tuple(self._view(view) for view in columns["views"]),
+        )
+
+    def _view(self, columns: Mapping[str, Any]) -> TokenView:
+        numbers = np.searchsorted(self._keys, np.array(columns["passages"], dtype=np.uint64)).tolist()
+        return TokenView(
+            tuple(np.array(wording, dtype=np.int32) for wording in columns["wordings"]),
+            dict(zip(numbers, columns["labels"], strict=True)),
+            {n: margin for n, margin in zip(numbers, columns["margins"], strict=True) if margin is not None},
+            tuple(Requirement(**requirement) for requirement in columns["requirements"]),
+        )
+
+    def _locate(self, passage: int) -> tuple[int, int]:
+        place = int(self._place[passage])
+        piece = int(np.searchsorted(self._first_passage, place, side="right")) - 1
+        return piece, place - int(self._first_passage[piece])
+
+    def tokens(self, passage: int) -> NDArray[np.int32]:
+        piece, row = self._locate(passage)
+        offsets, values = self._tokens[piece]
+        tokens: NDArray[np.int32] = values[offsets[row] : offsets[row + 1]]
+        return tokens
+
+    def attributes(self, passage: int) -> dict[str, str]:
+        piece, row = self._locate(passage)
+        return {item["facet"]: item["value"] for item in self._attributes[piece][row].as_py()}
+
+    def passages_of(self, query: int) -> list[int]:
+        """All passages that the groups of a query have among them, in order."""
+        if self._of_query is None:
+            found: dict[int, set[int]] = {}
+            for piece, offsets in enumerate(self._offsets):
+                start = int(self._first_group[piece])
+                for row in range(len(offsets) - 1):
+                    first = self._first_passage[piece]
+                    numbers = self._number[first + offsets[row] : first + offsets[row + 1]]
+                    found.setdefault(int(self.query[start + row]), set()).update(numbers.tolist())
+            self._of_query = {number: sorted(passages) for number, passages in found.items()}
+        return self._of_query[query]
+
+    def num_tokens(self) -> NDArray[np.int64]:
+        """Of each group: its passages and its views in their first wording, once."""
+        totals = []
+        for table in self._pieces:
+            passages = table["passages"].chunk(0)
+            of_passage = np.diff(passages.values.field("tokens").offsets.to_numpy())
+            sums = np.add.reduceat(of_passage, passages.offsets.to_numpy()[:-1])
+            wordings = table["views"].chunk(0).values.field("wordings")
+            of_wording = np.diff(wordings.values.offsets.to_numpy())
+            of_view = of_wording[wordings.offsets.to_numpy()[:-1]]
+            totals.append(sums + np.add.reduceat(of_view, table["views"].chunk(0).offsets.to_numpy()[:-1]))
+        tokens: NDArray[np.int64] = np.concatenate(totals).astype(np.int64)
+        return tokens
+
+    def retained(self) -> list[list[int]]:
+        """Tokens of the plain texts with the lowest ranks, one of a passage."""
+        spans: dict[int, list[int]] = {}
+        for table in self._pieces:
+            values = table["spans"].chunk(0).values
+            ranks = values.field("rank").to_numpy()
+            for row in heapq.nsmallest(RETAINED_TEXTS, range(len(ranks)), key=lambda row: ranks[row]):
+                spans[int(ranks[row])] = values.field("tokens")[row].as_py()
+        return [spans[rank] for rank in sorted(spans)[:RETAINED_TEXTS]]
+
+
+def _open(file: Path) -> pa.Table:
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{file}: is not a whole Arrow file of prepared groups ({reason}); remove it"
+        ) from None
+    if not table.schema.equals(PIECE_SCHEMA) or table.num_rows == 0 or table["id"].num_chunks != 1:
+        raise InputError(f"{file}: is not a file of prepared groups; remove it")
+    return table
+
+
+def _lengths(tables: Iterable[pa.Table], column: str) -> NDArray[np.int64]:
+    return np.concatenate([np.diff(table[column].chunk(0).offsets.to_numpy()) for table in tables])

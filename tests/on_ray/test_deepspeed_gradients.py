@@ -1,0 +1,95 @@
+"""What DeepSpeed makes of a step on two ranks is the gradient of one process, at every stage, with and without cache."""
+
+import os
+
+import deepspeed
+import pytest
+from tiny import prepared_of, random_groups, train_config
+import torch
+import torch.multiprocessing
+from training.test_step import EVERYTHING, learner_in, plainly, retained_by, work_for
+
+from dualview.encoder import pad_id
+from dualview.on_ray.train import _backward, _deepspeed_engine, _mean_over_ranks, _several
+from dualview.training.step import learn
+
+COMBINATIONS = [(stage, cache) for stage in range(4) for cache in (False, True)]
+GROUPS = random_groups(5, num_hard_negatives=2)
+
+
+@pytest.fixture(scope="module")
+def over_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_rank, args=(2, folder), nprocs=2)
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("stage", "cache"), COMBINATIONS)
+def test_loss_and_gradients_equal_one_process_in_float64(over_ranks, tmp_path, stage, cache):
+    config = train_config(**EVERYTHING)
+    learner = learner_in(tmp_path, config, torch.float64)
+    prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
+    retained = retained_by(learner.encoder, prepared)
+    loss, gradients = plainly(learner, config, prepared, retained)
+    found = over_ranks[f"{stage} {cache}"]
+    assert float(found["loss"]) == pytest.approx(loss, rel=1e-5)
+    for name in (
+        found.keys() - gradients.keys() - {"loss"}
+    ):  # BERT's pooler, which no embedding passes through
+        assert not found[name].any()
+    for name, gradient in gradients.items():
+        # DeepSpeed's are float32 sums of 1e2 terms of order 1; a wrong scale or a missing term is off by far more
+        torch.testing.assert_close(found[name].double(), gradient, rtol=1e-3, atol=2e-5)
+
+
+def _rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+    }
+    own = folder / f"rank-{rank}"
+    own.mkdir()
+    learner_in(own / "first", train_config())  # before the group: save_pretrained writes on rank 0 alone
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    results = {}
+    for stage, cache in COMBINATIONS:
+        config = train_config(deepspeed__stage=stage, batch__gradient_cache=cache, **EVERYTHING)
+        learner = learner_of(own / "first", config)
+        prepared = prepared_of(GROUPS, config, learner.encoder, own)
+        retained = retained_by(learner.encoder, prepared)
+        pad = pad_id(learner.encoder)
+        engine = _deepspeed_engine(learner, config, num_steps=1)
+        loss = learn(
+            engine,
+            learner.temperature,
+            _backward(engine),
+            _several(engine),
+            work_for(config, prepared, retained, rank, world_size),
+            config,
+            retained,
+            pad=pad,
+            world_size=world_size,
+        )
+        found = {"loss": torch.tensor(_mean_over_ranks(loss))}
+        for name, weight in learner.named_parameters():
+            gradient = deepspeed.utils.safe_get_full_grad(weight)
+            if gradient is not None:
+                found[name] = gradient.clone()
+        results[f"{stage} {cache}"] = found
+        engine.destroy()
+    if rank == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+def learner_of(folder, config):
+    from dualview.encoder import new_encoder
+    from dualview.training.step import Learner
+
+    encoder = new_encoder(str(folder), pooling="mean", trust_remote_code=False).eval()
+    return Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned).eval()
