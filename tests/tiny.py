@@ -123,3 +123,8 @@ def prepared_of(groups, config: TrainConfig, encoder, folder: Path, pieces: int 
         with pa.OSFile(str(files[-1]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
     return Prepared(files)
+
+
+def remember_figures(figures: dict[str, float]) -> None:
+    """A hook for training to call."""
+    assert "step" in figures

@@ -82,8 +82,8 @@ def _num_rows_of_seeds(data: str, left_out: frozenset[tuple[str, str]], key: str
     return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of a seed follow each other
 
 
-def prepare(config: TrainConfig, sources: Sequence[Source]) -> None:
-    """Puts a piece of groups for each source, where it does not stand yet, and last their list."""
+def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dict[str, Any]]) -> None:
+    """Puts a piece of groups for each source, where it does not stand yet, and last their list with the counts."""
     store = open_store(config.output)
     if store.list(INDEX_KEY):
         return
@@ -92,7 +92,7 @@ def prepare(config: TrainConfig, sources: Sequence[Source]) -> None:
     with Progress("tokenizing", len(to_do), "shards", trail=None) as progress:
         for _ in map_in_order(partial(_prepare_one, config), to_do):
             progress.advance(1)
-    index = json.dumps({"pieces": [source.piece for source in sources]}).encode()
+    index = json.dumps({"parts": counts, "pieces": [source.piece for source in sources]}, indent=1).encode()
     store.put_new(INDEX_KEY, index, attempt="driver")
 
 
@@ -111,6 +111,12 @@ def _prepare_one(config: TrainConfig, source: Source) -> None:
     with pa.ipc.new_file(sink, piece.schema) as writer:
         writer.write_table(piece.combine_chunks())
     open_store(config.output).put_new(source.piece, sink.getvalue().to_pybytes(), attempt="driver")
+
+
+def read_counts(config: TrainConfig) -> list[dict[str, Any]]:
+    """What each part of the mixture gave."""
+    counts: list[dict[str, Any]] = json.loads(open_store(config.output).get(INDEX_KEY))["parts"]
+    return counts
 
 
 def open_prepared(config: TrainConfig) -> Prepared:

@@ -31,7 +31,14 @@ from dualview.encoder import asymmetric, encode_tokens, new_encoder, pad_id
 from dualview.errors import Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.prepare import encode_passages, frozen_passages, open_prepared, plan_mixture, prepare
+from dualview.on_ray.prepare import (
+    encode_passages,
+    frozen_passages,
+    open_prepared,
+    plan_mixture,
+    prepare,
+    read_counts,
+)
 from dualview.on_ray.watch import Watch
 from dualview.shards import claim
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
@@ -58,7 +65,7 @@ POSITION = "position.json"
 def train(config: TrainConfig) -> dict[str, Any]:
     """Trains an encoder, or goes on where an interrupted run of the same config stopped.
 
-    Leaves under the output `encoder/` (a sentence-transformers folder), `config.json` with the counts of the
+    Leaves under the output `encoder/` (a sentence-transformers folder), `prepared.json` with the counts of the
     mixture and, last, `result.json`. Returns the latter's content: steps, instances, tokens, seconds, groups
     per second, the loss of each step.
     """
@@ -74,13 +81,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         join_cluster(config.workers)
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
-        claim(
-            store,
-            CONFIG_KEY,
-            claimed,
-            notes={"mixture_counts": counts, "deepspeed_config": deepspeed_config(config)},
-        )
-        prepare(placed, sources)
+        claim(store, CONFIG_KEY, claimed, notes={})
+        prepare(placed, sources, counts)
         prepared = open_prepared(placed)
         sampler = sampler_of(config, prepared)
         num_steps = sampler.num_steps(**config.budget.model_dump())
@@ -253,6 +255,8 @@ def train_worker(settings: dict[str, Any]) -> None:
             "steps": num_steps,
             "instances": num_steps * config.batch.instances,
             "groups": prepared.num_groups,
+            "mixture": read_counts(config),
+            "deepspeed": deepspeed_config(config),
             "world_size": world_size,
             "temperature": temperature,
             "steps_since_resume": num_steps - first_step,

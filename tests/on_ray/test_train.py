@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 import json
 from pathlib import Path
+import random
 import subprocess
 import sys
 from threading import Thread
@@ -16,7 +17,7 @@ import yaml
 
 from dualview.config import GenerateConfig, TrainConfig, load
 from dualview.encoder import encode_texts, load_encoder
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
 from dualview.models import local_model
 from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
@@ -167,6 +168,139 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     untouched = SentenceTransformer(local_model(frozen.encoder.model), device="cpu")
     np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
+
+
+def test_everything_at_once(config, data, tmp_path):
+    """ZeRO 3, adapters, gradient cache, a learned temperature, two parts by weight, bf16, and what is seen of it."""
+    own = config(
+        "everything",
+        **{
+            "deepspeed.stage": 3,
+            "encoder.lora": {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"},
+            "encoder.prompts": {"query": "query: ", "document": "passage: "},
+            "encoder.activation_checkpointing": True,
+            "encoder.dropout": True,
+            "batch": {
+                "instances": 16,
+                "queries": None,
+                "candidates": "groups",
+                "negatives": "batch",
+                "chunk_tokens": 512,
+                "gradient_cache": True,
+            },
+            "loss.temperature.learned": True,
+            "mixture": {
+                "homogeneous": True,
+                "parts": [
+                    {
+                        "data": data,
+                        "views": views,
+                        "num_instances": None,
+                        "weight": weight,
+                        "num_hard_negatives": 1,
+                        "rewordings": True,
+                        "min_judged_margin": 0.0,
+                    }
+                    for views, weight in (("both", 3.0), ("plain", 1.0))
+                ],
+            },
+            "budget": {"instances": None, "tokens": None, "steps": 4},
+            "precision": "bf16",
+            "watching": {
+                "logs": str(tmp_path / "logs"),
+                "hook": "tiny:remember_figures",
+                "peak_tflops": 0.1,
+                "evaluate_every_steps": 2,
+                "benchmark": {"kind": "factbook", "split": "development", "num_queries": 5, "seed": 1},
+            },
+        },
+    )
+    result = train(own)
+    assert [part["instances"] for part in result["mixture"]] == [48, 16]
+    assert result["steps"] == 4
+    assert result["temperature"] != pytest.approx(own.loss.temperature.value, rel=1e-6)
+    assert [evaluation["step"] for evaluation in result["evaluations"]] == [2, 4]
+    assert all("p-MRR" in evaluation["scores"] for evaluation in result["evaluations"])
+    trail = [json.loads(line) for line in (tmp_path / "logs" / "trail.jsonl").read_text().splitlines()]
+    steps = [line for line in trail if "loss" in line]
+    assert [line["step"] for line in steps] == [0, 1, 2, 3]
+    assert all(
+        line["mfu"] > 0 and line["gradient_norm"] > 0 and 0 <= line["padding_share"] < 1 for line in steps
+    )
+    assert list((tmp_path / "logs").glob("events.out.tfevents*"))
+    folder = local_model(f"{own.output}/encoder")
+    assert "adapter_model" not in {path.name for path in Path(folder).rglob("*")}  # merged
+    exported = SentenceTransformer(folder, device="cpu")
+    assert exported.prompts == {"query": "query: ", "document": "passage: "}
+    card = (Path(folder) / "README.md").read_text()
+    assert "64 instances in 4 steps of 16" in card
+    assert "p-MRR" in card
+    theirs = exported.encode_query(["main ports"])
+    ours = encode_texts(
+        load_encoder(folder, trust_remote_code=False),
+        ["query: main ports"],
+        side="query",
+        max_tokens=96,
+        precision="fp32",
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_another_number_of_ranks_goes_on_with_the_weights(config, tmp_path):
+    own = config("other-ranks")
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
+    command = [sys.executable, "jobs/train.py", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        _wait_for_a_checkpoint(own.output)
+        driver.kill()
+    alone = own.model_copy(update={"workers": own.workers.model_copy(update={"num": 1})})
+    result = train(alone)
+    assert result["world_size"] == 1
+    assert len(result["losses"]) == STEPS
+    assert 0 < result["steps_since_resume"] < STEPS
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_its_groups(config):
+    own = config(
+        "not-finite", **{"optimizer.learning_rate": 1e30, "optimizer.warmup_share": 0.0, "max_failures": 1}
+    )
+    with pytest.raises(Interruption, match=r"the loss of step \d+ was (nan|inf) on groups"):
+        train(own)
+    [dump] = open_store(own.output).list("not-finite-")
+    assert len(json.loads(open_store(own.output).get(dump.key))["groups"]) == 8
+    with pytest.raises(Interruption, match="choose another output"):  # at once: it would be that again
+        train(own)
+
+
+@pytest.mark.slow
+def test_five_kills_cost_nothing_but_time(config):
+    settings = {
+        "mixture.parts.0.num_instances": 16 * 24,
+        "budget.instances": 16 * 24,
+        "checkpoint_every_steps": 2,
+        "max_failures": 8,
+    }
+    calm, killed = config("calm", **settings), config("killed-five-times", **settings)
+    train(calm)
+    victims: list[int] = []
+
+    def kill() -> None:
+        rng = random.Random(7)
+        _wait_for_a_checkpoint(killed.output)
+        while len(victims) < 5:
+            if workers := list(_train_workers()):
+                victim = rng.choice(workers)
+                victim.kill()
+                victims.append(victim.pid)
+            time.sleep(rng.uniform(15, 30))  # a random step of the next attempt
+
+    killer = Thread(target=kill, daemon=True)
+    killer.start()
+    result = train(killed)
+    assert len(victims) == 5
+    assert result["losses"] == json.loads(open_store(calm.output).get("result.json"))["losses"]
+    assert weights(killed.output) == weights(calm.output)
 
 
 def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
