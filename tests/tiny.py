@@ -1,5 +1,6 @@
 """A tiny encoder, groups over its vocabulary, and a train config, for tests of training."""
 
+from contextlib import nullcontext
 from functools import partial
 import json
 from pathlib import Path
@@ -11,10 +12,12 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from dualview.config import TrainConfig, load
-from dualview.encoder import new_encoder, tokenize
+from dualview.encoder import encode_tokens, new_encoder, pad_id, padded, tokenize
 from dualview.records import Passage, Requirement
 from dualview.training.groups import Group, Label, View
+from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
 from dualview.training.prepared import Placed, Prepared, make_piece
+from dualview.training.step import Learner, Retained, learn, plan_work, retained_of_step
 
 DEMO = Path("configs/demo/train-dual.yaml").absolute()
 WORDS = [
@@ -123,6 +126,102 @@ def prepared_of(groups, config: TrainConfig, encoder, folder: Path, pieces: int 
         with pa.OSFile(str(files[-1]), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table.combine_chunks())
     return Prepared(files)
+
+
+def retained_by(encoder, prepared):
+    """Anchors away from where the encoder is, so that retention has a gradient."""
+    tokens = prepared.retained()
+    vectors_RH = encode_tokens(encoder, tokens, pad_id(encoder), side="query", precision="fp32")
+    return Retained(tokens, torch.nn.functional.normalize(vectors_RH + 0.1, dim=1))
+
+
+def work_for(config, prepared, retained, rank=0, world_size=1, frozen=None):
+    return plan_work(
+        config,
+        prepared,
+        range(prepared.num_groups),
+        frozen,
+        retained.tokens,
+        step=0,
+        epoch=0,
+        rank=rank,
+        world_size=world_size,
+    )
+
+
+def learned(learner, config, prepared, retained, rank=0, world_size=1, frozen=None):
+    """This rank's loss, and its gradients by name."""
+    learner.zero_grad()
+    loss = learn(
+        learner,
+        learner.temperature,
+        torch.Tensor.backward,
+        nullcontext,
+        work_for(config, prepared, retained, rank, world_size, frozen),
+        config,
+        retained,
+        pad=pad_id(learner.encoder),
+        world_size=world_size,
+    )
+    return loss.item(), {
+        name: weight.grad.clone() for name, weight in learner.named_parameters() if weight.grad is not None
+    }
+
+
+def learner_in(folder: Path, config, dtype=torch.float32):
+    encoder = tiny_encoder(folder)
+    return (
+        Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
+        .to(dtype)
+        .eval()
+    )
+
+
+# Every part of the loss at once.
+EVERYTHING = {
+    "loss__temperature__learned": True,
+    "loss__false_negative_margin": 0.05,
+    "loss__dimensions": [16, 32],
+    "loss__distillation": 0.5,
+    "mixture__parts__0__num_hard_negatives": 2,
+}
+
+
+def plainly(learner, config, prepared, retained):
+    """The same loss from every text encoded alone, without ranks, chunks or caches; float64."""
+    work = work_for(config, prepared, retained)
+    pad = pad_id(learner.encoder)
+
+    def encode(tokens):
+        return learner(padded([tokens], pad, torch.device("cpu")), "query")[0]
+
+    views_VH = torch.stack([encode(tokens) for tokens in work.batch.view_tokens])
+    passages_DH = torch.stack([encode(prepared.tokens(number)) for number in work.batch.passages])
+    everyone = range(len(work.batch.views))
+    losses = []
+    for size in config.loss.dimensions or [32]:
+        scores_VD = truncated(views_VH, size) @ truncated(passages_DH, size).T
+        relation_VD = torch.from_numpy(work.batch.relation(everyone))
+        if config.loss.false_negative_margin is not None:
+            known_VD = torch.from_numpy(work.batch.labelled(everyone))
+            relation_VD = leave_out_false_negatives(
+                scores_VD, relation_VD, known_VD, config.loss.false_negative_margin
+            )
+        of_views = info_nce(scores_VD, relation_VD, learner.temperature())
+        margins_VD = torch.from_numpy(work.batch.margins(everyone))
+        of_views = of_views + config.loss.distillation * distillation(
+            scores_VD, margins_VD, learner.temperature()
+        )
+        losses.append(of_views.mean())
+    chosen = retained_of_step(len(retained.tokens), config, 0)
+    texts_RH = torch.stack([encode(retained.tokens[r]) for r in chosen])
+    kept = config.loss.retention * retention(texts_RH, retained.untouched_RH[chosen]) / len(chosen)
+    loss = sum(losses) / len(losses) + kept
+    learner.zero_grad()
+    loss.backward()
+    return loss.item(), {
+        name: weight.grad.clone() for name, weight in learner.named_parameters() if weight.grad is not None
+    }
 
 
 def remember_figures(figures: dict[str, float]) -> None:

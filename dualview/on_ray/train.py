@@ -89,6 +89,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         print(
             f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
         )
+        queries_cut, passages_cut = prepared.num_cut(config.encoder)
+        print(
+            f"cut at the limits: {queries_cut:,} queries at {config.encoder.max_query_tokens} tokens,"
+            f" {passages_cut:,} passages at {config.encoder.max_passage_tokens}"
+        )
         print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
         if config.documents == "frozen":
             encode_passages(placed, prepared.num_passages)

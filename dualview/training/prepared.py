@@ -277,6 +277,16 @@ class Prepared:
         tokens: NDArray[np.int64] = np.concatenate(totals).astype(np.int64)
         return tokens
 
+    def num_cut(self, encoder: EncoderConfig) -> tuple[int, int]:
+        """Wordings of views, and passages, that fill the encoder's limits: cut there, but for a few that just fit."""
+        wordings = passages = 0
+        for table in self._pieces:
+            of_views = table["views"].chunk(0).values.field("wordings").values.offsets.to_numpy()
+            wordings += int((np.diff(of_views) >= encoder.max_query_tokens).sum())
+        for offsets, _ in self._tokens:
+            passages += int((np.diff(offsets) >= encoder.max_passage_tokens).sum())
+        return wordings, passages
+
     def retained(self) -> list[list[int]]:
         """Tokens of the plain texts with the lowest ranks, one of a passage."""
         spans: dict[int, list[int]] = {}

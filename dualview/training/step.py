@@ -14,6 +14,7 @@ import torch
 
 from dualview.config import TrainConfig
 from dualview.encoder import Side, Tokens, autocast, padded
+from dualview.errors import InputError
 from dualview.training.batches import Batch, deal, make_batch
 from dualview.training.collectives import gather_vectors
 from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
@@ -121,8 +122,9 @@ def plan_work(
     members = [prepared.group(index) for index in groups]
     num_views = sum(len(group.views) for group in members)
     if alone and len(members) < world_size:
-        raise ValueError(
-            f"a step of {len(members)} groups is too small for {world_size} ranks with negatives: worker"
+        raise InputError(
+            f"workers.num: {world_size} ranks cannot share a step of {len(members)} groups with negatives: worker;"
+            f" expected at most {len(members)} workers, or a larger batch.instances"
         )
     own = members[rank::world_size] if alone else members
     num_hard_negatives = [part.num_hard_negatives for part in config.mixture.parts]

@@ -4,14 +4,22 @@ import os
 
 import deepspeed
 import pytest
-from tiny import prepared_of, random_groups, train_config
+from tiny import (
+    EVERYTHING,
+    learner_in,
+    plainly,
+    prepared_of,
+    random_groups,
+    retained_by,
+    train_config,
+    work_for,
+)
 import torch
 import torch.multiprocessing
-from training.test_step import EVERYTHING, learner_in, plainly, retained_by, work_for
 
-from dualview.encoder import pad_id
+from dualview.encoder import new_encoder, pad_id
 from dualview.on_ray.train import _backward, _deepspeed_engine, _mean_over_ranks, _several
-from dualview.training.step import learn
+from dualview.training.step import Learner, learn
 
 COMBINATIONS = [(stage, cache) for stage in range(4) for cache in (False, True)]
 GROUPS = random_groups(5, num_hard_negatives=2)
@@ -88,8 +96,5 @@ def _rank(rank, world_size, folder):
 
 
 def learner_of(folder, config):
-    from dualview.encoder import new_encoder
-    from dualview.training.step import Learner
-
     encoder = new_encoder(str(folder), pooling="mean", trust_remote_code=False).eval()
     return Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned).eval()

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_tiny_encoder, train_config
 import torch
-from tiny import WORDS, prepared_of, random_groups, save_tiny_encoder, train_config
-from training.test_step import learned, retained_by
 import transformers
 
 from dualview.encoder import encode_texts, new_encoder
