@@ -371,16 +371,6 @@ def read_tables(store: Store, columns: Sequence[str] | None = None) -> Iterator[
             yield read_shard(store, shard.key, columns)
 
 
-def read_training_rows(store: Store) -> Iterator[pa.Table]:
-    """The rows to train on, in order, a table in DUAL_VIEW_SCHEMA for each shard: without near-duplicates.
-
-    Raises InputError as left_out_of_training does.
-    """
-    left_out = left_out_of_training(store)
-    for table in read_tables(store):
-        yield trainable_rows(table, left_out)
-
-
 def left_out_of_training(store: Store) -> frozenset[tuple[str, str]]:
     """(seed id, target id) of the near-duplicates of a finished run.
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from dualview.costs import Spent
 from dualview.records import (
     ACCEPTED,
@@ -16,7 +18,7 @@ from dualview.records import (
     Seed,
     Verdict,
 )
-from dualview.shards import Input, Shard, commit, plan_run
+from dualview.shards import Input, Shard, commit, left_out_of_training, plan_run, read_tables, trainable_rows
 from dualview.storage import Store
 
 
@@ -69,3 +71,9 @@ def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
     ]
     planned = [(each.seed.id, each.target_id) for each in placed]
     commit(store, shard, planned, placed, "one", Spent())
+
+
+def training_rows(store: Store) -> list[pa.Table]:
+    """What training takes of each shard."""
+    left_out = left_out_of_training(store)
+    return [trainable_rows(table, left_out) for table in read_tables(store)]

@@ -109,7 +109,7 @@ def test_settings_are_frozen() -> None:
             "deepspeed.stage=4",
             "`deepspeed.stage`: Input should be 0, 1, 2 or 3, but found 4",
         ),
-        (TrainConfig, TRAIN, "loss.temperature=0", "`loss.temperature`: Input should be greater than 0"),
+        (TrainConfig, TRAIN, "loss.temperature.value=0", "`loss.temperature.value`: Input should be greater than 0"),
         (EvaluateConfig, EVALUATE, "compare=[[a]]", "missing key `compare.0.1`"),
         (
             EvaluateConfig,
@@ -133,7 +133,7 @@ def test_a_wrong_value_is_named_with_its_file_and_key(
         ("actors.num", "--set actors.num: expected KEY=VALUE, for example --set actors.num=2"),
         ("=2", "--set =2: expected KEY=VALUE"),
         ("output.bucket=x", "--set output.bucket=x: `output` holds a value, not further keys"),
-        ("judges.0.kind=llm", "--set judges.0.kind=llm: `judges` holds a value"),
+        ("judges.7.kind=llm", "--set judges.7.kind=llm: there is no item `7` in this list"),
         ("output=[", "--set output=[: `[` is not a YAML value"),
         ("output=2026-13-01", "--set output=2026-13-01: `2026-13-01` is not a YAML value"),
     ],

@@ -222,8 +222,3 @@ def plainly(learner, config, prepared, retained):
     return loss.item(), {
         name: weight.grad.clone() for name, weight in learner.named_parameters() if weight.grad is not None
     }
-
-
-def remember_figures(figures: dict[str, float]) -> None:
-    """A hook for training to call."""
-    assert "step" in figures

@@ -4,7 +4,7 @@ from pathlib import Path
 import re
 
 import datasets
-from finished_run import finish_run, row
+from finished_run import finish_run, row, training_rows
 import pyarrow as pa
 import pytest
 import yaml
@@ -12,7 +12,6 @@ import yaml
 from dualview.config import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
-from dualview.shards import read_training_rows
 from dualview.storage import open_store
 from dualview.synthesis.card import COLUMNS, _size, put_card
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -54,9 +53,7 @@ def as_ours(table: pa.Table) -> list:
 
 def expected(finished: Path) -> list:
     rows = [
-        each
-        for table in read_training_rows(open_store(str(finished)))
-        for each in dual_views_from_table(table)
+        each for table in training_rows(open_store(str(finished))) for each in dual_views_from_table(table)
     ]
     assert len(rows) in (3, 4)
     return rows

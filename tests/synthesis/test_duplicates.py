@@ -1,7 +1,7 @@
 from itertools import islice
 import random
 
-from finished_run import finish_run, row
+from finished_run import finish_run, row, training_rows
 import pytest
 
 from dualview.config import NearDuplicates
@@ -12,7 +12,6 @@ from dualview.shards import (
     read_near_duplicates,
     read_plan,
     read_tables,
-    read_training_rows,
 )
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -142,10 +141,10 @@ def test_training_reads_what_is_left(tmp_path):
     assert lacks_near_duplicates(store, read_plan(store))
     assert not is_complete(store)
     with pytest.raises(InputError, match="is not finished; run it to its end first"):
-        next(read_training_rows(store))
+        training_rows(store)
     mark_near_duplicates(store, SETTINGS)
     assert is_complete(store)
-    left = list(read_training_rows(store))
+    left = training_rows(store)
     assert [table["id"].to_pylist() for table in left] == [["a"], ["c"]]
     assert left[0].schema == next(read_tables(store)).schema
 
@@ -153,14 +152,14 @@ def test_training_reads_what_is_left(tmp_path):
 def test_a_run_that_does_not_ask_needs_no_comparison(tmp_path):
     store = open_store(str(tmp_path))
     finish_run(store, [[row("a"), row("b"), row("c", trainable=False)]], {"near_duplicates": None})
-    assert [table["id"].to_pylist() for table in read_training_rows(store)] == [["a", "b"]]
+    assert [table["id"].to_pylist() for table in training_rows(store)] == [["a", "b"]]
 
 
 def test_a_shard_that_is_missing_is_told(tmp_path):
     store = open_store(str(tmp_path))
     finish_run(store, [[row("a")], [row("b")]], {}, num_missing=1)
     with pytest.raises(InputError, match="is not finished"):
-        next(read_training_rows(store))
+        training_rows(store)
 
 
 def test_a_list_that_stands_stays(tmp_path):
@@ -176,4 +175,4 @@ def test_a_corrupt_list_is_told(tmp_path):
     finish_run(store, [[row("a")]], ASKED)
     store.put_new("near_duplicates.parquet", b"PAR1", "one")
     with pytest.raises(InputError, match=r"near_duplicates.parquet: is not a whole list"):
-        next(read_training_rows(store))
+        training_rows(store)
