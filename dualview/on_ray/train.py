@@ -40,7 +40,7 @@ from dualview.on_ray.prepare import (
     read_counts,
 )
 from dualview.on_ray.watch import Watch
-from dualview.shards import claim
+from dualview.shards import claim, left_out_of_training
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
 from dualview.training.batches import Sampler
 from dualview.training.prepared import Prepared
@@ -78,6 +78,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         print(f"{config.output} is finished; nothing to do")
     else:
         _refuse_known_failure(store)
+        for part in config.mixture.parts:
+            left_out_of_training(open_store(part.data))  # at once, not after a cluster has been started
         join_cluster(config.workers)
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written

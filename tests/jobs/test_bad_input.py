@@ -205,7 +205,7 @@ def test_too_few_cpus(tmp_path: Path) -> None:
 
 def test_training_data_that_are_not_there(tmp_path: Path) -> None:
     data = tmp_path / "facets"
-    error = error_of("train", {"output": str(tmp_path / "run"), "mixture.data": str(data)})
+    error = error_of("train", {"output": str(tmp_path / "run"), "mixture.parts.0.data": str(data)})
     assert error == f"no generate run at {data}: it has no plan.json"
 
 

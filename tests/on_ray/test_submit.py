@@ -49,9 +49,11 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
             "--config": "configs/demo/train-dual.yaml",
             "--set": [
                 f"output={base}/encoder",
-                f"mixture.data={base}/data",
-                "mixture.num_instances=16",
-                "batch={instances: 8, queries: 4, candidates: groups}",
+                f"mixture.parts.0.data={base}/data",
+                "mixture.parts.0.num_instances=16",
+                "budget.instances=16",
+                "batch.instances=8",
+                "batch.queries=4",
             ],
         },
         "evaluate": {
