@@ -583,6 +583,42 @@ class EvaluateConfig(Settings):
     actors: Actors
 
 
+# --- study ----------------------------------------------------------------------------------------
+
+
+class StudyConfig(Settings):
+    """A grid of trainings, each evaluated the same way: axes of settings over a base config."""
+
+    output: str
+    train: str  # a train config, which the axes change
+    evaluate: str  # an evaluate config, whose encoders are the runs
+    axes: dict[str, dict[str, dict[str, Any]]]  # axis -> name of a value -> KEY: VALUE as for --set
+    equal_budget_within: Several[str]  # runs that agree on these axes must have the same budget
+    seeds: str  # the axis of repeats: intervals are over its values too
+    compare: Several[
+        Annotated[tuple[str, str], Strict(False)]
+    ]  # values of the first axis: first minus second
+    benchmark: str  # of the evaluation, whose figures are compared
+    metrics: Annotated[Several[str], Field(min_length=1)]
+    bootstrap_samples: Positive
+    max_tries: Positive  # of a run that fails, before it is reported as failed
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        if not self.axes or not all(self.axes.values()):
+            raise ValueError("axes needs at least one axis with at least one value")
+        for axis in (*self.equal_budget_within, self.seeds):
+            if axis not in self.axes:
+                raise ValueError(f"`{axis}` is none of the axes: {', '.join(self.axes)}")
+        recipes = next(iter(self.axes.values()))
+        for name in (name for pair in self.compare for name in pair):
+            if name not in recipes:
+                raise ValueError(
+                    f"compare: `{name}` is none of the values of the first axis: {', '.join(recipes)}"
+                )
+        return self
+
+
 # --- judge ----------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,12 @@ def test_settings_are_frozen() -> None:
             "deepspeed.stage=4",
             "`deepspeed.stage`: Input should be 0, 1, 2 or 3, but found 4",
         ),
-        (TrainConfig, TRAIN, "loss.temperature.value=0", "`loss.temperature.value`: Input should be greater than 0"),
+        (
+            TrainConfig,
+            TRAIN,
+            "loss.temperature.value=0",
+            "`loss.temperature.value`: Input should be greater than 0",
+        ),
         (EvaluateConfig, EVALUATE, "compare=[[a]]", "missing key `compare.0.1`"),
         (
             EvaluateConfig,

@@ -288,13 +288,13 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
     encoder.prompts = settings.prompts.model_dump()
     transformer = encoder[0]
     if not settings.train_word_embeddings:
-        transformer.auto_model.get_input_embeddings().requires_grad_(False)
+        transformer.model.get_input_embeddings().requires_grad_(False)
     if settings.lora is not None:
         from peft import LoraConfig, get_peft_model  # seconds to import, and few use it
 
         modules = settings.lora.target_modules
-        transformer.auto_model = get_peft_model(
-            transformer.auto_model,
+        transformer.model = get_peft_model(
+            transformer.model,
             LoraConfig(
                 r=settings.lora.rank,
                 lora_alpha=settings.lora.alpha,
@@ -302,13 +302,13 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
             ),
         )
     if settings.activation_checkpointing:
-        transformer.auto_model.gradient_checkpointing_enable({"use_reentrant": False})
+        transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
     return encoder
 
 
 def _num_dense_parameters(encoder: SentenceTransformer) -> int:
     """Those that every token passes through: all but the embeddings of words."""
-    words = encoder[0].auto_model.get_input_embeddings().weight
+    words = encoder[0].model.get_input_embeddings().weight
     return sum(int(parameter.numel()) for parameter in encoder.parameters()) - int(words.numel())
 
 
@@ -467,7 +467,7 @@ def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> S
     encoder = encoder_to_train(config)
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:
-        encoder[0].auto_model = encoder[0].auto_model.merge_and_unload()
+        encoder[0].model = encoder[0].model.merge_and_unload()
     untouched = new_encoder(
         config.encoder.model,
         pooling=config.encoder.pooling,

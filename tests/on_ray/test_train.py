@@ -262,9 +262,9 @@ def test_another_number_of_ranks_goes_on_with_the_weights(config, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_its_groups(config):
-    own = config(
-        "not-finite", **{"optimizer.learning_rate": 1e15, "optimizer.warmup_share": 0.0, "max_failures": 1}
-    )
+    own = config("not-finite", max_failures=1)
+    hot = own.loss.temperature.model_copy(update={"value": 1e-40})  # scores divided by it are infinite
+    own = own.model_copy(update={"loss": own.loss.model_copy(update={"temperature": hot})})
     with pytest.raises(Interruption, match=r"the loss of step \d+ was (nan|inf) on groups"):
         train(own)
     [dump] = open_store(own.output).list("not-finite-")

@@ -1,0 +1,1 @@
+"""Grids of runs to an answer with an interval."""

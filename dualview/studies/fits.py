@@ -1,0 +1,124 @@
+"""How a score grows with a budget, and how much of one kind of data equals another, with intervals."""
+
+# B = budgets, R = repeats (seeds), Q = queries, S = samples
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+
+from dualview.evaluation.significance import Interval
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """score(budget) = limit - gain * (budget / unit) ** -exponent; `unit` is the smallest budget fitted."""
+
+    limit: float
+    gain: float
+    exponent: float
+    unit: float
+
+    def at(self, budget: ArrayLike) -> NDArray[np.float64]:
+        return np.asarray(
+            self.limit - self.gain * (np.asarray(budget, dtype=np.float64) / self.unit) ** -self.exponent
+        )
+
+    def budget_for(self, score: float) -> float:
+        """The budget at which the curve reaches a score; inf where it never does."""
+        missing = (self.limit - score) / self.gain if self.gain else -1.0
+        if missing <= 0:
+            return float("inf")
+        return float(self.unit * missing ** (-1.0 / self.exponent))
+
+
+def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
+    """Least squares over limit, gain and exponent (0.01 to 5). Raises ValueError with fewer than three budgets.
+
+    Given the exponent the rest is a straight line, so only the exponent is searched for.
+    """
+    budgets, scores = (np.asarray(values, dtype=np.float64) for values in (budgets_B, scores_B))
+    if len(np.unique(budgets)) < 3:
+        raise ValueError("a power law with an offset needs scores at three budgets or more")
+    unit = float(budgets.min())
+
+    def line(log_exponent: float) -> tuple[float, float, float]:
+        """Limit, gain and squared error."""
+        x = (budgets / unit) ** -np.exp(log_exponent)
+        centred = x - x.mean()
+        gain = -float(centred @ scores / (centred @ centred))
+        limit = float(scores.mean() + gain * x.mean())
+        return limit, gain, float(((limit - gain * x - scores) ** 2).sum())
+
+    grid = np.log(np.geomspace(0.01, 5.0, 30))
+    errors = [line(point)[2] for point in grid]
+    best = int(np.argmin(errors))
+    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    point = minimize_scalar(lambda log_exponent: line(log_exponent)[2], bounds=bounds, method="bounded").x
+    limit, gain, _ = line(point)
+    return PowerLaw(limit, gain, float(np.exp(point)), unit)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores of one recipe: at each budget, one array (Q,) per seed of training, over the same queries."""
+
+    budgets: tuple[float, ...]
+    scores: tuple[tuple[NDArray[np.float64], ...], ...]  # budget, seed -> (Q,)
+
+    def means(self) -> NDArray[np.float64]:
+        return np.array([np.mean([of_seed.mean() for of_seed in of_budget]) for of_budget in self.scores])
+
+    def resampled(self, queries_Q: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Means over these queries and over seeds drawn with replacement."""
+        return np.array(
+            [
+                np.mean(
+                    [
+                        of_budget[seed][queries_Q].mean()
+                        for seed in rng.integers(len(of_budget), size=len(of_budget))
+                    ]
+                )
+                for of_budget in self.scores
+            ]
+        )
+
+
+def bootstrap_fits(curves: Sequence[Curve], samples: int, seed: int) -> list[list[PowerLaw]]:
+    """For each sample a fit of every curve, all over the same draw of queries."""
+    rng = np.random.default_rng(seed)
+    num_queries = len(curves[0].scores[0][0])
+    draws = (rng.integers(num_queries, size=num_queries) for _ in range(samples))
+    return [
+        [fit_power_law(curve.budgets, curve.resampled(queries_Q, rng)) for curve in curves]
+        for queries_Q in draws
+    ]
+
+
+def interval_of(value: float, values_S: Sequence[float]) -> Interval:
+    """A value with the 95% of its samples; infinite ones are as large as any."""
+    low, high = np.percentile(np.asarray(values_S), [2.5, 97.5], method="nearest")
+    return Interval(value, float(low), float(high))
+
+
+def extrapolated(curve: Curve, budget: float, samples: int, seed: int) -> Interval:
+    """The score at a budget that nobody ran."""
+    own = fit_power_law(curve.budgets, curve.means())
+    values = [float(fit.at(budget)) for (fit,) in bootstrap_fits([curve], samples, seed)]
+    return interval_of(float(own.at(budget)), values)
+
+
+def worth_of(first: Curve, second: Curve, budget: float, samples: int, seed: int) -> Interval:
+    """How many instances of `second` are worth one of `first`: the budget that brings `second` to first's score.
+
+    As a multiple of `budget`; inf where `second` never gets there.
+    """
+    fits = bootstrap_fits([first, second], samples, seed)
+
+    def worth(of_first: PowerLaw, of_second: PowerLaw) -> float:
+        return of_second.budget_for(float(of_first.at(budget))) / budget
+
+    own = worth(*(fit_power_law(curve.budgets, curve.means()) for curve in (first, second)))
+    return interval_of(own, [worth(*pair) for pair in fits])

@@ -1,0 +1,85 @@
+"""What is trained of an encoder, and what comes out of it; without Ray."""
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from tiny import save_tiny_encoder, train_config
+import torch
+
+from dualview.on_ray.train import encoder_to_train, finished_encoder, model_card
+
+TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
+LORA = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    model = str(save_tiny_encoder(tmp_path / "model"))
+    return lambda **changes: train_config(encoder__model=model, **changes)
+
+
+def moved(encoder):
+    """As if it had learned something."""
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    return encoder.eval()
+
+
+def trainable(encoder):
+    return {name for name, weight in encoder.named_parameters() if weight.requires_grad}
+
+
+def test_adapters_are_all_that_learns_and_are_merged_on_export(config_of, tmp_path):
+    config = config_of(encoder__lora=LORA, move_back=0.0)
+    encoder = moved(encoder_to_train(config))
+    assert trainable(encoder)
+    assert all("lora_" in name for name in trainable(encoder))
+    exported = finished_encoder(config, encoder.state_dict())
+    exported.save(str(tmp_path / "export"))
+    plain = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    np.testing.assert_allclose(plain.encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+    untouched = encoder_to_train(config_of())
+    assert np.abs(plain.encode(TEXTS) - untouched.encode(TEXTS)).max() > 1e-2
+
+
+def test_embeddings_of_words_learn_only_if_asked(config_of):
+    words = {name for name in trainable(encoder_to_train(config_of())) if "word_embeddings" in name}
+    assert words
+    assert not words & trainable(encoder_to_train(config_of(encoder__train_word_embeddings=False)))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(config_of, tmp_path, lora):
+    config = config_of(
+        documents="frozen", encoder__lora=lora, encoder__prompts={"query": "what ", "document": "exports "}
+    )
+    encoder = moved(encoder_to_train(config))
+    finished_encoder(config, encoder.state_dict()).save(str(tmp_path / "export"))
+    both = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    untouched = encoder_to_train(config_of())
+    prompted = [f"exports {text}" for text in TEXTS]
+    np.testing.assert_allclose(both.encode_document(TEXTS), untouched.encode(prompted), atol=1e-6)
+    prompted = [f"what {text}" for text in TEXTS]
+    np.testing.assert_allclose(both.encode_query(TEXTS), encoder.encode(prompted), atol=1e-5)
+
+
+def test_moved_back_all_the_way_it_is_the_untouched_one(config_of):
+    config = config_of(move_back=1.0)
+    encoder = moved(encoder_to_train(config))
+    back = finished_encoder(config, encoder.state_dict())
+    np.testing.assert_allclose(back.encode(TEXTS), encoder_to_train(config).encode(TEXTS), atol=1e-6)
+
+
+def test_the_card_says_what_decided_the_encoder(config_of):
+    result = {"instances": 1200, "steps": 75, "losses": [0.5], "evaluations": []}
+    card = model_card(config_of(), result)
+    for part in (
+        "s3://dualview/facets",
+        "views: both, 8 instances",
+        "1,200 instances in 75 steps",
+        "fingerprint",
+    ):
+        assert part in card
