@@ -721,6 +721,9 @@ def _first_error(error: ValidationError, content: dict[str, Any]) -> str:
             return f"unknown key `{key}`; remove it or look for a misspelling{more}"
         case "missing":
             return f"missing key `{key}`; it has no default{more}"
+        case "value_error":  # of a validator of ours, which says it all
+            message = first["msg"].removeprefix("Value error, ")
+            return f"`{key}`: {message}{more}" if key else f"{message}{more}"
         case _:
             return f"`{key}`: {first['msg']}, but found {first['input']!r}{more}"
 

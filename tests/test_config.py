@@ -11,6 +11,7 @@ from dualview.config import (
     GenerateConfig,
     JudgeConfig,
     Settings,
+    StudyConfig,
     TrainConfig,
     canonical_json,
     fingerprint,
@@ -20,7 +21,7 @@ from dualview.config import (
 from dualview.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "judge": JudgeConfig}
+SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "judge": JudgeConfig, "study": StudyConfig}
 FACETS, TRAIN, EVALUATE = (
     str(CONFIGS / "demo" / name) for name in ("facets.yaml", "train-dual.yaml", "evaluate.yaml")
 )

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from sentence_transformers import SentenceTransformer
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from dualview.config import TrainConfig, load
 from dualview.encoder import encode_tokens, new_encoder, pad_id, padded, tokenize
+from dualview.models import local_model
 from dualview.records import Passage, Requirement
 from dualview.training.groups import Group, Label, View
 from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
@@ -77,6 +78,23 @@ def save_tiny_encoder(folder: Path) -> Path:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=64,
+        )
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_small_encoder(folder: Path) -> Path:
+    """The demo's encoder with random weights and few of them: its own tokens, a fraction of its time."""
+    tokenizer = AutoTokenizer.from_pretrained(local_model(train_config().encoder.model))
+    torch.manual_seed(0)
+    tokenizer.save_pretrained(folder)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=128,
         )
     ).save_pretrained(folder)
     return folder

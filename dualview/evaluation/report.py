@@ -35,7 +35,7 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
     inclusion" and "p-MRR exclusion" by polarity, "p-MRR kind=negation" and so on by the others.
     The order of the rows changes nothing. Raises InputError where `compare` names an encoder that has no scores.
     """
-    values = _values(scores)
+    values = values_of(scores)
     for name in [name for pair in compare for name in pair]:
         if name not in values:
             raise InputError(f"compare: no encoder is named {name!r}; there are {', '.join(values)}")
@@ -74,7 +74,7 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
     }
 
 
-def _values(scores: pa.Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def values_of(scores: pa.Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """encoder -> benchmark -> metric -> query id -> value, in the order of the rows."""
     values: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for row in scores.to_pylist():

@@ -1,19 +1,24 @@
 """A study on Ray: what is missing of its grid is run, several at once where they fit, and all of it is reported."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 
-from dualview.config import StudyConfig, TrainConfig
+from dualview.config import StudyConfig, TrainConfig, fingerprint
 from dualview.errors import InputError, Interruption
+from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.evaluate import evaluate
+from dualview.on_ray.evaluate import SCORES_KEY, evaluate
 from dualview.on_ray.prepare import plan_mixture
-from dualview.on_ray.train import train
+from dualview.on_ray.train import RESULT_KEY, train
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study
+from dualview.studies.report import report
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
@@ -62,7 +67,7 @@ def _train_and_evaluate(run: Run) -> None:
 
 
 def _is_finished(run: Run) -> bool:
-    return bool(open_store(run.evaluate.output).list("scores.parquet"))
+    return bool(open_store(run.evaluate.output).list(SCORES_KEY))
 
 
 def _room(config: TrainConfig) -> int:
@@ -75,16 +80,16 @@ def _room(config: TrainConfig) -> int:
     return min(rooms)
 
 
-def costs_of(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """What each finished run spent, by folder."""
-    import json
-
-    costs = {}
+def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, str]) -> str:
+    """The report of what is finished, as Markdown; also put beside the runs, under a name of its content."""
+    values, costs = {}, {}
     for run in runs:
-        store = open_store(run.train.output)
-        if store.list("result.json"):
-            result = json.loads(store.get("result.json"))
-            costs[run.folder] = {
-                name: result[name] for name in ("steps", "instances", "seconds_since_resume")
-            }
-    return costs
+        if _is_finished(run):
+            scores = open_store(run.evaluate.output).get(SCORES_KEY)
+            of_encoder = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
+            values[run.folder] = of_encoder[study.benchmark]
+            costs[run.folder] = json.loads(open_store(run.train.output).get(RESULT_KEY))
+    text = report(study, runs, values, costs, failed)
+    digest = fingerprint(text)
+    open_store(study.output).put_new(f"report-{digest}.md", text.encode(), attempt="driver")
+    return text

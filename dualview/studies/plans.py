@@ -98,7 +98,7 @@ def table_of(runs: Sequence[Run]) -> list[dict[str, str]]:
     return [
         {
             **run.point,
-            "budget": ", ".join(f"{amount:,} {unit}" for unit, amount in budget_of(run).items()),
+            "spends": ", ".join(f"{amount:,} {unit}" for unit, amount in budget_of(run).items()),
             "parts": "; ".join(
                 f"{part.views} {part.num_instances:,}"
                 if part.num_instances

@@ -1,11 +1,16 @@
 """One Ray cluster of this machine and one S3 server for all tests of this folder."""
 
 from collections.abc import Iterator
+import os
+from pathlib import Path
 
 import boto3
 from faulty_s3 import FaultyS3, serving
 import pytest
 import ray
+
+from dualview.config import GenerateConfig, load
+from dualview.on_ray.generate import generate
 
 BUCKET = "tests"
 
@@ -36,6 +41,8 @@ def cluster(s3: str) -> Iterator[str]:
     """Address of a cluster with two CPUs, for drivers in other processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Workers import hooks from tests/.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         ray.init(
             address="local",
             num_cpus=2,
@@ -47,3 +54,12 @@ def cluster(s3: str) -> Iterator[str]:
         patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
         yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def facets_data(cluster: str, s3: str) -> str:
+    """Output of a finished generate run over 400 seeds of the demo."""
+    url = f"{s3}/facets"
+    config = Path("configs/demo/facets.yaml").absolute()
+    generate(load(GenerateConfig, str(config), [f"output={url}", "source.num_seeds=400"]))
+    return url

@@ -1,4 +1,4 @@
-"""Training with the real parts: Ray Train, DeepSpeed on gloo, MiniLM, checkpoints on a real S3 server."""
+"""Training with the real parts: Ray Train, DeepSpeed on gloo, a BERT, checkpoints on a real S3 server."""
 
 from collections.abc import Callable, Iterator
 import json
@@ -13,34 +13,31 @@ import numpy as np
 import psutil
 import pytest
 from sentence_transformers import SentenceTransformer
+from tiny import save_small_encoder
 import yaml
 
-from dualview.config import GenerateConfig, TrainConfig, load
+from dualview.config import TrainConfig, load
 from dualview.encoder import encode_texts, load_encoder
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
-from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
 from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
 
 STEPS = 8
 DEMO = Path("configs/demo").absolute()
+SLOW = {"watching.hook": "slow_hook:slow_step"}
 
 
 @pytest.fixture(scope="module")
-def data(cluster: str, s3: str) -> str:
-    url = f"{s3}/train/data"
-    generate(load(GenerateConfig, str(DEMO / "facets.yaml"), [f"output={url}", "source.num_seeds=400"]))
-    return url
+def config(facets_data: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainConfig]:
+    model = str(save_small_encoder(tmp_path_factory.mktemp("model")))
 
-
-@pytest.fixture(scope="module")
-def config(data: str, s3: str) -> Callable[..., TrainConfig]:
     def make(name: str, **changes: object) -> TrainConfig:
         settings = {
             "output": f"{s3}/train/{name}",
-            "mixture.parts.0.data": data,
+            "encoder.model": model,
+            "mixture.parts.0.data": facets_data,
             "mixture.parts.0.num_instances": 16 * STEPS,
             "budget.instances": 16 * STEPS,
             "encoder.max_passage_tokens": 32,
@@ -78,7 +75,7 @@ def test_one_rank_and_two_take_the_same_steps(config, uninterrupted):
 
 def test_a_killed_worker_costs_nothing_but_time(config, uninterrupted, s3):
     """Kill -9 of a rank after the first checkpoint: the weights are those of the uninterrupted run, bit for bit."""
-    killed = config("killed")
+    killed = config("killed", **SLOW)
     victims: list[int] = []
     killer = Thread(target=_kill_a_worker_after_a_checkpoint, args=(killed.output, victims))
     killer.start()
@@ -114,7 +111,7 @@ def _train_workers() -> Iterator[psutil.Process]:
 
 
 def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp_path):
-    own = config("driver-killed")
+    own = config("driver-killed", **SLOW)
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
     command = [sys.executable, "jobs/train.py", "--config", str(path)]
@@ -170,7 +167,7 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
 
 
-def test_everything_at_once(config, data, tmp_path):
+def test_everything_at_once(config, facets_data, tmp_path):
     """ZeRO 3, adapters, gradient cache, a learned temperature, two parts by weight, bf16, and what is seen of it."""
     own = config(
         "everything",
@@ -193,7 +190,7 @@ def test_everything_at_once(config, data, tmp_path):
                 "homogeneous": True,
                 "parts": [
                     {
-                        "data": data,
+                        "data": facets_data,
                         "views": views,
                         "num_instances": None,
                         "weight": weight,
@@ -208,7 +205,7 @@ def test_everything_at_once(config, data, tmp_path):
             "precision": "bf16",
             "watching": {
                 "logs": str(tmp_path / "logs"),
-                "hook": "json:dumps",
+                "hook": "slow_hook:slow_step",
                 "peak_tflops": 0.1,
                 "evaluate_every_steps": 2,
                 "benchmark": {"kind": "factbook", "split": "development", "num_queries": 5, "seed": 1},
@@ -247,7 +244,7 @@ def test_everything_at_once(config, data, tmp_path):
 
 
 def test_another_number_of_ranks_goes_on_with_the_weights(config, tmp_path):
-    own = config("other-ranks")
+    own = config("other-ranks", **SLOW)
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
     command = [sys.executable, "jobs/train.py", "--config", str(path)]
@@ -281,7 +278,7 @@ def test_five_kills_cost_nothing_but_time(config):
         "checkpoint_every_steps": 2,
         "max_failures": 8,
     }
-    calm, killed = config("calm", **settings), config("killed-five-times", **settings)
+    calm, killed = config("calm", **settings), config("killed-five-times", **settings, **SLOW)
     train(calm)
     victims: list[int] = []
 

@@ -1,0 +1,101 @@
+"""A small grid with the real parts: trained, evaluated, reported; what is finished is not run again."""
+
+from pathlib import Path
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import save_small_encoder
+import yaml
+
+from dualview.config import StudyConfig, load
+from dualview.errors import InputError
+from dualview.on_ray.study import report_study, run_study
+from dualview.storage import open_store
+
+DEMO = Path("configs/demo").absolute()
+
+
+@pytest.fixture(scope="module")
+def study_at(facets_data, s3, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    model = str(save_small_encoder(folder / "model"))
+    train = yaml.safe_load((DEMO / "train-dual.yaml").read_text())
+    train["encoder"]["model"] = model
+    train["mixture"]["parts"][0] |= {"data": facets_data, "num_instances": 32}
+    train["budget"]["instances"] = 32
+    evaluate = yaml.safe_load((DEMO / "evaluate.yaml").read_text())
+    evaluate["benchmarks"] = [{"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}]
+    for name, content in (("train", train), ("evaluate", evaluate)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+    def make(name, **recipes):
+        content = {
+            "output": f"{s3}/{name}",
+            "train": str(folder / "train.yaml"),
+            "evaluate": str(folder / "evaluate.yaml"),
+            "axes": {
+                "recipe": recipes
+                or {
+                    "single": {"mixture.parts.0.views": "original"},
+                    "dual": {"mixture.parts.0.views": "both"},
+                },
+                "seed": {"0": {"seed": 0}},
+            },
+            "equal_budget_within": [],
+            "seeds": "seed",
+            "compare": [["dual", "single"]],
+            "benchmark": "factbook",
+            "metrics": ["p-MRR", "p-MRR exclusion"],
+            "bootstrap_samples": 50,
+            "max_tries": 1,
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return make
+
+
+def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, capsys):
+    path = study_at("study")
+    study = load(StudyConfig, str(path))
+    command = [sys.executable, "jobs/study.py", "--config", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 1200
+        while not any(entry.key.endswith("result.json") for entry in open_store(study.output).list()):
+            assert time.monotonic() < deadline
+            assert driver.poll() is None
+            time.sleep(0.2)
+        driver.kill()
+    runs, failed = run_study(study)
+    assert not failed
+    text = report_study(study, runs, failed)
+    assert "| dual minus single |" in text
+    before = open_store(study.output).list()
+    again, failed = run_study(study)
+    assert "2 of 2 runs are finished, 0 to do" in capsys.readouterr().out
+    assert report_study(study, again, failed) == text
+    assert open_store(study.output).list() == before
+
+
+def test_a_run_that_fails_stops_no_other_and_is_reported(study_at):
+    recipes = {"single": {"encoder.model": "/nowhere"}, "dual": {}}
+    study = load(StudyConfig, str(study_at("failing", **recipes)))
+    runs, failed = run_study(study)
+    assert failed == {
+        runs[0].folder: "model /nowhere: no such folder; expected a folder, a hub name or s3://bucket/prefix"
+    }
+    text = report_study(study, runs, failed)
+    assert "- recipe single, seed 0: model /nowhere: no such folder" in text
+    assert "| dual | 1 |" in text
+
+
+def test_a_recipe_that_asks_for_more_than_there_is_is_told_before_any_run(study_at):
+    asked = {"mixture.parts.0.num_instances": 32000, "budget.instances": 32000}
+    study = load(StudyConfig, str(study_at("too-much", single={}, dual=asked)))
+    study = study.model_copy(update={"equal_budget_within": ("recipe",)})
+    with pytest.raises(InputError, match="32000 instances were asked for"):
+        run_study(study)
+    assert open_store(study.output).list() == []

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dualview.config import StudyConfig, load
+from dualview.errors import InputError
+from dualview.studies.plans import budget_of, plan_study
+
+SMOKE = Path("configs/smoke/study.yaml").absolute()
+
+
+def study(tmp_path, **changes):
+    content = {**yaml.safe_load(SMOKE.read_text()), **changes}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return load(StudyConfig, str(path))
+
+
+def test_the_grid_is_every_combination_and_each_a_run_of_its_own(tmp_path):
+    runs = plan_study(study(tmp_path))
+    assert len(runs) == 4 * 3 * 3
+    assert len({run.folder for run in runs}) == len(runs)
+    first = runs[0]
+    assert first.point == {"recipe": "plain", "budget": "400", "seed": "0"}
+    assert first.train.mixture.parts[0].views == "plain"
+    assert budget_of(first) == {"instances": 400}
+    assert first.evaluate.encoders == {"run": f"{first.folder}/train/encoder"}
+
+
+def test_a_run_is_named_by_what_decides_it(tmp_path):
+    """Neither by the study that asks for it nor by the machines it runs on."""
+    names = [run.folder for run in plan_study(study(tmp_path))]
+    axes = yaml.safe_load(SMOKE.read_text())["axes"]
+    fewer = {**axes, "recipe": {"both views": axes["recipe"]["dual"]}}
+    assert {run.folder for run in plan_study(study(tmp_path, axes=fewer, compare=[]))} < set(names)
+    other = {**axes, "recipe": {"dual": {**axes["recipe"]["dual"], "workers.num": 1}}}
+    assert {run.folder for run in plan_study(study(tmp_path, axes=other, compare=[]))} < set(names)
+
+
+def test_unequal_budgets_are_refused_with_the_difference(tmp_path):
+    with pytest.raises(
+        InputError, match=r"\(recipe plain, budget 400, seed 0\) and .* are not equal: .*400.*800"
+    ):
+        plan_study(study(tmp_path, equal_budget_within=[]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": "repeat"}, "`repeat` is none of the axes: recipe, budget, seed"),
+        ({"compare": [["dual", "triple"]]}, "`triple` is none of the values of the first axis"),
+        ({"axes": {}}, "at least one axis"),
+    ],
+)
+def test_a_mistake_in_the_study_is_one_sentence(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        study(tmp_path, **changes)
+
+
+def test_a_value_that_is_no_setting_is_named(tmp_path):
+    axes = {"recipe": {"dual": {"mixture.parts.0.view": "both"}}, "seed": {"0": {}}}
+    with pytest.raises(InputError, match=r"unknown key `mixture.parts.0.view`"):
+        plan_study(study(tmp_path, axes=axes, equal_budget_within=[], compare=[]))
+
+
+def test_two_points_that_are_one_run_are_told(tmp_path):
+    axes = {"recipe": {"dual": {}, "other": {}}, "seed": {"0": {}}}
+    with pytest.raises(
+        InputError, match=r"\(recipe dual, seed 0\) and \(recipe other, seed 0\) are the same run"
+    ):
+        plan_study(study(tmp_path, axes=axes, equal_budget_within=[], compare=[]))
