@@ -33,7 +33,7 @@ from dualview.config import canonical_json, fingerprint
 from dualview.costs import Spent
 from dualview.errors import InputError, Interruption
 from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, WRITTEN, DualView, dual_views_to_table
-from dualview.storage import Entry, Store, arrow_filesystem
+from dualview.storage import Entry, Store
 
 PLAN_KEY = "plan.json"
 EXAM_KEY = "exam.json"
@@ -47,6 +47,7 @@ NEAR_DUPLICATES_SCHEMA = pa.schema(
     ]
 )
 _NUM_DIFFERENCES_SHOWN = 3
+_USUAL_FOOTER_BYTES = 64 * 2**10  # a shard's has 16 KiB for each row group
 
 
 @dataclass(frozen=True)
@@ -391,18 +392,25 @@ def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa
 
 def read_summaries(store: Store) -> list[dict[str, Any]]:
     """What commit left in the metadata of each shard that stands, in order; only file footers are read."""
-    filesystem, folder = arrow_filesystem(store.url)
 
     def summary(entry: Entry) -> dict[str, Any]:
+        end = _with_footer(store, entry.key)
         try:
-            metadata = pq.read_metadata(f"{folder}/{entry.key}", filesystem=filesystem).metadata
+            metadata = pq.read_metadata(pa.BufferReader(end)).metadata
             content: dict[str, Any] = json.loads(metadata[b"dualview"])
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
             raise _corrupt(store, entry.key, error) from None
         return content
 
-    with ThreadPoolExecutor(max_workers=16) as threads:
+    with ThreadPoolExecutor(max_workers=10) as threads:  # as many as boto3 keeps connections
         return list(threads.map(summary, store.list("data/")))
+
+
+def _with_footer(store: Store, key: str) -> bytes:
+    """So much of the end of a Parquet file that its metadata can be read."""
+    end = store.get_end(key, _USUAL_FOOTER_BYTES)
+    footer_bytes = int.from_bytes(end[-8:-4], "little") + 8  # its length and "PAR1" are the last eight
+    return end if footer_bytes <= len(end) else store.get_end(key, footer_bytes)
 
 
 def read_shard(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:

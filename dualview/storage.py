@@ -1,4 +1,4 @@
-"""One small store over local disk and S3: get, list and create-only put.
+"""One small store over local disk and S3: get (whole, or the end), list and create-only put.
 
 A put is atomic and never replaces: an object is absent or whole, and it stays what it was. That is all
 that shards.py needs for its commits. Keys are relative to the store's prefix and use "/".
@@ -79,6 +79,9 @@ class Store(Protocol):
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises FileNotFoundError where there is none."""
 
+    def get_end(self, key: str, num_bytes: int) -> bytes:
+        """The object's last bytes, or all where it has fewer. Raises FileNotFoundError where there is none."""
+
     def download(self, key: str, path: Path) -> None:
         """Writes the object to a local file without holding it in memory."""
 
@@ -119,6 +122,11 @@ class LocalStore:
 
     def get(self, key: str) -> bytes:
         return (self.folder / key).read_bytes()
+
+    def get_end(self, key: str, num_bytes: int) -> bytes:
+        with (self.folder / key).open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - num_bytes, 0))
+            return file.read()
 
     def download(self, key: str, path: Path) -> None:
         with _room_for(path):
@@ -249,15 +257,25 @@ class S3Store:
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def get(self, key: str) -> bytes:
-        def whole(client: Any) -> bytes:
+        return self._read(key)
+
+    def get_end(self, key: str, num_bytes: int) -> bytes:
+        return self._read(key, Range=f"bytes=-{num_bytes}")
+
+    def _read(self, key: str, **options: str) -> bytes:
+        def read(client: Any) -> bytes:
             try:
-                answer = client.get_object(Bucket=self.bucket, Key=self._full_key(key))
+                answer = client.get_object(Bucket=self.bucket, Key=self._full_key(key), **options)
             except client.exceptions.NoSuchKey:
                 raise FileNotFoundError(f"{self.url}/{key}") from None
+            except ClientError as error:
+                if _status(error) == 416:  # an empty object has no last bytes
+                    return b""
+                raise
             content: bytes = answer["Body"].read()  # a connection may break off here, too
             return content
 
-        return self._ask(whole)
+        return self._ask(read)
 
     def download(self, key: str, path: Path) -> None:
         with _room_for(path):

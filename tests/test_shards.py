@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview import shards
 from dualview.costs import Spent
 from dualview.errors import InputError, Interruption
 from dualview.records import (
@@ -445,6 +446,15 @@ def test_the_files_metadata_sums_it_up(tmp_path: Path) -> None:
     assert read_summaries(store) == [json.loads(file.metadata.metadata[b"dualview"])]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
     assert next(read_tables(store)).schema.metadata[b"dualview"] == file.metadata.metadata[b"dualview"]
+
+
+def test_a_summary_behind_a_long_footer_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
+    put(store, shard, finished_rows(shard, "one"), "one")
+    usual = read_summaries(store)
+    monkeypatch.setattr(shards, "_USUAL_FOOTER_BYTES", 100)
+    assert read_summaries(store) == usual
 
 
 ROWS = finished_rows(Shard(0, "north.jsonl", 0, 3), "one")

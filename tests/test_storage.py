@@ -95,6 +95,15 @@ def test_what_was_put_is_listed_and_read(store: Store) -> None:
     assert list(store.list("nothing/here/")) == []
 
 
+def test_the_end_is_read_alone(store: Store) -> None:
+    store.put_new("a", b"12345", "me")
+    store.put_new("empty", b"", "me")
+    assert [store.get_end("a", num_bytes) for num_bytes in (2, 5, 9)] == [b"45", b"12345", b"12345"]
+    assert store.get_end("empty", 2) == b""
+    with pytest.raises(FileNotFoundError, match="absent"):
+        store.get_end("absent", 2)
+
+
 def test_a_stamp_tells_a_change(store: Store) -> None:
     store.put_new("a", b"1", "me")
     store.put_new("b", b"12", "me")
@@ -339,6 +348,8 @@ def test_what_passes_is_waited_for(
     assert not s3_store.put_new("shard", theirs, "two")
     s3.faults = [("GET", fault, 1)]
     assert s3_store.get("shard") == ours
+    s3.faults = [("GET", fault, 1)]
+    assert s3_store.get_end("shard", 100_000) == ours[-100_000:]
     s3.faults = [("GET", fault, 1)]
     assert s3_store.list() == [Entry("shard", len(ours))]
     s3.faults = [("GET", fault, 1)]

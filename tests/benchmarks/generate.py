@@ -2,11 +2,11 @@
 
     python tests/benchmarks/generate.py [--quick]
 
-`jobs/generate.py` runs first, on a local Ray cluster with one actor. Its requests are recorded from one more
-pass through the synthesis code in this process, and answered twice more: by a bare vLLM engine, all writing
-prompts at once and then all judging prompts at once, which is the best that batching can do; and by two
-processors of ray.data.llm (peer_ray_data_llm.py). Same model, engine settings and machine, one after the
-other. Tokens are read and written ones. Rates count neither the engine's start nor the judge's exam; the
+`jobs/generate.py` runs first, on a local Ray cluster with one actor. Its requests are made once more from the
+rows it left, and answered twice more: by a bare vLLM engine in a Ray task, all writing prompts at once and
+then all judging prompts at once, which is the best that batching can do; and by two processors of
+ray.data.llm (peer_ray_data_llm.py). Same model, engine settings and machine, one after the other. Tokens are
+read and written ones. Rates count neither the engine's start nor the judge's exam; the
 last column has both in it. The last line is a JSON object.
 """
 
@@ -25,31 +25,47 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.config import GenerateConfig, VllmEngine, load
-from dualview.engines import Completion, Request
+from dualview.config import GenerateConfig, load
+from dualview.engines import Completion, Request, open_engine
 from dualview.engines.smollm2 import checkpoint
-from dualview.engines.vllm import Vllm
 from dualview.on_ray.generate import generate
-from dualview.sources import open_source, vocabulary_of
-from dualview.synthesis.recipe import Recipe, lineage
-from dualview.synthesis.shard import finish_shard, tasks_of
+from dualview.records import DualView, dual_views_from_table
+from dualview.shards import read_tables
+from dualview.sources import vocabulary_of
+from dualview.storage import open_store
+from dualview.synthesis.recipe import Recipe
+from dualview.synthesis.shard import Task, finish_row
 
 MODEL = Path("out/demo/models/smollm2-135m-instruct")
 
+# Few seeds are no steady state unless still fewer are worked on at once. The exam is in no rate.
+SMALL = (
+    "engine.max_num_seqs=8",
+    "rows_per_shard=2",
+    "shards_in_flight=5",
+    "judges=[{kind: llm, prompt: judge-v1, query_prompt: null, min_margin: 0.0,"
+    " exam: {num_pairs: 4, min_auc: 0.8, seed: 1, gold: null}}, {kind: attributes}]",
+)
 
-class Recording:
-    """An engine that keeps the requests which pass through it."""
 
-    def __init__(self, engine: Vllm) -> None:
-        self.name, self._engine = engine.name, engine
+class Replay:
+    """An engine that says what a finished row's writer said, and keeps what it was asked."""
+
+    name = "replay"
+
+    def __init__(self, row: DualView) -> None:
+        self._drafts = iter(row.drafts)
         self.requests: list[Request] = []
 
     async def complete(self, request: Request) -> Completion:
         self.requests.append(request)
-        return await self._engine.complete(request)
+        if request.num_logprobs:
+            return Completion("yes", "stop", 0, 0, {"yes": -1.0, "no": -2.0})
+        draft = next(self._drafts)
+        return Completion(draft.answer, "length" if draft.status == "truncated" else "stop", 0, 0, {})
 
     def close(self) -> None:
-        self._engine.close()
+        pass
 
 
 def measure_job(config: GenerateConfig) -> tuple[float, float]:
@@ -62,41 +78,43 @@ def measure_job(config: GenerateConfig) -> tuple[float, float]:
     return json.loads(last)["tokens_per_second"], seconds
 
 
-async def record_and_measure_engine(config: GenerateConfig) -> tuple[list[list[Request]], float]:
-    """The requests that write and those that judge, and the bare engine's tokens a second over them."""
-    assert isinstance(config.engine, VllmEngine)
-    engine = Vllm(config.engine)
-    requests = await requests_of_the_job(config, engine)
-    phases = [
+async def requests_of(config: GenerateConfig) -> list[list[Request]]:
+    """What the finished job asked its engine: the requests that write, and those that judge."""
+    requests: list[Request] = []
+    for table in read_tables(open_store(config.output)):
+        for row in dual_views_from_table(table):
+            replay = Replay(row)
+            recipe = Recipe(config, vocabulary_of(config.source), replay, exam_passed=False)
+            await finish_row(recipe, Task(row.seed, row.target_id), row.lineage)
+            requests += replay.requests
+    return [
         [request for request in requests if not request.num_logprobs],
         [request for request in requests if request.num_logprobs],
     ]
-    await engine._llm.reset_prefix_cache()  # as if it had seen none of the prompts
-    started = time.perf_counter()
-    tokens = 0
-    for phase in phases:
-        answers = await asyncio.gather(*map(engine.complete, phase))
-        tokens += sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    seconds = time.perf_counter() - started
-    engine.close()
-    return phases, tokens / seconds
 
 
-async def requests_of_the_job(config: GenerateConfig, engine: Vllm) -> list[Request]:
-    recorder = Recording(engine)
-    recipe = Recipe(config, vocabulary_of(config.source), recorder, exam_passed=False)
-    source = open_source(config.source)
-    [whole] = source.inputs()
-    seeds = source.read(whole, 0, whole.num_rows)
-    tasks = [task for seed in seeds for task in tasks_of(seed, config.targets)]
-    await finish_shard(recipe, tasks, lineage(recipe, run="", shard=0, attempt="", code_version=""))
-    return recorder.requests
+def measure_engine(config: GenerateConfig, phases: list[list[Request]]) -> float:
+    """The bare engine's tokens a second, one phase after the other."""
+
+    async def answer_all() -> float:
+        assert config.engine is not None
+        engine = open_engine(config.engine)
+        tokens, started = 0, time.perf_counter()
+        for phase in phases:
+            answers = await asyncio.gather(*map(engine.complete, phase))
+            tokens += sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+        seconds = time.perf_counter() - started
+        engine.close()
+        return tokens / seconds
+
+    return asyncio.run(answer_all())
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="64 seeds instead of 512")
-    num_seeds = 64 if parser.parse_args().quick else 512
+    parser.add_argument("--quick", action="store_true", help="16 seeds instead of 512, fewer at once")
+    quick = parser.parse_args().quick
+    num_seeds = 16 if quick else 512
     with tempfile.TemporaryDirectory() as folder:
         config = load(
             GenerateConfig,
@@ -106,6 +124,7 @@ def main() -> None:
                 f"trail={folder}/trail.jsonl",
                 f"source.num_seeds={num_seeds}",
                 f"engine.model={checkpoint(MODEL.absolute())}",
+                *(SMALL if quick else ()),
             ],
         )
         # Ray starts its workers at niceness 15: beside anything else on the machine they would lose to the
@@ -114,7 +133,10 @@ def main() -> None:
         # CPUs are Ray's tickets here and not cores: the peer's small stages need some beside the engine's.
         ray.init(address="local", num_cpus=int(config.actors.cpus) + 2, include_dashboard=False)
         job, job_seconds = measure_job(config)
-        phases, bare = asyncio.run(record_and_measure_engine(config))
+        phases = asyncio.run(requests_of(config))
+        # In a worker as the job's: vLLM's own processes would import again what this script has imported.
+        task = ray.remote(measure_engine).options(num_cpus=config.actors.cpus)
+        bare = ray.get(task.remote(config, phases))
         peer = peer_ray_data_llm.answer_all(config, phases, Path(folder) / "peer")
         ray.shutdown()
     peer_rate = peer.tokens / peer.seconds
