@@ -17,7 +17,7 @@ from tiny import save_small_encoder
 import yaml
 
 from dualview.config import TrainConfig, load
-from dualview.encoder import encode_texts, load_encoder
+from dualview.encoder import encode_texts, load_encoder, new_encoder
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
 from dualview.on_ray.train import train
@@ -148,7 +148,7 @@ def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
     )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     untouched = encode_texts(
-        load_encoder(uninterrupted.encoder.model, trust_remote_code=False),
+        new_encoder(uninterrupted.encoder.model, pooling="mean", trust_remote_code=False),
         texts,
         side="query",
         max_tokens=128,
@@ -162,7 +162,7 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     train(frozen)
     texts = ["main ports", "Chad: Central Africa; landlocked"]
     exported = SentenceTransformer(local_model(f"{frozen.output}/encoder"), device="cpu")
-    untouched = SentenceTransformer(local_model(frozen.encoder.model), device="cpu")
+    untouched = new_encoder(frozen.encoder.model, pooling="mean", trust_remote_code=False)
     np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
 
