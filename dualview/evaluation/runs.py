@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 from typing import Any
 
+import numpy as np
+
 from dualview.beir import read_lines
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import Collection, View
@@ -58,7 +60,7 @@ def read_run(url: str, views: Sequence[View], passages: Mapping[str, Any]) -> di
 
 def _sorted(scores: Mapping[str, float]) -> Ranking:
     ids = rank(list(scores.values()), list(scores))
-    return Ranking(ids, [scores[id] for id in ids])
+    return Ranking(ids, [float(np.float32(scores[id])) for id in ids])
 
 
 def most_moved(collection: Collection, rankings: Mapping[str, Ranking]) -> Iterator[str]:

@@ -194,7 +194,15 @@ def _put_files(
 
 
 def _sentence(notes: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key.replace('_', ' ')} {json.dumps(value)}" for key, value in notes.items())
+    """How it was asked, and what was not read or not there."""
+    cut = [
+        f"{notes[f'num_{side}_texts_cut']:,} of {notes[f'num_{side}_texts']:,} {side} texts are longer than"
+        f" {notes[f'{side}_max_tokens']} tokens and were cut"
+        for side in ("query", "passage")
+        if notes.get(f"num_{side}_texts_cut")
+    ]
+    missing = notes.get("num_queries_without_a_line", 0)
+    return "; ".join([notes["template"], *cut, *([f"{missing:,} queries have no line"] if missing else [])])
 
 
 # --- encoders -------------------------------------------------------------------------------------
