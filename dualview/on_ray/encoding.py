@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -22,14 +22,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy
-from sentence_transformers import SentenceTransformer
 
 from dualview.config import ENCODING_GROUP, Actors, fingerprint
-from dualview.encoder import Precision, Side, comparable, encode_texts, load_encoder, num_cut, own_prompt
 from dualview.errors import InputError
-from dualview.on_ray.cluster import errors_of_workers
+from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.storage import Store, arrow_filesystem
+
+if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the actors need it
+    from sentence_transformers import SentenceTransformer
+
+    from dualview.encoder import Precision, Side
 
 Vectors = dict[str, NDArray[np.float32]]  # text -> unit vector (E,)
 
@@ -39,7 +42,7 @@ class Job:
     """Distinct texts for one side of an encoder."""
 
     model: str
-    side: Side
+    side: "Side"
     max_tokens: int
     texts: Sequence[str]
 
@@ -49,7 +52,7 @@ def encode(
     actors: Actors,
     *,
     texts_per_unit: int,
-    precision: Precision,
+    precision: "Precision",
     trust_remote_code: bool,
 ) -> dict[str, Vectors]:
     """The vectors of every job, whatever the number of actors and the order in which they finish."""
@@ -99,7 +102,9 @@ class HoldsEncoder:
         self.trust_remote_code = trust_remote_code
         self.model = ""
 
-    def encoder_of(self, model: str) -> SentenceTransformer:
+    def encoder_of(self, model: str) -> "SentenceTransformer":
+        from dualview.encoder import load_encoder
+
         if model != self.model:
             self.model = model
             self.encoder = load_encoder(model, trust_remote_code=self.trust_remote_code)
@@ -111,11 +116,13 @@ class HoldsEncoder:
 class EncodeUnit(HoldsEncoder):
     """Returns the vectors of a unit."""
 
-    def __init__(self, precision: Precision, trust_remote_code: bool) -> None:
+    def __init__(self, precision: "Precision", trust_remote_code: bool) -> None:
         super().__init__(trust_remote_code)
         self.precision = precision
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        from dualview.encoder import encode_texts
+
         vectors = encode_texts(
             self.encoder_of(unit["model"]),
             list(unit["texts"]),
@@ -134,9 +141,9 @@ class Space:
     """All that decides the vector of a text."""
 
     fingerprint: str  # of the model's files
-    side: Side
+    side: "Side"
     max_tokens: int
-    precision: Precision
+    precision: "Precision"
     prompt: str | None  # before every text; None: the model's own
 
 
@@ -174,6 +181,7 @@ def keep_vectors(store: Store, shards: Sequence[Shard], actors: Actors, *, trust
     order = sorted(to_do.items(), key=lambda item: (item[1].model, -len(item[1].texts[-1])))
     units = [{"key": key, **asdict(shard)} for key, shard in order]
     if units:
+        join_cluster(actors)
         for _ in _on_actors(KeepUnit, (store, trust_remote_code), units, actors):
             pass
 
@@ -186,6 +194,8 @@ class KeepUnit(HoldsEncoder):
         self.store = store
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        from dualview.encoder import comparable, encode_texts, num_cut, own_prompt
+
         space, texts = Space(**unit["space"]), list(unit["texts"])
         try:
             encoder = self.encoder_of(unit["model"])

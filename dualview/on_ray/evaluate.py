@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from dualview.config import Benchmark as BenchmarkSettings
 from dualview.config import (
+    Actors,
     Bm25Model,
     EncoderModel,
     EvaluateConfig,
@@ -33,6 +33,7 @@ from dualview.config import (
     RankingModel,
     RunFiles,
 )
+from dualview.config import Benchmark as BenchmarkSettings
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import Collection, View, from_flips, read_benchmark
 from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
@@ -41,7 +42,7 @@ from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.evaluation.scores import KINDS, Kind, QueryScore, mteb_result, score, scores_to_table
 from dualview.evaluation.search import QUERIES_AT_A_TIME
 from dualview.models import check_model, model_fingerprint
-from dualview.on_ray.cluster import join_cluster, map_in_order
+from dualview.on_ray.cluster import join_cluster, map_on_cluster
 from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
 from dualview.shards import claim
 from dualview.sources import bm25, factbook
@@ -49,8 +50,7 @@ from dualview.storage import Store, check_reachable, open_store
 
 SCORES_KEY = "scores.parquet"
 DEPTH = 1000  # of a ranking of the whole corpus, as in mteb
-_SHARDS_A_TASK = 16
-_PASSAGES_A_TASK = 20_000  # of BM25
+_PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ def evaluate(config: EvaluateConfig) -> Summary:
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
-        join_cluster(config.actors)
         tables = _evaluate(config, store, models, benchmarks)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink)
@@ -141,7 +140,7 @@ def _evaluate(
                     notes = _with(notes, {"run": url, "num_queries_without_a_line": missing})
                     continue
                 if isinstance(model, Bm25Model):
-                    hits = _hits_of_bm25(model, benchmark, collection)
+                    hits = _hits_of_bm25(config.actors, model, benchmark, collection)
                     notes = _with(notes, model.model_dump(mode="json"))
                 else:
                     hits = index.hits(name, benchmark, collection)
@@ -257,8 +256,12 @@ class _Index:
             )
             for shard in self.passages[place]
         ]
-        search = partial(_search, self.store, ray.put(queries_VE), ray.put(_candidates(collection)))
-        return _merged(map_in_order(search, _batches(work, _SHARDS_A_TASK)))
+        batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
+        questions: Any = (queries_VE, _candidates(collection))
+        if len(batches) > 1:
+            join_cluster(self.config.actors)
+            questions = ray.put(questions)
+        return _merged(map_on_cluster(self.config.actors, partial(_search, self.store, questions), batches))
 
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
         """How it was asked, and what was too long to be read whole."""
@@ -290,12 +293,11 @@ def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
 
 def _search(
     store: Store,
-    queries: Any,
-    candidates: Any,
+    questions: Any,
     shards: Sequence[tuple[str, NDArray[np.int32], NDArray[np.int32]]],
 ) -> Hits:
     """The best passages of some shards, one of them in memory at a time."""
-    queries_VE, wanted = ray.get(queries), ray.get(candidates)
+    queries_VE, wanted = ray.get(questions) if isinstance(questions, ray.ObjectRef) else questions
     best: list[Hits] = []
     for key, rows_D, numbers_D in shards:
         vectors_DE = kept_vectors(store, key)[rows_D]
@@ -317,7 +319,7 @@ def _merged(parts: Iterable[Hits]) -> Hits:
 # --- BM25 -----------------------------------------------------------------------------------------
 
 
-def _hits_of_bm25(model: Bm25Model, benchmark: Benchmark, collection: Collection) -> Hits:
+def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collection: Collection) -> Hits:
     """FAN-OUT parts of the corpus twice: to count terms, and to score each part as if all were indexed at once."""
     terms = bm25.terms_of([benchmark.text(view) for view in collection.views], model)
     vocabulary = bm25.vocabulary_of(terms)
@@ -325,10 +327,10 @@ def _hits_of_bm25(model: Bm25Model, benchmark: Benchmark, collection: Collection
     parts = [
         (start, texts[start : start + _PASSAGES_A_TASK]) for start in range(0, len(texts), _PASSAGES_A_TASK)
     ]
-    statistics = bm25.total(map_in_order(partial(_count, model, vocabulary), parts))
+    statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
     queries = bm25.numbered(terms, vocabulary)
     search = partial(_search_words, model, vocabulary, statistics, queries, _candidates(collection))
-    return _merged(map_in_order(search, parts))
+    return _merged(map_on_cluster(actors, search, parts))
 
 
 def _count(model: Bm25Model, vocabulary: Mapping[str, int], part: tuple[int, list[str]]) -> bm25.Statistics:
