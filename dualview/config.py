@@ -9,7 +9,16 @@ from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 import yaml
 
 from dualview.errors import InputError
@@ -632,18 +641,44 @@ class RunFiles(Settings):
 Benchmark = Annotated[
     FactbookFlips | Flips | Beir | Trec | FollowIR | HubBenchmark | Mair, Field(discriminator="kind")
 ]
-RankingModel = Annotated[EncoderModel | Bm25Model | RunFiles, Field(discriminator="kind")]
+
+
+def _encoder_of_name(model: Any) -> Any:
+    """A name alone is an encoder with its own prompts."""
+    if isinstance(model, str):
+        return {"kind": "encoder", "model": model, "query_prompt": None, "passage_prompt": None}
+    return model
+
+
+RankingModel = Annotated[
+    EncoderModel | Bm25Model | RunFiles, Field(discriminator="kind"), BeforeValidator(_encoder_of_name)
+]
+
+
+def _of_different_names(benchmarks: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
+    names = [benchmark.name for benchmark in benchmarks if not isinstance(benchmark, FactbookFlips)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two benchmarks have the same name among {', '.join(names)}")
+    return benchmarks
+
+
+def _of_query_and_instruction(template: str) -> str:
+    fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    if "query" not in fields or fields - {"query", "instruction"}:
+        raise ValueError("must hold {query}, may hold {instruction}, and nothing else in {}")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_of_query_and_instruction)]
 
 
 class EvaluateConfig(Settings):
     output: str
     embeddings: str | None = None  # where vectors are kept for other evaluations too; null: under the output
-    encoders: dict[
-        Name, str | RankingModel
-    ]  # a text is an encoder with its own prompts, see EncoderModel.model
-    benchmarks: Several[Benchmark]
+    encoders: dict[Name, RankingModel]  # or an EncoderModel's `model` alone
+    benchmarks: Annotated[Several[Benchmark], AfterValidator(_of_different_names)]
     compare: Several[Annotated[tuple[str, str], Strict(False)]]  # differences: first minus second
-    query_template: str | None  # "{query}. {instruction}"; null: as the makers of each benchmark do it
+    query_template: Template | None  # "{query}. {instruction}"; null: as the makers of each benchmark do it
     max_query_tokens: Positive
     max_passage_tokens: Positive
     precision: Literal["bf16", "fp32"]
@@ -652,20 +687,6 @@ class EvaluateConfig(Settings):
     trust_remote_code: bool
     rows_per_shard: WholeGroups  # texts whose vectors are one object
     actors: Actors
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        names = [benchmark.name for benchmark in self.benchmarks if not isinstance(benchmark, FactbookFlips)]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two benchmarks have the same name among {', '.join(names)}")
-        fields = {
-            name for _, name, _, _ in Formatter().parse(self.query_template or "{query}") if name is not None
-        }
-        if "query" not in fields or fields - {"query", "instruction"}:
-            raise ValueError(
-                "query_template must hold {query} and may hold {instruction}, and nothing else in {}"
-            )
-        return self
 
 
 # --- study ----------------------------------------------------------------------------------------

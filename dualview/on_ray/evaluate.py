@@ -30,7 +30,6 @@ from dualview.config import (
     EvaluateConfig,
     FactbookFlips,
     FollowIR,
-    RankingModel,
     RunFiles,
 )
 from dualview.config import Benchmark as BenchmarkSettings
@@ -75,8 +74,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     store = open_store(config.output)
     check_reachable(store)
     _check_comparisons(config)
-    models = {name: _model(model) for name, model in config.encoders.items()}
-    for model in models.values():
+    for model in config.encoders.values():
         if isinstance(model, EncoderModel):
             check_model(model.model)
     benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
@@ -85,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
-        tables = _evaluate(config, store, models, benchmarks)
+        tables = _evaluate(config, store, benchmarks)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink)
         store.put_new(SCORES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
@@ -103,12 +101,6 @@ def _check_comparisons(config: EvaluateConfig) -> None:
             )
 
 
-def _model(model: str | RankingModel) -> RankingModel:
-    if isinstance(model, str):
-        return EncoderModel(kind="encoder", model=model, query_prompt=None, passage_prompt=None)
-    return model
-
-
 def open_benchmark(settings: BenchmarkSettings, template: str | None) -> Benchmark:
     """Raises InputError where its data are missing or wrong."""
     if isinstance(settings, FactbookFlips):
@@ -123,12 +115,11 @@ def open_benchmark(settings: BenchmarkSettings, template: str | None) -> Benchma
 def _evaluate(
     config: EvaluateConfig,
     store: Store,
-    models: Mapping[str, RankingModel],
     benchmarks: Sequence[Benchmark],
 ) -> list[pa.Table]:
-    index = _Index(config, models, benchmarks)
+    index = _Index(config, benchmarks)
     tables = []
-    for name, model in models.items():
+    for name, model in config.encoders.items():
         for benchmark in benchmarks:
             rankings: list[Mapping[str, Ranking]] = []
             notes: dict[str, Any] = {"template": benchmark.template}
@@ -210,12 +201,10 @@ def _sentence(notes: Mapping[str, Any]) -> str:
 class _Index:
     """The vectors of all texts, on the store."""
 
-    def __init__(
-        self, config: EvaluateConfig, models: Mapping[str, RankingModel], benchmarks: Sequence[Benchmark]
-    ) -> None:
+    def __init__(self, config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> None:
         self.store = open_store(config.embeddings or f"{config.output.rstrip('/')}/embeddings")
         self.config = config
-        encoders = {name: model for name, model in models.items() if isinstance(model, EncoderModel)}
+        encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
         prints = {model: model_fingerprint(model) for model in {each.model for each in encoders.values()}}
         self.queries: dict[tuple[str, int], list[Shard]] = {}
         self.passages: dict[tuple[str, int], list[Shard]] = {}
