@@ -141,7 +141,9 @@ def _too_small(metrics: dict[str, dict[str, float]]) -> list[str]:
     return [
         f"{metric} (takes about {cell['num_needed']:,.0f})"
         for metric, cell in metrics.items()
-        if cell["num_needed"] > cell["num_queries"] and not metric.startswith("p-MRR ")
+        if cell["p_value"] >= 0.05
+        and cell["num_needed"] > cell["num_queries"]
+        and not metric.startswith("p-MRR ")
     ]
 
 

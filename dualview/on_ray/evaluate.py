@@ -48,7 +48,7 @@ from dualview.sources import bm25, factbook
 from dualview.storage import Store, check_reachable, open_store
 
 SCORES_KEY = "scores.parquet"
-DEPTH = 1000  # of a ranking of the whole corpus, as in mteb
+DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
 _PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
 
 
@@ -101,7 +101,7 @@ def _check_comparisons(config: EvaluateConfig) -> None:
             )
 
 
-def open_benchmark(settings: BenchmarkSettings, template: str | None) -> Benchmark:
+def open_benchmark(settings: BenchmarkSettings, template: str | None = None) -> Benchmark:
     """Raises InputError where its data are missing or wrong."""
     if isinstance(settings, FactbookFlips):
         flips = factbook.collection(settings.split, settings.num_queries, settings.seed)
@@ -247,10 +247,12 @@ class _Index:
         ]
         batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
         questions: Any = (queries_VE, _candidates(collection))
+        depth = _depth(collection)
         if len(batches) > 1:
             join_cluster(self.config.actors)
             questions = ray.put(questions)
-        return _merged(map_on_cluster(self.config.actors, partial(_search, self.store, questions), batches))
+        search = partial(_search, self.store, questions, depth)
+        return _merged(map_on_cluster(self.config.actors, search, batches), depth)
 
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
         """How it was asked, and what was too long to be read whole."""
@@ -276,6 +278,10 @@ def _candidates(collection: Collection) -> list[NDArray[np.int32]] | None:
     return [np.array([number_of[id] for id in candidates or ()], np.int32) for candidates in listed]
 
 
+def _depth(collection: Collection) -> int:
+    return DEPTH if collection.views[0].candidates is None else len(collection.passages)
+
+
 def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -283,6 +289,7 @@ def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
 def _search(
     store: Store,
     questions: Any,
+    depth: int,
     shards: Sequence[tuple[str, NDArray[np.int32], NDArray[np.int32]]],
 ) -> Hits:
     """The best passages of some shards, one of them in memory at a time."""
@@ -293,15 +300,15 @@ def _search(
         for start in range(0, len(queries_VE), QUERIES_AT_A_TIME):
             some = slice(start, start + QUERIES_AT_A_TIME)
             scores_BD = inner_products(queries_VE[some], vectors_DE)
-            best.append(hits_of_shard(scores_BD, numbers_D, start, wanted and wanted[some], DEPTH))
-        best = [best_hits(best, DEPTH)]
+            best.append(hits_of_shard(scores_BD, numbers_D, start, wanted and wanted[some], depth))
+        best = [best_hits(best, depth)]
     return best[0]
 
 
-def _merged(parts: Iterable[Hits]) -> Hits:
+def _merged(parts: Iterable[Hits], depth: int) -> Hits:
     best: list[Hits] = []
     for part in parts:
-        best = [best_hits([*best, part], DEPTH)]
+        best = [best_hits([*best, part], depth)]
     return best[0]
 
 
@@ -319,7 +326,7 @@ def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collec
     statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
     queries = bm25.numbered(terms, vocabulary)
     search = partial(_search_words, model, vocabulary, statistics, queries, _candidates(collection))
-    return _merged(map_on_cluster(actors, search, parts))
+    return _merged(map_on_cluster(actors, search, parts), _depth(collection))
 
 
 def _count(model: Bm25Model, vocabulary: Mapping[str, int], part: tuple[int, list[str]]) -> bm25.Statistics:
@@ -342,7 +349,7 @@ def _search_words(
         some = slice(start, start + QUERIES_AT_A_TIME)
         scores_BD = np.stack([bm25.scores_of(index, terms) for terms in queries[some]])
         best.append(hits_of_shard(scores_BD, numbers_D, start, candidates and candidates[some], DEPTH))
-    hits = best_hits(best, DEPTH)
+    hits = best_hits(best, len(texts))  # no fewer than were kept of each query
     if candidates is not None:
         return hits
     shares = hits.scores_H > 0  # the others have no word of the query

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 import json
 from pathlib import Path
+import random
 import shutil
 from threading import Thread
 import time
 
+import bm25s
 import datasets
-from hub_layout import followir, mteb_task, write_parquet_dataset
+from hub_layout import WORDS, followir, mteb_task, write_parquet_dataset
 import mteb
 from mteb.mocks.mock_tasks.reranking import MockInstructionReranking
 from mteb.results.task_result import TaskResult
@@ -113,6 +115,60 @@ def test_an_encoder_that_is_not_there_is_one_sentence(config):
 def test_more_actors_than_the_cluster_holds_is_one_sentence(config):
     with pytest.raises(InputError, match="the cluster has 2 CPUs, but 5 actors"):
         evaluate(config("too-many", **{"actors.num": 5}))
+
+
+def test_bm25_needs_no_cluster_and_ranks_all_candidates_but_only_so_deep_a_corpus(tmp_path):
+    """1,100 candidates; against bm25s over the whole corpus."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=20)) for _ in range(1100)]
+    corpus = [{"_id": f"d{n}", "text": text} for n, text in enumerate(texts)]
+    relevant = {"a": [f"d{n}" for n in range(600)], "b": [f"d{n}" for n in range(500, 1100)]}
+    flip = {
+        "_id": "q",
+        "query": "river tax",
+        "instructions": {"a": "orchid", "b": "wheat"},
+        "relevant": relevant,
+    }
+    query = {"_id": "q", "text": "river tax wheat"}
+    for folder, rows in (("flips", [flip]), ("beir", [query])):
+        for name, lines in (("corpus", corpus), ("queries", rows)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines)
+            )
+    (tmp_path / "beir" / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td7\t1\n")
+    settings = {
+        "output": str(tmp_path / "out"),
+        "encoders": {"bm25": {"kind": "bm25", "k1": 1.5, "b": 0.75, "stopwords": "english"}},
+        "benchmarks": [
+            {
+                "kind": "flips",
+                "name": "flips",
+                "path": str(tmp_path / "flips"),
+                "original": "a",
+                "changed": "b",
+            },
+            {"kind": "beir", "name": "beir", "path": str(tmp_path / "beir")},
+        ],
+        "compare": [],
+        "bootstrap_samples": 9,
+    }
+    assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    evaluate(load(EvaluateConfig, "configs/demo/evaluate.yaml", assignments))
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(bm25s.tokenize(texts, stopwords="english", show_progress=False), show_progress=False)
+    for benchmark, query_id, text, depth in (
+        ("flips", "q-original", "river tax. orchid", 1100),
+        ("flips", "q-changed", "river tax. wheat", 1100),
+        ("beir", "q", "river tax wheat", 1000),
+    ):
+        scores = index.get_scores(text.replace(".", "").split())
+        expected = sorted(((score, f"d{n}") for n, score in enumerate(scores)), reverse=True)
+        if depth == 1000:
+            expected = [(score, id) for score, id in expected if score > 0]
+        lines = (tmp_path / "out" / "runs" / "bm25" / f"{benchmark}.trec").read_text().splitlines()
+        found = [line.split()[2] for line in lines if line.split()[0] == query_id]
+        assert found == [id for _, id in expected][:depth]
 
 
 # --- beside mteb ----------------------------------------------------------------------------------
