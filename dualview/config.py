@@ -643,15 +643,15 @@ Benchmark = Annotated[
 ]
 
 
-def _encoder_of_name(model: Any) -> Any:
+def named_encoder(model: Any) -> Any:
     """A name alone is an encoder with its own prompts."""
     if isinstance(model, str):
-        return {"kind": "encoder", "model": model, "query_prompt": None, "passage_prompt": None}
+        return EncoderModel(kind="encoder", model=model, query_prompt=None, passage_prompt=None)
     return model
 
 
 RankingModel = Annotated[
-    EncoderModel | Bm25Model | RunFiles, Field(discriminator="kind"), BeforeValidator(_encoder_of_name)
+    EncoderModel | Bm25Model | RunFiles, Field(discriminator="kind"), BeforeValidator(named_encoder)
 ]
 
 
