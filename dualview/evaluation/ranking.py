@@ -54,13 +54,8 @@ def inner_products(queries_QE: ArrayLike, passages_DE: ArrayLike) -> NDArray[np.
     return (np.asarray(queries_QE, np.float64) @ np.asarray(passages_DE, np.float64).T).astype(np.float32)
 
 
-def top_k(queries_QE: ArrayLike, passages_DE: ArrayLike, ids: Ids, k: int) -> TopK:
-    """The k best passages of one shard for each query; all of them where the shard is shorter than k."""
-    return top_k_of_scores(inner_products(queries_QE, passages_DE), ids, k)
-
-
 def top_k_of_scores(scores_QD: NDArray[np.float32], ids: Ids, k: int) -> TopK:
-    """The same from scores that stand already."""
+    """The k best passages of one shard for each query; all of them where the shard is shorter than k."""
     if scores_QD.shape[1] != len(ids):
         raise ValueError(f"{len(ids)} ids but {scores_QD.shape[1]} passages")
     ids_D = ids if isinstance(ids, np.ndarray) else np.asarray(ids, dtype=np.str_)

@@ -1,6 +1,4 @@
-"""Encoding on Ray: units of texts spread over actors that hold an encoder each.
-
-Vectors come back to the driver (`encode`), or stay on a store, where other evaluations find them (`keep_vectors`):
+"""Encoding on Ray: actors that hold an encoder put vectors on a store, where other evaluations find them.
 
     FINGERPRINT/TEXTS.parquet    text_sha256 and vector of some texts, in their order; created once
 
@@ -9,8 +7,9 @@ FINGERPRINT is of all that decides a vector, TEXTS of the texts: what stands is 
 
 # D = texts of a shard, E = embedding size
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
@@ -34,107 +33,6 @@ if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the
 
     from dualview.encoder import Precision, Side
 
-Vectors = dict[str, NDArray[np.float32]]  # text -> unit vector (E,)
-
-
-@dataclass(frozen=True)
-class Job:
-    """Distinct texts for one side of an encoder."""
-
-    model: str
-    side: "Side"
-    max_tokens: int
-    texts: Sequence[str]
-
-
-def encode(
-    jobs: Mapping[str, Job],
-    actors: Actors,
-    *,
-    texts_per_unit: int,
-    precision: "Precision",
-    trust_remote_code: bool,
-) -> dict[str, Vectors]:
-    """The vectors of every job, whatever the number of actors and the order in which they finish."""
-    units = [
-        {
-            "name": name,
-            "model": job.model,
-            "side": job.side,
-            "max_tokens": job.max_tokens,
-            "texts": list(job.texts[start : start + texts_per_unit]),
-        }
-        for name, job in jobs.items()
-        for start in range(0, len(job.texts), texts_per_unit)
-    ]
-    vectors: dict[str, Vectors] = {name: {} for name in jobs}
-    for row in _on_actors(EncodeUnit, (precision, trust_remote_code), units, actors):
-        unit = units[row["unit"]]
-        matrix = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(unit["texts"]), -1)
-        vectors[unit["name"]] |= dict(zip(unit["texts"], matrix, strict=True))
-    return vectors
-
-
-def _on_actors(
-    actor: type, arguments: tuple[Any, ...], units: Sequence[Mapping[str, Any]], actors: Actors
-) -> Iterable[dict[str, Any]]:
-    """INPUT units with texts -> FAN-OUT actors -> OUTPUT what they return, in any order."""
-    rows = ray.data.from_items(
-        [{"unit": index, **unit} for index, unit in enumerate(units)], override_num_blocks=len(units)
-    ).map(
-        actor,
-        fn_constructor_args=arguments,
-        compute=ActorPoolStrategy(size=min(actors.num, len(units))),
-        num_cpus=actors.cpus,
-        num_gpus=actors.gpus,
-    )
-    total = sum(len(unit["texts"]) for unit in units)
-    with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:
-        for row in rows.iter_rows():
-            yield row
-            progress.advance(len(units[row["unit"]]["texts"]))
-
-
-class HoldsEncoder:
-    """An actor that keeps the encoder it was last asked for."""
-
-    def __init__(self, trust_remote_code: bool) -> None:
-        self.trust_remote_code = trust_remote_code
-        self.model = ""
-
-    def encoder_of(self, model: str) -> "SentenceTransformer":
-        from dualview.encoder import load_encoder
-
-        if model != self.model:
-            self.model = model
-            self.encoder = load_encoder(model, trust_remote_code=self.trust_remote_code)
-            if ray.get_gpu_ids():
-                self.encoder.to("cuda")
-        return self.encoder
-
-
-class EncodeUnit(HoldsEncoder):
-    """Returns the vectors of a unit."""
-
-    def __init__(self, precision: "Precision", trust_remote_code: bool) -> None:
-        super().__init__(trust_remote_code)
-        self.precision = precision
-
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.encoder import encode_texts
-
-        vectors = encode_texts(
-            self.encoder_of(unit["model"]),
-            list(unit["texts"]),
-            side=unit["side"],
-            max_tokens=int(unit["max_tokens"]),
-            precision=self.precision,
-        )
-        return {"unit": unit["unit"], "vectors": vectors.numpy().tobytes()}
-
-
-# --- vectors that are kept ------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Space:
@@ -155,7 +53,7 @@ class Shard:
     space: Space
     texts: tuple[str, ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         return f"{fingerprint(asdict(self.space))}/{fingerprint(self.texts)}.parquet"
 
@@ -180,18 +78,38 @@ def keep_vectors(store: Store, shards: Sequence[Shard], actors: Actors, *, trust
     # begun last.
     order = sorted(to_do.items(), key=lambda item: (item[1].model, -len(item[1].texts[-1])))
     units = [{"key": key, **asdict(shard)} for key, shard in order]
-    if units:
-        join_cluster(actors)
-        for _ in _on_actors(KeepUnit, (store, trust_remote_code), units, actors):
-            pass
+    if not units:
+        return
+    join_cluster(actors)
+    rows = ray.data.from_items(units, override_num_blocks=len(units)).map(
+        KeepUnit,
+        fn_constructor_args=(store, trust_remote_code),
+        compute=ActorPoolStrategy(size=min(actors.num, len(units))),
+        num_cpus=actors.cpus,
+        num_gpus=actors.gpus,
+    )
+    total = sum(len(shard.texts) for shard in to_do.values())
+    with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:
+        for row in rows.iter_rows():
+            progress.advance(row["num_texts"])
 
 
-class KeepUnit(HoldsEncoder):
-    """Puts the vectors of a shard."""
+class KeepUnit:
+    """Puts the vectors of a shard; an actor that keeps the encoder it was last asked for."""
 
     def __init__(self, store: Store, trust_remote_code: bool) -> None:
-        super().__init__(trust_remote_code)
-        self.store = store
+        self.store, self.trust_remote_code = store, trust_remote_code
+        self.model = ""
+
+    def encoder_of(self, model: str) -> "SentenceTransformer":
+        from dualview.encoder import load_encoder
+
+        if model != self.model:
+            self.model = model
+            self.encoder = load_encoder(model, trust_remote_code=self.trust_remote_code)
+            if ray.get_gpu_ids():
+                self.encoder.to("cuda")
+        return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         from dualview.encoder import comparable, encode_texts, num_cut, own_prompt
@@ -229,7 +147,7 @@ class KeepUnit(HoldsEncoder):
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="none", use_dictionary=False)  # floats do not get smaller
         self.store.put_new(unit["key"], sink.getvalue().to_pybytes(), uuid4().hex)
-        return {"unit": unit["unit"]}
+        return {"num_texts": len(texts)}
 
 
 def kept_vectors(store: Store, key: str) -> NDArray[np.float32]:
