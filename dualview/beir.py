@@ -109,6 +109,11 @@ def _judgements(url: str) -> Iterator[tuple[str, str, str, int]]:
                 )
 
 
+def read_lines(url: str) -> Iterator[tuple[str, str]]:
+    """Where it stands, and each line. Raises InputError where the file cannot be read."""
+    return ((where, line) for where, _, line in _lines(url))
+
+
 def _lines(url: str) -> Iterator[tuple[str, int, str]]:
     """Where it stands, its offset in bytes, and each line without its end."""
     filesystem, path = arrow_filesystem(url)

@@ -153,3 +153,44 @@ def encode_tokens(
 
 # Small enough for the cache of a CPU core, and for the attention matrices of a GPU at 512 tokens.
 EVAL_CHUNK_TOKENS = 8192
+
+
+# --- encoders of others ---------------------------------------------------------------------------
+
+
+def own_prompt(encoder: SentenceTransformer, side: Side) -> str:
+    """What the encoder's makers put before every text of this side; "" where nothing."""
+    names = (
+        ("query",) if side == "query" else ("document", "passage", "corpus")
+    )  # as sentence-transformers asks
+    prompt = next((encoder.prompts[name] for name in names if name in encoder.prompts), None) or ""
+    if prompt and any(getattr(module, "include_prompt", True) is False for module in encoder.modules()):
+        raise InputError(
+            "an encoder that leaves its prompt out of the pooling (like Instructor) cannot be used"
+        )
+    return prompt
+
+
+def num_cut(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> int:
+    """How many of the texts have more tokens than are read."""
+    return sum(
+        len(tokens) > max_tokens for tokens in encoder.tokenizer(list(texts), verbose=False)["input_ids"]
+    )
+
+
+def comparable(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.Tensor:
+    """The vectors so that their inner product is the similarity that the encoder was made for.
+
+    Raises InputError where that is a distance, or where a vector is not finite.
+    """
+    if not torch.isfinite(vectors_NH).all():
+        raise InputError("a vector is not finite (NaN or infinite): the encoder or its training has diverged")
+    if encoder.similarity_fn_name not in ("cosine", "dot"):
+        raise InputError(
+            f"the encoder compares by {encoder.similarity_fn_name}; only cosine and dot are known"
+        )
+    if encoder.similarity_fn_name == "dot" or any(
+        isinstance(module, Normalize) for module in encoder.modules()
+    ):
+        return vectors_NH
+    return torch.nn.functional.normalize(vectors_NH, dim=-1)

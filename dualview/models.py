@@ -1,10 +1,12 @@
 """Where a model's files lie on this machine, whatever the name it goes by."""
 
 from functools import cache
+import hashlib
 import importlib.util
 from pathlib import Path
 import tempfile
 
+from dualview.config import fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, check_reachable, download_tree, open_store
 
@@ -37,6 +39,62 @@ def check_model(model: str) -> None:
         raise InputError(
             f"model {model}: no such folder; expected a folder, a hub name or s3://bucket/prefix"
         )
+
+
+def model_fingerprint(model: str) -> str:
+    """Tells the content of a model's files, wherever they lie. Raises InputError where nothing is there.
+
+    For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no hub.
+    """
+    check_model(model)
+    if model.startswith("s3://"):  # whose stamps are of the content
+        return fingerprint([[entry.key, entry.stamp] for entry in open_store(model).list()])
+    folder = Path(local_model(model))
+    if folder.is_dir():
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return fingerprint([[str(path.relative_to(folder)), _sha256(path)] for path in files])
+    from huggingface_hub import (
+        model_info,
+        snapshot_download,
+    )  # here: only those who use it wait for its import
+
+    try:
+        return str(model_info(model).sha)
+    except Exception as error:  # its own, its HTTP library's, the system's
+        try:
+            return Path(snapshot_download(model, local_files_only=True)).name
+        except Exception:
+            raise InputError(
+                f"model {model}: is no folder, and cannot be had from the hub ({type(error).__name__})"
+            ) from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def local_data(path: str, hub_name: str) -> Path:
+    """The folder of a data set on this machine: a folder, package:NAME/FOLDER, s3://... or hub:OWNER/NAME.
+
+    Raises InputError where nothing is there, saying how to get `hub_name`.
+    """
+    how = f"where the hub can be reached, run `hf download {hub_name} --repo-type dataset --local-dir FOLDER`"
+    if path.startswith("package:"):
+        return _package_folder(path)
+    if path.startswith("hub:"):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(path.removeprefix("hub:"), repo_type="dataset"))
+        except Exception as error:  # its own, its HTTP library's, the system's
+            raise InputError(
+                f"{path}: cannot be had from the hub ({type(error).__name__}); {how}, and name FOLDER"
+            ) from None
+    folder = Path(_downloaded(path).name) if "://" in path else Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{path}: there is no such folder; {how}, and name FOLDER")
+    return folder
 
 
 @cache

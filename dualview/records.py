@@ -189,16 +189,6 @@ class FlipCollection:
     queries: tuple[FlipQuery, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class AdhocCollection:
-    """Ordinary retrieval: queries without instructions against every passage."""
-
-    name: str
-    passages: Mapping[str, Passage]
-    queries: Mapping[str, str]
-    qrels: Mapping[str, Mapping[str, int]]  # query -> passage -> grade
-
-
 _REQUIREMENT = pa.struct([("include", pa.bool_()), ("facet", pa.string()), ("value", pa.string())])
 _PASSAGE = pa.struct(
     [

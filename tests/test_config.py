@@ -121,7 +121,7 @@ def test_settings_are_frozen() -> None:
             EvaluateConfig,
             EVALUATE,
             "encoders={a: 1}",
-            "`encoders.a`: Input should be a valid string, but found 1",
+            "`encoders.a`: Input should be a valid dictionary or object to extract fields from, but found 1",
         ),
     ],
 )

@@ -4,13 +4,21 @@ A ranking is sorted by (score, id), both descending, on float32 scores: the rule
 mteb since 2.19.5.
 """
 
-# Q = queries, D = documents of a shard, C = candidates of a query, E = embedding size, K = k or fewer
+# Q = queries, D = documents of a shard, C = candidates of a query, E = embedding size, K = k or fewer, H = hits
 
 from collections.abc import Sequence
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+
+class Ranking(NamedTuple):
+    """The passages of one query, best first."""
+
+    ids: list[str]
+    scores: list[float]  # float32 values
 
 
 class TopK(NamedTuple):
@@ -46,13 +54,8 @@ def inner_products(queries_QE: ArrayLike, passages_DE: ArrayLike) -> NDArray[np.
     return (np.asarray(queries_QE, np.float64) @ np.asarray(passages_DE, np.float64).T).astype(np.float32)
 
 
-def top_k(queries_QE: ArrayLike, passages_DE: ArrayLike, ids: Ids, k: int) -> TopK:
-    """The k best passages of one shard for each query; all of them where the shard is shorter than k."""
-    return top_k_of_scores(inner_products(queries_QE, passages_DE), ids, k)
-
-
 def top_k_of_scores(scores_QD: NDArray[np.float32], ids: Ids, k: int) -> TopK:
-    """The same from scores that stand already."""
+    """The k best passages of one shard for each query; all of them where the shard is shorter than k."""
     if scores_QD.shape[1] != len(ids):
         raise ValueError(f"{len(ids)} ids but {scores_QD.shape[1]} passages")
     ids_D = ids if isinstance(ids, np.ndarray) else np.asarray(ids, dtype=np.str_)
@@ -87,3 +90,55 @@ def _best(scores_QN: NDArray[np.float32], ids_QN: NDArray[Any], k: int) -> TopK:
 def _refuse_nan(scores: NDArray[np.float32]) -> None:
     if np.isnan(scores).any():
         raise ValueError("a score is NaN; the encoder or its training has diverged")
+
+
+class Hits(NamedTuple):
+    """Scored pairs of a query and a passage. Passages are numbered in the order of their ids."""
+
+    queries_H: NDArray[np.int32]
+    passages_H: NDArray[np.int32]
+    scores_H: NDArray[np.float32]
+
+
+def hits_of_shard(
+    scores_QD: NDArray[np.float32],
+    passages_D: NDArray[np.int32],
+    first_query: int,
+    candidates: Sequence[NDArray[np.int32]] | None,
+    k: int,
+) -> Hits:
+    """The k best passages of a shard for each query, or those that are among a query's candidates, all of them."""
+    num_queries = len(scores_QD)
+    if candidates is None:
+        best = top_k_of_scores(scores_QD, passages_D, k)
+        queries_QK = np.broadcast_to(np.arange(num_queries)[:, None], best.ids_QK.shape)
+        queries_H, passages_H, scores_H = (
+            queries_QK.ravel(),
+            best.ids_QK.ravel(),
+            best.scores_QK.ravel(),
+        )
+    else:
+        _refuse_nan(scores_QD)
+        wanted_QD = np.stack([np.isin(passages_D, wanted_C) for wanted_C in candidates])
+        queries_H, columns_H = np.nonzero(wanted_QD)
+        passages_H, scores_H = passages_D[columns_H], scores_QD[queries_H, columns_H]
+    return Hits((first_query + queries_H).astype(np.int32), passages_H.astype(np.int32), scores_H)
+
+
+def best_hits(parts: Sequence[Hits], k: int) -> Hits:
+    """The k best of each query, best first: the same for any cut into parts and any order of them."""
+    queries_H, passages_H, scores_H = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((-passages_H, -scores_H, queries_H))
+    queries_H, passages_H, scores_H = queries_H[order], passages_H[order], scores_H[order]
+    places_H = np.arange(len(queries_H)) - np.searchsorted(queries_H, queries_H)
+    kept = places_H < k
+    return Hits(queries_H[kept], passages_H[kept], scores_H[kept])
+
+
+def rankings_of(hits: Hits, num_queries: int, ids: Sequence[str]) -> list[Ranking]:
+    """One for each query, from sorted hits; `ids` are the passages' in ascending order."""
+    starts = np.searchsorted(hits.queries_H, np.arange(num_queries + 1))
+    return [
+        Ranking([ids[number] for number in hits.passages_H[start:stop]], hits.scores_H[start:stop].tolist())
+        for start, stop in itertools.pairwise(starts)
+    ]

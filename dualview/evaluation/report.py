@@ -1,6 +1,7 @@
 """From per-query scores to means, intervals and paired differences."""
 
 from collections.abc import Sequence
+import io
 from typing import Any, TypedDict
 
 import pyarrow as pa
@@ -61,10 +62,9 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
                 "second": second,
                 "benchmarks": {
                     benchmark: {
-                        metric: paired_difference(
-                            queries, values[second][benchmark][metric], samples, seed
-                        )._asdict()
+                        metric: paired_difference(*_in_both(queries, others), samples, seed)._asdict()
                         for metric, queries in sorted(metrics.items())
+                        if (others := values[second][benchmark].get(metric, {})).keys() & queries.keys()
                     }
                     for benchmark, metrics in values[first].items()
                 },
@@ -72,6 +72,12 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
             for first, second in compare
         ],
     }
+
+
+def _in_both(first: dict[str, float], second: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """A metric may be undefined for a query of one arm: p-MRR where a run file lacks it."""
+    both = first.keys() & second.keys()
+    return {id: first[id] for id in both}, {id: second[id] for id in both}
 
 
 def values_of(scores: pa.Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
@@ -93,30 +99,59 @@ def _splits(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def print_table(summary: Summary) -> None:
+def print_table(summary: Summary, console: Console | None = None) -> None:
     """Two tables a benchmark, metrics x encoders and metrics x differences: x100, with 95% intervals."""
+    console = console or Console()
     for benchmark in dict.fromkeys(name for results in summary["encoders"].values() for name in results):
-        scores = {
-            encoder: {metric: in_hundredths(cell) for metric, cell in results[benchmark].items()}
-            for encoder, results in summary["encoders"].items()
-            if benchmark in results
+        results = {
+            encoder: of_encoder[benchmark]
+            for encoder, of_encoder in summary["encoders"].items()
+            if benchmark in of_encoder
         }
         differences = {
-            f"{pair['first']} minus {pair['second']}": {
-                metric: f"{in_hundredths(cell)} p={cell['p_value']:.2g}"
-                for metric, cell in pair["benchmarks"][benchmark].items()
-            }
+            f"{pair['first']} minus {pair['second']}": pair["benchmarks"][benchmark]
             for pair in summary["differences"]
             if benchmark in pair["benchmarks"]
         }
-        for columns in filter(None, (scores, differences)):
+        for columns in filter(None, (results, differences)):
             table = Table(title=escape(benchmark))
             table.add_column("metric", no_wrap=True)
+            table.add_column("topics", justify="right")
             for heading in columns:
                 table.add_column(escape(heading), justify="right")
             for metric in sorted({metric for cells in columns.values() for metric in cells}):
-                table.add_row(escape(metric), *(cells.get(metric, "") for cells in columns.values()))
-            Console().print(table)
+                cells = [of_column.get(metric) for of_column in columns.values()]
+                num_topics = max(int(cell["num_queries"]) for cell in cells if cell)
+                table.add_row(escape(metric), f"{num_topics:,}", *map(_cell, cells))
+            console.print(table)
+        for name, metrics in differences.items():
+            if weak := _too_small(metrics):
+                text = f"{name}: too few topics to tell from none the differences in {', '.join(weak)}"
+                console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def _cell(cell: dict[str, float] | None) -> str:
+    if not cell:
+        return ""
+    return in_hundredths(cell) + (f" p={cell['p_value']:.2g}" if "p_value" in cell else "")
+
+
+def _too_small(metrics: dict[str, dict[str, float]]) -> list[str]:
+    """Which differences the number of topics cannot carry, and how many could; parts of p-MRR left out."""
+    return [
+        f"{metric} (takes about {cell['num_needed']:,.0f})"
+        for metric, cell in metrics.items()
+        if cell["p_value"] >= 0.05
+        and cell["num_needed"] > cell["num_queries"]
+        and not metric.startswith("p-MRR ")
+    ]
+
+
+def html_report(summary: Summary) -> str:
+    """The same tables as a page that needs nothing else."""
+    console = Console(record=True, file=io.StringIO(), width=160)
+    print_table(summary, console)
+    return console.export_html(inline_styles=True)
 
 
 def in_hundredths(cell: dict[str, float]) -> str:

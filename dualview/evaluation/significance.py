@@ -7,6 +7,7 @@ intervals say. Everything is a function of its arguments.
 # Q = queries, S = samples
 
 from collections.abc import Mapping
+from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
+    num_queries: int
+    num_needed: (
+        int  # queries at which four of five samples would tell such a difference from 0; 0 where it is 0
+    )
 
 
 def bootstrap_interval(values_Q: ArrayLike, samples: int, seed: int) -> Interval:
@@ -73,7 +78,14 @@ def paired_difference(
         raise ValueError("a paired difference needs the same queries in both arms")
     differences_Q = np.array([first[query_id] - second[query_id] for query_id in sorted(first)])
     interval = bootstrap_interval(differences_Q, samples, seed)
-    return Difference(*interval, p_value=sign_flip_test(differences_Q, samples, seed))
+    needed = (_POWER * differences_Q.std() / interval.mean) ** 2 if interval.mean else 0.0
+    # As many as the sign-flip test must have to give p < 0.05 at all.
+    num_needed = max(6, ceil(needed)) if interval.mean else 0
+    p_value = sign_flip_test(differences_Q, samples, seed)
+    return Difference(*interval, p_value, len(differences_Q), num_needed)
+
+
+_POWER = 2.8  # quantiles of the normal distribution at 97.5% and at 80%: a test at 5% with a power of 80%
 
 
 def _as_values(values_Q: ArrayLike) -> NDArray[np.float64]:

@@ -1,90 +1,165 @@
-"""Encoding on Ray: units of texts spread over actors that hold an encoder each."""
+"""Encoding on Ray: actors that hold an encoder put vectors on a store, where other evaluations find them.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+    FINGERPRINT/TEXTS.parquet    text_sha256 and vector of some texts, in their order; created once
+
+FINGERPRINT is of all that decides a vector, TEXTS of the texts: what stands is not encoded again.
+"""
+
+# D = texts of a shard, E = embedding size
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy
 
-from dualview.config import Actors
-from dualview.encoder import Precision, Side, encode_texts, load_encoder
-from dualview.on_ray.cluster import errors_of_workers
+from dualview.config import ENCODING_GROUP, Actors, fingerprint
+from dualview.errors import InputError
+from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
+from dualview.storage import Store, arrow_filesystem
 
-Vectors = dict[str, NDArray[np.float32]]  # text -> unit vector (E,)
+if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the actors need it
+    from sentence_transformers import SentenceTransformer
+
+    from dualview.encoder import Precision, Side
 
 
 @dataclass(frozen=True)
-class Job:
-    """Distinct texts for one side of an encoder."""
+class Space:
+    """All that decides the vector of a text."""
+
+    fingerprint: str  # of the model's files
+    side: "Side"
+    max_tokens: int
+    precision: "Precision"
+    prompt: str | None  # before every text; None: the model's own
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Texts whose vectors are one object."""
 
     model: str
-    side: Side
-    max_tokens: int
-    texts: Sequence[str]
+    space: Space
+    texts: tuple[str, ...]
+
+    @cached_property
+    def key(self) -> str:
+        return f"{fingerprint(asdict(self.space))}/{fingerprint(self.texts)}.parquet"
 
 
-def encode(
-    jobs: Mapping[str, Job],
-    actors: Actors,
-    *,
-    texts_per_unit: int,
-    precision: Precision,
-    trust_remote_code: bool,
-) -> dict[str, Vectors]:
-    """The vectors of every job, whatever the number of actors and the order in which they finish."""
-    units = [
-        {
-            "name": name,
-            "model": job.model,
-            "side": job.side,
-            "max_tokens": job.max_tokens,
-            "texts": list(job.texts[start : start + texts_per_unit]),
-        }
-        for name, job in jobs.items()
-        for start in range(0, len(job.texts), texts_per_unit)
+def shards_of(model: str, space: Space, texts: Iterable[str], size: int) -> list[Shard]:
+    """Each distinct text once, those of like length together, whatever their order."""
+    distinct = sorted(set(texts), key=lambda text: (len(text), text))
+    return [
+        Shard(model, space, tuple(distinct[start : start + size])) for start in range(0, len(distinct), size)
     ]
-    rows = ray.data.from_items(
-        [{"unit": index, **unit} for index, unit in enumerate(units)], override_num_blocks=len(units)
-    ).map(
-        EncodeUnit,
-        fn_constructor_args=(precision, trust_remote_code),
+
+
+def keep_vectors(store: Store, shards: Sequence[Shard], actors: Actors, *, trust_remote_code: bool) -> None:
+    """Encodes what of the shards is not on the store yet. A vector does not depend on the size of shards.
+
+    Raises InputError where an encoder cannot be used.
+    """
+    folders = {fingerprint(asdict(space)) for space in {shard.space for shard in shards}}
+    standing = {entry.key for folder in folders for entry in store.list(f"{folder}/")}
+    to_do = {shard.key: shard for shard in shards if shard.key not in standing}
+    # Those of a model together, because actors change models slowly, and long texts first, so that none is
+    # begun last.
+    order = sorted(to_do.items(), key=lambda item: (item[1].model, -len(item[1].texts[-1])))
+    units = [{"key": key, **asdict(shard)} for key, shard in order]
+    if not units:
+        return
+    join_cluster(actors)
+    rows = ray.data.from_items(units, override_num_blocks=len(units)).map(
+        KeepUnit,
+        fn_constructor_args=(store, trust_remote_code),
         compute=ActorPoolStrategy(size=min(actors.num, len(units))),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
     )
-    vectors: dict[str, Vectors] = {name: {} for name in jobs}
-    total = sum(len(job.texts) for job in jobs.values())
+    total = sum(len(shard.texts) for shard in to_do.values())
     with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:
         for row in rows.iter_rows():
-            unit = units[row["unit"]]
-            matrix = np.frombuffer(row["vectors"], dtype=np.float32).reshape(len(unit["texts"]), -1)
-            vectors[unit["name"]] |= dict(zip(unit["texts"], matrix, strict=True))
-            progress.advance(len(matrix))
-    return vectors
+            progress.advance(row["num_texts"])
 
 
-class EncodeUnit:
-    """An actor that keeps the encoder it was last asked for."""
+class KeepUnit:
+    """Puts the vectors of a shard; an actor that keeps the encoder it was last asked for."""
 
-    def __init__(self, precision: Precision, trust_remote_code: bool) -> None:
-        self.precision, self.trust_remote_code = precision, trust_remote_code
+    def __init__(self, store: Store, trust_remote_code: bool) -> None:
+        self.store, self.trust_remote_code = store, trust_remote_code
         self.model = ""
 
-    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        if unit["model"] != self.model:
-            self.model = unit["model"]
-            self.encoder = load_encoder(self.model, trust_remote_code=self.trust_remote_code)
+    def encoder_of(self, model: str) -> "SentenceTransformer":
+        from dualview.encoder import load_encoder
+
+        if model != self.model:
+            self.model = model
+            self.encoder = load_encoder(model, trust_remote_code=self.trust_remote_code)
             if ray.get_gpu_ids():
                 self.encoder.to("cuda")
-        vectors = encode_texts(
-            self.encoder,
-            list(unit["texts"]),
-            side=unit["side"],
-            max_tokens=int(unit["max_tokens"]),
-            precision=self.precision,
-        )
-        return {"unit": unit["unit"], "vectors": vectors.numpy().tobytes()}
+        return self.encoder
+
+    def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
+        from dualview.encoder import comparable, encode_texts, num_cut, own_prompt
+
+        space, texts = Space(**unit["space"]), list(unit["texts"])
+        try:
+            encoder = self.encoder_of(unit["model"])
+            prompt = own_prompt(encoder, space.side) if space.prompt is None else space.prompt
+            prompted = [prompt + text for text in texts]
+            vectors_DE = np.concatenate(
+                [
+                    comparable(
+                        encoder,
+                        encode_texts(
+                            encoder,
+                            prompted[start : start + ENCODING_GROUP],
+                            side=space.side,
+                            max_tokens=space.max_tokens,
+                            precision=space.precision,
+                        ),
+                    ).numpy()
+                    for start in range(0, len(texts), ENCODING_GROUP)
+                ]
+            )
+        except InputError as error:
+            name = f"model {unit['model']}: "
+            raise InputError(name + str(error).removeprefix(name)) from None
+        notes = {**asdict(space), "prompt": prompt, "num_cut": num_cut(encoder, prompted, space.max_tokens)}
+        table = pa.table(
+            {
+                "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
+                "vector": pa.FixedSizeListArray.from_arrays(vectors_DE.ravel(), vectors_DE.shape[1]),
+            }
+        ).replace_schema_metadata({"dualview": json.dumps(notes)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="none", use_dictionary=False)  # floats do not get smaller
+        self.store.put_new(unit["key"], sink.getvalue().to_pybytes(), uuid4().hex)
+        return {"num_texts": len(texts)}
+
+
+def kept_vectors(store: Store, key: str) -> NDArray[np.float32]:
+    """(D, E), in the order of the shard's texts."""
+    column = pq.read_table(pa.BufferReader(store.get(key)), columns=["vector"])["vector"].combine_chunks()
+    flat: NDArray[np.float32] = column.values.to_numpy()
+    return flat.reshape(len(column), -1)
+
+
+def kept_notes(store: Store, key: str) -> dict[str, Any]:
+    """The space, its prompt in words, and num_cut: how many of the texts are longer than max_tokens."""
+    filesystem, path = arrow_filesystem(f"{store.url}/{key}")
+    with filesystem.open_input_file(path) as file:  # not all of it
+        notes: dict[str, Any] = json.loads(pq.read_metadata(file).metadata[b"dualview"])
+    return notes

@@ -1,80 +1,96 @@
-"""Evaluation on Ray: actors encode, the driver ranks, every query's value is kept."""
+"""Evaluation on Ray: actors encode, tasks search shards, the driver scores. Under the output:
+
+config.json                       what is evaluated; created once
+embeddings/                       vectors, see encoding.py; elsewhere where `embeddings` says so
+runs/ENCODER/BENCHMARK.trec       rankings
+moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
+results/ENCODER/BENCHMARK.json    in mteb's layout, and how it was asked
+scores.parquet                    every query's value; created last
+report.html                       the tables
+"""
+
+# V = views of a collection, E = embedding size, D = passages of a shard
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+import json
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
-from dualview.config import Beir, EvaluateConfig, FactbookFlips, Flips
-from dualview.errors import InputError
-from dualview.evaluation.benchmarks import (
-    QueryScore,
-    read_beir,
-    read_flips,
-    score_adhoc,
-    score_flips,
-    scores_to_table,
+from dualview.config import (
+    Actors,
+    Bm25Model,
+    EncoderModel,
+    EvaluateConfig,
+    FactbookFlips,
+    FollowIR,
+    RunFiles,
 )
-from dualview.evaluation.ranking import rank_candidates, top_k
-from dualview.evaluation.report import Summary, summary
-from dualview.models import check_model
-from dualview.on_ray.cluster import join_cluster
-from dualview.on_ray.encoding import Job, Vectors, encode
-from dualview.records import AdhocCollection, FlipCollection
+from dualview.config import Benchmark as BenchmarkSettings
+from dualview.errors import InputError
+from dualview.evaluation.benchmarks import Collection, View, from_flips, read_benchmark
+from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
+from dualview.evaluation.report import Summary, html_report, summary
+from dualview.evaluation.runs import most_moved, read_run, run_lines
+from dualview.evaluation.scores import KINDS, Kind, QueryScore, mteb_result, score, scores_to_table
+from dualview.evaluation.search import QUERIES_AT_A_TIME
+from dualview.models import check_model, model_fingerprint
+from dualview.on_ray.cluster import join_cluster, map_on_cluster
+from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
 from dualview.shards import claim
-from dualview.sources import factbook
-from dualview.storage import check_reachable, open_store
+from dualview.sources import bm25, factbook
+from dualview.storage import Store, check_reachable, open_store
 
 SCORES_KEY = "scores.parquet"
-ADHOC_DEPTH = 1000
-VIEWS = ("original", "changed")
+DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
+_PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
 
-Collection = FlipCollection | AdhocCollection
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    kind: Kind
+    template: str
+    collections: tuple[Collection, ...]
+
+    def text(self, view: View) -> str:
+        """What a model is asked."""
+        if not view.instruction:
+            return view.query
+        return self.template.format(query=view.query, instruction=view.instruction)
 
 
 def evaluate(config: EvaluateConfig) -> Summary:
-    """Scores every encoder on every benchmark; a finished evaluation is only read.
+    """Scores every model on every benchmark; a finished evaluation is only read, vectors that stand are not made again.
 
-    Leaves `scores.parquet` under the output: one row for each encoder, benchmark, query and metric.
     Returns the summary: means with bootstrap intervals, and paired differences.
     """
     store = open_store(config.output)
     check_reachable(store)
     _check_comparisons(config)
     for model in config.encoders.values():
-        check_model(model)
-    collections = [open_benchmark(benchmark) for benchmark in config.benchmarks]
-    claim(
-        store, "config.json", config.model_dump(mode="json", exclude={"actors", "rows_per_shard"}), notes={}
-    )
+        if isinstance(model, EncoderModel):
+            check_model(model.model)
+    benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
+    settings = config.model_dump(mode="json", exclude={"actors", "rows_per_shard", "embeddings"})
+    claim(store, "config.json", settings, notes={})
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
-        join_cluster(config.actors)
-        vectors = encode(
-            _jobs(config, collections),
-            config.actors,
-            texts_per_unit=config.rows_per_shard,
-            precision=config.precision,
-            trust_remote_code=config.trust_remote_code,
-        )
-        tables = [
-            scores_to_table(
-                name,
-                [
-                    score
-                    for collection in collections
-                    for score in _score(
-                        config, collection, vectors[f"{name} query"], vectors[f"{name} document"]
-                    )
-                ],
-            )
-            for name in config.encoders
-        ]
+        tables = _evaluate(config, store, benchmarks)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink)
         store.put_new(SCORES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
     table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
-    return summary(table, config.compare, config.bootstrap_samples, config.seed)
+    result = summary(table, config.compare, config.bootstrap_samples, config.seed)
+    store.put_new("report.html", html_report(result).encode(), attempt="driver")
+    return result
 
 
 def _check_comparisons(config: EvaluateConfig) -> None:
@@ -85,64 +101,256 @@ def _check_comparisons(config: EvaluateConfig) -> None:
             )
 
 
-def open_benchmark(settings: FactbookFlips | Flips | Beir) -> Collection:
-    match settings:
-        case FactbookFlips():
-            return factbook.collection(settings.split, settings.num_queries, settings.seed)
-        case Flips():
-            return read_flips(settings)
-        case Beir():
-            return read_beir(settings)
+def open_benchmark(settings: BenchmarkSettings, template: str | None = None) -> Benchmark:
+    """Raises InputError where its data are missing or wrong."""
+    if isinstance(settings, FactbookFlips):
+        flips = factbook.collection(settings.split, settings.num_queries, settings.seed)
+        collections = [from_flips(flips)]
+    else:
+        collections = read_benchmark(settings)
+    kind = KINDS[f"followir {settings.score}" if isinstance(settings, FollowIR) else settings.kind]
+    return Benchmark(collections[0].name, kind, template or kind.template, tuple(collections))
 
 
-def _instructed(config: EvaluateConfig, query: str, instruction: str) -> str:
-    return config.query_template.format(query=query, instruction=instruction)
-
-
-def _jobs(config: EvaluateConfig, collections: list[Collection]) -> dict[str, Job]:
-    """What each encoder must read: every distinct query and every distinct passage once."""
-    queries: dict[str, None] = {}
-    passages: dict[str, None] = {}
-    for collection in collections:
-        passages |= dict.fromkeys(passage.full_text for passage in collection.passages.values())
-        match collection:
-            case FlipCollection():
-                queries |= dict.fromkeys(
-                    _instructed(config, query.query, query.instructions[view])
-                    for query in collection.queries
-                    for view in VIEWS
-                )
-            case AdhocCollection():
-                queries |= dict.fromkeys(collection.queries.values())
-    jobs = {}
+def _evaluate(
+    config: EvaluateConfig,
+    store: Store,
+    benchmarks: Sequence[Benchmark],
+) -> list[pa.Table]:
+    index = _Index(config, benchmarks)
+    tables = []
     for name, model in config.encoders.items():
-        jobs[f"{name} query"] = Job(model, "query", config.max_query_tokens, list(queries))
-        jobs[f"{name} document"] = Job(model, "document", config.max_passage_tokens, list(passages))
-    return jobs
+        for benchmark in benchmarks:
+            rankings: list[Mapping[str, Ranking]] = []
+            notes: dict[str, Any] = {"template": benchmark.template}
+            for collection in benchmark.collections:
+                if isinstance(model, RunFiles):
+                    url = f"{model.path.rstrip('/')}/{benchmark.name}.trec"
+                    rankings.append(read_run(url, collection.views, collection.passages))
+                    missing = sum(not ranking.ids for ranking in rankings[-1].values())
+                    notes = _with(notes, {"run": url, "num_queries_without_a_line": missing})
+                    continue
+                if isinstance(model, Bm25Model):
+                    hits = _hits_of_bm25(config.actors, model, benchmark, collection)
+                    notes = _with(notes, model.model_dump(mode="json"))
+                else:
+                    hits = index.hits(name, benchmark, collection)
+                    notes = _with(notes, index.notes(name, collection))
+                found = rankings_of(hits, len(collection.views), sorted(collection.passages))
+                rankings.append(
+                    {view.id: ranking for view, ranking in zip(collection.views, found, strict=True)}
+                )
+            scores = [
+                each
+                for collection, of_collection in zip(benchmark.collections, rankings, strict=True)
+                for each in score(benchmark.kind, collection, of_collection)
+            ]
+            _put_files(store, name, benchmark, rankings, scores, notes)
+            print(f"{name} on {benchmark.name}: {_sentence(notes)}")
+            tables.append(scores_to_table(name, scores))
+    return tables
 
 
-def _score(
-    config: EvaluateConfig, collection: Collection, queries: Vectors, passages: Vectors
-) -> list[QueryScore]:
-    ids = list(collection.passages)
-    of_passage = {id: passages[passage.full_text] for id, passage in collection.passages.items()}
-    match collection:
-        case FlipCollection():
-            rankings = {
-                view: {
-                    query.id: rank_candidates(
-                        queries[_instructed(config, query.query, query.instructions[view])],
-                        np.stack([of_passage[id] for id in query.candidates]),
-                        query.candidates,
-                    )
-                    for query in collection.queries
-                }
-                for view in VIEWS
-            }
-            return score_flips(collection, rankings)
-        case AdhocCollection():
-            queries_QE = np.stack([queries[text] for text in collection.queries.values()])
-            best = top_k(queries_QE, np.stack(list(of_passage.values())), ids, ADHOC_DEPTH)
-            return score_adhoc(
-                collection, {q: row.tolist() for q, row in zip(collection.queries, best.ids_QK, strict=True)}
+def _with(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of several collections add up."""
+    return {
+        **notes,
+        **{
+            key: notes.get(key, 0) + value if key.startswith("num_") else value for key, value in more.items()
+        },
+    }
+
+
+def _put_files(
+    store: Store,
+    name: str,
+    benchmark: Benchmark,
+    rankings: Sequence[Mapping[str, Ranking]],
+    scores: Sequence[QueryScore],
+    notes: Mapping[str, Any],
+) -> None:
+    def put(key: str, text: str) -> None:
+        if text:
+            store.put_new(key, text.encode(), attempt="driver")
+
+    pairs = list(zip(benchmark.collections, rankings, strict=True))
+    put(
+        f"runs/{name}/{benchmark.name}.trec",
+        "".join(line for _, each in pairs for line in run_lines(each, name)),
+    )
+    put(f"moved/{name}/{benchmark.name}.jsonl", "".join(line for pair in pairs for line in most_moved(*pair)))
+    result = mteb_result(benchmark.kind, benchmark.collections, rankings, scores, notes)
+    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2))
+
+
+def _sentence(notes: Mapping[str, Any]) -> str:
+    """How it was asked, and what was not read or not there."""
+    cut = [
+        f"{notes[f'num_{side}_texts_cut']:,} of {notes[f'num_{side}_texts']:,} {side} texts are longer than"
+        f" {notes[f'{side}_max_tokens']} tokens and were cut"
+        for side in ("query", "passage")
+        if notes.get(f"num_{side}_texts_cut")
+    ]
+    missing = notes.get("num_queries_without_a_line", 0)
+    return "; ".join([notes["template"], *cut, *([f"{missing:,} queries have no line"] if missing else [])])
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+class _Index:
+    """The vectors of all texts, on the store."""
+
+    def __init__(self, config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> None:
+        self.store = open_store(config.embeddings or f"{config.output.rstrip('/')}/embeddings")
+        self.config = config
+        encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
+        prints = {model: model_fingerprint(model) for model in {each.model for each in encoders.values()}}
+        self.queries: dict[tuple[str, int], list[Shard]] = {}
+        self.passages: dict[tuple[str, int], list[Shard]] = {}
+        for name, model in encoders.items():
+            space = partial(Space, prints[model.model], precision=config.precision)
+            of_query = space("query", config.max_query_tokens, prompt=model.query_prompt)
+            of_passage = space("document", config.max_passage_tokens, prompt=model.passage_prompt)
+            for benchmark in benchmarks:
+                for collection in benchmark.collections:
+                    place, size = (name, id(collection)), config.rows_per_shard
+                    asked = (benchmark.text(view) for view in collection.views)
+                    read = (passage.full_text for passage in collection.passages.values())
+                    self.queries[place] = shards_of(model.model, of_query, asked, size)
+                    self.passages[place] = shards_of(model.model, of_passage, read, size)
+        shards = [
+            shard
+            for of_side in (self.queries, self.passages)
+            for of_collection in of_side.values()
+            for shard in of_collection
+        ]
+        keep_vectors(self.store, shards, config.actors, trust_remote_code=config.trust_remote_code)
+
+    def hits(self, name: str, benchmark: Benchmark, collection: Collection) -> Hits:
+        """INPUT shards of passages -> FAN-OUT tasks -> OUTPUT the best of each; their vectors stay there."""
+        place = (name, id(collection))
+        vector_of: dict[str, NDArray[np.float32]] = {}
+        for shard in self.queries[place]:
+            vector_of |= dict(zip(shard.texts, kept_vectors(self.store, shard.key), strict=True))
+        queries_VE = np.stack([vector_of[benchmark.text(view)] for view in collection.views])
+        numbers_of: dict[str, list[int]] = {}
+        for number, passage_id in enumerate(sorted(collection.passages)):
+            numbers_of.setdefault(collection.passages[passage_id].full_text, []).append(number)
+        work = [
+            (
+                shard.key,
+                np.array([row for row, text in enumerate(shard.texts) for _ in numbers_of[text]], np.int32),
+                np.array([number for text in shard.texts for number in numbers_of[text]], np.int32),
             )
+            for shard in self.passages[place]
+        ]
+        batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
+        questions: Any = (queries_VE, _candidates(collection))
+        depth = _depth(collection)
+        if len(batches) > 1:
+            join_cluster(self.config.actors)
+            questions = ray.put(questions)
+        search = partial(_search, self.store, questions, depth)
+        return _merged(map_on_cluster(self.config.actors, search, batches), depth)
+
+    def notes(self, name: str, collection: Collection) -> dict[str, Any]:
+        """How it was asked, and what was too long to be read whole."""
+        place = (name, id(collection))
+        notes: dict[str, Any] = {}
+        for side, shards in (("query", self.queries[place]), ("passage", self.passages[place])):
+            of_shards = [kept_notes(self.store, shard.key) for shard in shards]
+            notes |= {
+                f"{side}_prompt": of_shards[0]["prompt"],
+                f"{side}_max_tokens": of_shards[0]["max_tokens"],
+                f"num_{side}_texts": sum(len(shard.texts) for shard in shards),
+                f"num_{side}_texts_cut": sum(each["num_cut"] for each in of_shards),
+            }
+        return notes
+
+
+def _candidates(collection: Collection) -> list[NDArray[np.int32]] | None:
+    """The numbers of each view's candidates; None where all are. All views of a collection are alike in this."""
+    number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
+    listed = [view.candidates for view in collection.views]
+    if listed[0] is None:
+        return None
+    return [np.array([number_of[id] for id in candidates or ()], np.int32) for candidates in listed]
+
+
+def _depth(collection: Collection) -> int:
+    return DEPTH if collection.views[0].candidates is None else len(collection.passages)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _search(
+    store: Store,
+    questions: Any,
+    depth: int,
+    shards: Sequence[tuple[str, NDArray[np.int32], NDArray[np.int32]]],
+) -> Hits:
+    """The best passages of some shards, one of them in memory at a time."""
+    queries_VE, wanted = ray.get(questions) if isinstance(questions, ray.ObjectRef) else questions
+    best: list[Hits] = []
+    for key, rows_D, numbers_D in shards:
+        vectors_DE = kept_vectors(store, key)[rows_D]
+        for start in range(0, len(queries_VE), QUERIES_AT_A_TIME):
+            some = slice(start, start + QUERIES_AT_A_TIME)
+            scores_BD = inner_products(queries_VE[some], vectors_DE)
+            best.append(hits_of_shard(scores_BD, numbers_D, start, wanted and wanted[some], depth))
+        best = [best_hits(best, depth)]
+    return best[0]
+
+
+def _merged(parts: Iterable[Hits], depth: int) -> Hits:
+    best: list[Hits] = []
+    for part in parts:
+        best = [best_hits([*best, part], depth)]
+    return best[0]
+
+
+# --- BM25 -----------------------------------------------------------------------------------------
+
+
+def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collection: Collection) -> Hits:
+    """FAN-OUT parts of the corpus twice: to count terms, and to score each part as if all were indexed at once."""
+    terms = bm25.terms_of([benchmark.text(view) for view in collection.views], model)
+    vocabulary = bm25.vocabulary_of(terms)
+    texts = [collection.passages[id].full_text for id in sorted(collection.passages)]
+    parts = [
+        (start, texts[start : start + _PASSAGES_A_TASK]) for start in range(0, len(texts), _PASSAGES_A_TASK)
+    ]
+    statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
+    queries = bm25.numbered(terms, vocabulary)
+    search = partial(_search_words, model, vocabulary, statistics, queries, _candidates(collection))
+    return _merged(map_on_cluster(actors, search, parts), _depth(collection))
+
+
+def _count(model: Bm25Model, vocabulary: Mapping[str, int], part: tuple[int, list[str]]) -> bm25.Statistics:
+    return bm25.count(bm25.numbered(bm25.terms_of(part[1], model), vocabulary), len(vocabulary))
+
+
+def _search_words(
+    model: Bm25Model,
+    vocabulary: Mapping[str, int],
+    statistics: bm25.Statistics,
+    queries: Sequence[Sequence[int]],
+    candidates: Sequence[NDArray[np.int32]] | None,
+    part: tuple[int, list[str]],
+) -> Hits:
+    first, texts = part
+    index = bm25.index_part(bm25.numbered(bm25.terms_of(texts, model), vocabulary), statistics, model)
+    numbers_D = np.arange(first, first + len(texts), dtype=np.int32)
+    best = []
+    for start in range(0, len(queries), QUERIES_AT_A_TIME):
+        some = slice(start, start + QUERIES_AT_A_TIME)
+        scores_BD = np.stack([bm25.scores_of(index, terms) for terms in queries[some]])
+        best.append(hits_of_shard(scores_BD, numbers_D, start, candidates and candidates[some], DEPTH))
+    hits = best_hits(best, len(texts))  # no fewer than were kept of each query
+    if candidates is not None:
+        return hits
+    shares = hits.scores_H > 0  # the others have no word of the query
+    return Hits(hits.queries_H[shares], hits.passages_H[shares], hits.scores_H[shares])

@@ -16,10 +16,9 @@ import torch
 from dualview.config import TrainConfig
 from dualview.encoder import encode_texts
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import score_flips
-from dualview.evaluation.ranking import rank_candidates
-from dualview.on_ray.evaluate import VIEWS, open_benchmark
-from dualview.records import FlipCollection
+from dualview.evaluation.ranking import Ranking, rank_candidates
+from dualview.evaluation.scores import score
+from dualview.on_ray.evaluate import open_benchmark
 from dualview.training.prepared import view_text
 from dualview.training.step import Work
 
@@ -143,8 +142,8 @@ def _score_weights(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -
 def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
     """Means of an encoder on the config's benchmark."""
     assert config.watching.benchmark is not None
-    collection = open_benchmark(config.watching.benchmark)
-    assert isinstance(collection, FlipCollection)
+    benchmark = open_benchmark(config.watching.benchmark)
+    [collection] = benchmark.collections
     settings = config.encoder
     passages_DH = encode_texts(
         encoder,
@@ -153,23 +152,20 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
         max_tokens=settings.max_passage_tokens,
         precision=config.precision,
     ).numpy()
+    texts = [
+        settings.prompts.query + view_text(settings.query_template, view.query, view.instruction)
+        for view in collection.views
+    ]
+    queries_VH = encode_texts(
+        encoder, texts, side="query", max_tokens=settings.max_query_tokens, precision=config.precision
+    ).numpy()
     place = {id: row for row, id in enumerate(collection.passages)}
     rankings = {}
-    for view in VIEWS:
-        texts = [
-            settings.prompts.query + view_text(settings.query_template, query.query, query.instructions[view])
-            for query in collection.queries
-        ]
-        queries_QH = encode_texts(
-            encoder, texts, side="query", max_tokens=settings.max_query_tokens, precision=config.precision
-        ).numpy()
-        rankings[view] = {
-            query.id: rank_candidates(
-                vector, passages_DH[[place[id] for id in query.candidates]], query.candidates
-            )
-            for query, vector in zip(collection.queries, queries_QH, strict=True)
-        }
+    for view, vector in zip(collection.views, queries_VH, strict=True):
+        candidates = view.candidates or ()
+        ids = rank_candidates(vector, passages_DH[[place[id] for id in candidates]], candidates)
+        rankings[view.id] = Ranking(ids, [])  # flips are scored by ranks alone
     values: dict[str, list[float]] = {}
-    for score in score_flips(collection, rankings):
-        values.setdefault(score.metric, []).append(score.value)
+    for each in score(benchmark.kind, collection, rankings):
+        values.setdefault(each.metric, []).append(each.value)
     return {metric: float(np.mean(of_metric)) for metric, of_metric in values.items()}

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dualview.config import EvaluateConfig, StudyConfig, TrainConfig, canonical_json, fingerprint, load
+from dualview.config import (
+    EvaluateConfig,
+    StudyConfig,
+    TrainConfig,
+    canonical_json,
+    fingerprint,
+    load,
+    named_encoder,
+)
 from dualview.errors import InputError
 
 
@@ -67,7 +75,7 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
         evaluate.model_copy(
             update={
                 "output": f"{folder}/scores",
-                "encoders": {"run": f"{folder}/train/encoder"},
+                "encoders": {"run": named_encoder(f"{folder}/train/encoder")},
                 "compare": (),
             }
         ),

@@ -5,16 +5,8 @@ import pytest
 
 from dualview.config import Beir, Flips
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import (
-    SCORES_SCHEMA,
-    QueryScore,
-    read_beir,
-    read_flips,
-    score_adhoc,
-    score_flips,
-    scores_to_table,
-)
-from dualview.records import AdhocCollection, FlipCollection, FlipQuery, Passage
+from dualview.evaluation.benchmarks import Collection, Topic, View, read_beir, read_benchmark, read_flips
+from dualview.records import FlipCollection, FlipQuery, Passage
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(
@@ -70,18 +62,20 @@ def test_flips_read_the_corpus_of_the_folder_or_its_parent(tmp_path, corpus):
     )
 
 
-def test_beir_reads_the_judged_queries(tmp_path):
+@pytest.mark.parametrize("qrels", ["qrels.tsv", "qrels/test.tsv"])
+def test_beir_reads_the_judged_queries(tmp_path, qrels):
     _write(
         tmp_path / "corpus.jsonl", [{"_id": "a", "title": "t", "text": "\u2028 b"}, {"_id": "b", "text": ""}]
     )
     _write(tmp_path / "queries.jsonl", QUERIES)
-    _write(tmp_path / "qrels.tsv", [QRELS])
-    assert read_beir(_beir(tmp_path)) == AdhocCollection(
-        name="wings",
-        passages={"a": Passage("a", title="t", text="\u2028 b"), "b": Passage("b", text="")},
-        queries={"1": "wing"},
-        qrels={"1": {"a": 2, "b": 0}},
-    )
+    _write(tmp_path / qrels, [QRELS])
+    assert read_benchmark(_beir(tmp_path)) == [
+        Collection(
+            "wings",
+            {"a": Passage("a", title="t", text="\u2028 b"), "b": Passage("b", text="")},
+            (Topic("1", {"original": View("1", "wing", "", {"a": 2, "b": 0})}),),
+        )
+    ]
 
 
 @pytest.mark.parametrize(
@@ -170,91 +164,5 @@ def test_the_shared_collections():
     )
     assert (len(condaqa.queries), len(condaqa.passages)) == (234, 398)
     cranfield = read_beir(Beir(kind="beir", name="cranfield", path=str(SHARED / "cranfield")))
-    assert (len(cranfield.queries), len(cranfield.passages)) == (225, 1400)
-    assert sum(map(len, cranfield.qrels.values())) == 1612
-
-
-def _collection(relevant, labels=None):
-    query = FlipQuery(
-        id="q",
-        query="tax",
-        instructions={"original": "o", "changed": "c"},
-        relevant=relevant,
-        candidates=("a", "b", "c", "d"),
-        labels=labels or {},
-    )
-    return FlipCollection("stance", {id: Passage(id, text=id) for id in "abcd"}, (query,))
-
-
-def _values(scores):
-    return {score.metric: score.value for score in scores}
-
-
-def test_a_retriever_that_obeys_gets_the_best_flip_scores():
-    collection = _collection({"original": ("a", "b"), "changed": ("c",)}, {"polarity": "exclusion"})
-    scores = score_flips(collection, {"original": {"q": list("abcd")}, "changed": {"q": list("cdab")}})
-    assert _values(scores) == pytest.approx(
-        {
-            "p-MRR": ((1 - 1 / 3) + (1 - 2 / 4)) / 2,
-            "nDCG@10": 1,
-            "nDCG@10 changed": 1,
-            "MAP@1000": 1,
-            "pair accuracy": 1,
-        }
-    )
-    assert {(score.benchmark, score.query_id, score.labels["polarity"]) for score in scores} == {
-        ("stance", "q", "exclusion")
-    }
-
-
-def test_a_retriever_that_is_blind_to_the_instruction_gets_half_of_the_pairs():
-    collection = _collection({"original": ("a", "b"), "changed": ("c",)})
-    blind = {"q": list("acbd")}
-    values = _values(score_flips(collection, {"original": blind, "changed": blind}))
-    assert values["p-MRR"] == 0
-    assert values["pair accuracy"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("relevant", "undefined"),
-    [
-        ({"original": ("a", "b"), "changed": ("a",)}, {"pair accuracy"}),
-        ({"original": ("a",), "changed": ("a", "b")}, {"pair accuracy", "p-MRR"}),
-    ],
-)
-def test_what_is_undefined_for_a_query_has_no_row(relevant, undefined):
-    ranking = {"q": list("abcd")}
-    values = _values(score_flips(_collection(relevant), {"original": ranking, "changed": ranking}))
-    assert {"p-MRR", "pair accuracy"} - values.keys() == undefined
-
-
-def test_adhoc_scores():
-    collection = AdhocCollection(
-        "wings", {id: Passage(id, text=id) for id in "abc"}, {"1": "wing"}, {"1": {"b": 2, "c": 1, "a": 0}}
-    )
-    perfect = _values(score_adhoc(collection, {"1": ["b", "c", "a"]}))
-    assert perfect == {"nDCG@10": 1, "MAP@1000": 1, "recall@100": 1, "MRR": 1}
-    assert _values(score_adhoc(collection, {"1": ["a", "b"]})) == pytest.approx(
-        {"nDCG@10": (2 / 1.5849625) / (2 + 1 / 1.5849625), "MAP@1000": 0.25, "recall@100": 0.5, "MRR": 0.5}
-    )
-
-
-def test_a_missing_ranking_is_no_score_but_an_error():
-    with pytest.raises(KeyError):
-        score_flips(_collection({"original": ("a",), "changed": ("b",)}), {"original": {}, "changed": {}})
-
-
-def test_scores_become_one_table():
-    table = scores_to_table("dual", [QueryScore("stance", "q", "p-MRR", 0.25, {"polarity": "exclusion"})])
-    assert table.schema == SCORES_SCHEMA
-    assert table.to_pylist() == [
-        {
-            "encoder": "dual",
-            "benchmark": "stance",
-            "query_id": "q",
-            "metric": "p-MRR",
-            "value": 0.25,
-            "labels": [("polarity", "exclusion")],
-        }
-    ]
-    assert scores_to_table("dual", []).schema == SCORES_SCHEMA
+    assert (len(cranfield.topics), len(cranfield.passages)) == (225, 1400)
+    assert sum(len(view.grades) for view in cranfield.views) == 1612

@@ -10,6 +10,7 @@ from dualview.evaluation.metrics import (
     ndcg,
     p_mrr,
     pair_accuracy,
+    precision,
     recall,
     reciprocal_rank,
 )
@@ -31,14 +32,17 @@ def _ranking(run):
 @settings(max_examples=300, deadline=None)
 @given(run=RUNS, grades=GRADES, k=st.sampled_from([1, 3, 10, 1000]))
 def test_equal_to_trec_eval(run, grades, k):
-    measures = {f"ndcg_cut.{k}", f"map_cut.{k}", f"recall.{k}", "recip_rank"}
+    measures = {f"ndcg_cut.{k}", f"map_cut.{k}", f"recall.{k}", f"P.{k}", "recip_rank"}
     expected = pytrec_eval.RelevanceEvaluator({"q": grades}, measures).evaluate({"q": run}).get("q")
     if expected is None:  # pytrec_eval leaves a query without a run out; we say 0
-        expected = dict.fromkeys((f"ndcg_cut_{k}", f"map_cut_{k}", f"recall_{k}", "recip_rank"), 0.0)
+        expected = dict.fromkeys(
+            (f"ndcg_cut_{k}", f"map_cut_{k}", f"recall_{k}", f"P_{k}", "recip_rank"), 0.0
+        )
     ranking = _ranking(run)
     assert ndcg(ranking, grades, k) == pytest.approx(expected[f"ndcg_cut_{k}"], abs=1e-9)
     assert average_precision(ranking, grades, k) == pytest.approx(expected[f"map_cut_{k}"], abs=1e-9)
     assert recall(ranking, grades, k) == pytest.approx(expected[f"recall_{k}"], abs=1e-9)
+    assert precision(ranking, grades, k) == pytest.approx(expected[f"P_{k}"], abs=1e-9)
     assert reciprocal_rank(ranking, grades) == pytest.approx(expected["recip_rank"], abs=1e-9)
 
 

@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 import pyarrow as pa
 import pytest
 
-from dualview.evaluation.benchmarks import QueryScore, scores_to_table
 from dualview.evaluation.page import page
 from dualview.evaluation.report import summary
+from dualview.evaluation.scores import QueryScore, scores_to_table
 from dualview.records import ACCEPTED, DualView, Lineage, Passage, Seed, Verdict
 
 NASTY = "<script>alert('x & y')</script> $\\frac{1}$ {0}"

@@ -1,7 +1,20 @@
 import numpy as np
 import pytest
 
-from dualview.evaluation.ranking import merge_top_k, rank, rank_candidates, top_k, top_k_of_scores
+from dualview.evaluation.ranking import (
+    best_hits,
+    hits_of_shard,
+    inner_products,
+    merge_top_k,
+    rank,
+    rank_candidates,
+    rankings_of,
+    top_k_of_scores,
+)
+
+
+def top_k(queries, passages, ids, k):
+    return top_k_of_scores(inner_products(queries, passages), ids, k)
 
 
 def _sorted_by_rule(scores, ids):
@@ -89,9 +102,25 @@ def test_numbers_of_rows_rank_like_names_that_sort_the_same_way():
     np.testing.assert_array_equal(by_row.scores_QK, by_name.scores_QK)
 
 
-def test_scores_that_stand_rank_like_their_vectors():
-    passages, ids = _passages_with_copies(50)
-    scores = (passages[:5].astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
-    np.testing.assert_array_equal(
-        top_k_of_scores(scores, ids, 9).ids_QK, top_k(passages[:5], passages, ids, 9).ids_QK
-    )
+@pytest.mark.parametrize("k", [1, 10, 150])
+@pytest.mark.parametrize("num_shards", [1, 3, 7, 101])
+@pytest.mark.parametrize("listed", [False, True])
+def test_hits_over_shards_equal_a_plain_sort(num_shards, k, listed):
+    passages, names = _passages_with_copies(101)
+    ids = sorted(names)
+    queries = np.random.default_rng(1).standard_normal((5, 48)).astype(np.float32)
+    rng = np.random.default_rng(num_shards)
+    candidates = [np.sort(rng.choice(101, 20 * q, replace=False)) for q in range(5)] if listed else None
+    parts = []
+    for shard in np.array_split(rng.permutation(101).astype(np.int32), num_shards):
+        scores = inner_products(queries, passages[shard])
+        for start in (0, 2):  # two blocks of queries
+            block = slice(start, start + 3 if start else 2)
+            parts.append(hits_of_shard(scores[block], shard, start, candidates and candidates[block], k))
+    rng.shuffle(parts)
+    rankings = rankings_of(best_hits([best_hits(parts[:1], k), *parts[1:]], k), 5, ids)
+    matrix = (queries.astype(np.float64) @ passages.astype(np.float64).T).astype(np.float32)
+    for q, (scores, ranking) in enumerate(zip(matrix, rankings, strict=True)):
+        wanted = range(101) if candidates is None else candidates[q]
+        expected = _sorted_by_rule([scores[n] for n in wanted], [ids[n] for n in wanted])[:k]
+        assert list(zip(ranking.scores, ranking.ids, strict=True)) == expected

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pytest
 
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import QueryScore, scores_to_table
-from dualview.evaluation.report import print_table, summary
+from dualview.evaluation.report import html_report, print_table, summary
+from dualview.evaluation.scores import QueryScore, scores_to_table
 from dualview.evaluation.significance import bootstrap_interval, paired_difference
 
 
@@ -58,7 +58,14 @@ def test_differences_are_paired_by_query(table):
     )
     assert forward["benchmarks"]["facts"]["p-MRR"] == paired_difference(first, second, 200, 1)._asdict()
     assert forward["benchmarks"]["facts"]["p-MRR"]["mean"] == pytest.approx(0.1)
-    assert same["benchmarks"]["facts"]["p-MRR"] == {"mean": 0, "low": 0, "high": 0, "p_value": 1}
+    assert same["benchmarks"]["facts"]["p-MRR"] == {
+        "mean": 0,
+        "low": 0,
+        "high": 0,
+        "p_value": 1,
+        "num_queries": 20,
+        "num_needed": 0,
+    }
     assert forward["benchmarks"]["wings"]["nDCG@10"]["mean"] == 0
 
 
@@ -91,3 +98,36 @@ def test_the_printed_table(capsys):
     p_value = result["differences"][0]["benchmarks"]["facts [b]"]["p-MRR"]["p_value"]
     assert p_value == pytest.approx(0.5, abs=0.15)  # two of the four assignments of signs are as large
     assert f"+25.0 [25.0, 25.0] p={p_value:.2g}" in printed
+
+
+def test_too_few_topics_are_said(capsys):
+    rng = np.random.default_rng(0)
+    scores = {
+        name: [QueryScore("facts", f"q{n}", "p-MRR", float(rng.normal(shift))) for n in range(20)]
+        for name, shift in (("large", 5), ("small", 0.1), ("none", 0))
+    }
+    table = pa.concat_tables([scores_to_table(name, of) for name, of in scores.items()])
+    print_table(summary(table, [("large", "none"), ("small", "none")], samples=99, seed=1))
+    printed = capsys.readouterr().out
+    assert "large minus none: too few" not in printed
+    assert (
+        "small minus none: too few topics to tell from none the differences in p-MRR (takes about" in printed
+    )
+
+
+def test_queries_of_one_arm_only_are_left_out_of_the_difference():
+    first = [QueryScore("facts", name, "p-MRR", 0.5) for name in "abc"]
+    second = [QueryScore("facts", name, "p-MRR", 0.25) for name in "ab"] + [
+        QueryScore("facts", "d", "nDCG@10", 0)
+    ]
+    table = pa.concat_tables([scores_to_table("one", first), scores_to_table("other", second)])
+    [pair] = summary(table, [("one", "other")], samples=9, seed=1)["differences"]
+    assert pair["benchmarks"]["facts"].keys() == {"p-MRR"}
+    assert pair["benchmarks"]["facts"]["p-MRR"]["num_queries"] == 2
+
+
+def test_the_page_holds_the_tables(table):
+    page = html_report(summary(table, [("dual", "single")], samples=50, seed=1))
+    assert page.startswith("<!DOCTYPE html>")
+    assert "dual minus single" in page
+    assert "http" not in page

@@ -1,9 +1,21 @@
-"""Evaluation with real actors and MiniLM, against the same figures computed plainly."""
+"""Evaluation with real actors and MiniLM, against mteb and the same figures computed plainly."""
 
 from collections.abc import Callable
 import json
+from pathlib import Path
+import random
+import shutil
+from threading import Thread
+import time
 
+import bm25s
+import datasets
+from hub_layout import WORDS, followir, mteb_task, write_parquet_dataset
+import mteb
+from mteb.mocks.mock_tasks.reranking import MockInstructionReranking
+from mteb.results.task_result import TaskResult
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -103,3 +115,221 @@ def test_an_encoder_that_is_not_there_is_one_sentence(config):
 def test_more_actors_than_the_cluster_holds_is_one_sentence(config):
     with pytest.raises(InputError, match="the cluster has 2 CPUs, but 5 actors"):
         evaluate(config("too-many", **{"actors.num": 5}))
+
+
+def test_bm25_needs_no_cluster_and_ranks_all_candidates_but_only_so_deep_a_corpus(tmp_path):
+    """1,100 candidates; against bm25s over the whole corpus."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=20)) for _ in range(1100)]
+    corpus = [{"_id": f"d{n}", "text": text} for n, text in enumerate(texts)]
+    relevant = {"a": [f"d{n}" for n in range(600)], "b": [f"d{n}" for n in range(500, 1100)]}
+    flip = {
+        "_id": "q",
+        "query": "river tax",
+        "instructions": {"a": "orchid", "b": "wheat"},
+        "relevant": relevant,
+    }
+    query = {"_id": "q", "text": "river tax wheat"}
+    for folder, rows in (("flips", [flip]), ("beir", [query])):
+        for name, lines in (("corpus", corpus), ("queries", rows)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines)
+            )
+    (tmp_path / "beir" / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td7\t1\n")
+    settings = {
+        "output": str(tmp_path / "out"),
+        "encoders": {"bm25": {"kind": "bm25", "k1": 1.5, "b": 0.75, "stopwords": "english"}},
+        "benchmarks": [
+            {
+                "kind": "flips",
+                "name": "flips",
+                "path": str(tmp_path / "flips"),
+                "original": "a",
+                "changed": "b",
+            },
+            {"kind": "beir", "name": "beir", "path": str(tmp_path / "beir")},
+        ],
+        "compare": [],
+        "bootstrap_samples": 9,
+    }
+    assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    evaluate(load(EvaluateConfig, "configs/demo/evaluate.yaml", assignments))
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(bm25s.tokenize(texts, stopwords="english", show_progress=False), show_progress=False)
+    for benchmark, query_id, text, depth in (
+        ("flips", "q-original", "river tax. orchid", 1100),
+        ("flips", "q-changed", "river tax. wheat", 1100),
+        ("beir", "q", "river tax wheat", 1000),
+    ):
+        scores = index.get_scores(text.replace(".", "").split())
+        expected = sorted(((score, f"d{n}") for n, score in enumerate(scores)), reverse=True)
+        if depth == 1000:
+            expected = [(score, id) for score, id in expected if score > 0]
+        lines = (tmp_path / "out" / "runs" / "bm25" / f"{benchmark}.trec").read_text().splitlines()
+        found = [line.split()[2] for line in lines if line.split()[0] == query_id]
+        assert found == [id for _, id in expected][:depth]
+
+
+# --- beside mteb ----------------------------------------------------------------------------------
+
+MIRRORS = {"kind": "followir", "name": "core17", "subset": None, "score": "MAP@1000"}
+
+
+@pytest.fixture(scope="module")
+def mirror(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mirrors")
+    write_parquet_dataset(folder / "core17", followir(6, 500, 60, 40))
+    mock = MockInstructionReranking()
+    mock.load_data()
+    data = mock.dataset["default"]["test"]
+    tables = {
+        "corpus": list(data["corpus"]),
+        "queries": [{"id": row["id"], "text": row["text"]} for row in data["queries"]],
+        "instruction": [
+            {"query-id": row["id"], "instruction": row["instruction"]} for row in data["queries"]
+        ],
+        "default": [
+            {"query-id": id, "corpus-id": passage, "score": grade}
+            for id, grades in data["relevant_docs"].items()
+            for passage, grade in grades.items()
+        ],
+        "top_ranked": [{"query-id": id, "corpus-ids": ids} for id, ids in data["top_ranked"].items()],
+    }
+    write_parquet_dataset(folder / "mock", tables)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def over_mirrors(config, mirror) -> Callable[..., EvaluateConfig]:
+    def make(name: str, **changes: object) -> EvaluateConfig:
+        settings = {
+            "output": str(mirror / name),
+            "embeddings": None,
+            "encoders": {
+                "one": MINILM,
+                "bm25": {"kind": "bm25", "k1": 1.5, "b": 0.75, "stopwords": "english"},
+            },
+            "benchmarks": [
+                {**MIRRORS, "path": str(mirror / "core17")},
+                {"kind": "instructir", "name": "mock", "path": str(mirror / "mock")},
+            ],
+            "compare": [["one", "bm25"]],
+            "query_template": None,
+            "max_query_tokens": 256,
+            "rows_per_shard": 128,
+            **changes,
+        }
+        return config(name, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def beside_mteb(over_mirrors) -> EvaluateConfig:
+    own = over_mirrors("beside-mteb")
+    evaluate(own)
+    return own
+
+
+def scores_of_mteb(task: object, folder: Path) -> dict[str, object]:
+    datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    model = SentenceTransformer(local_model(MINILM), device="cpu")
+    result = mteb.evaluate(model, task, cache=None, co2_tracker=False)
+    scores = result.task_results[0].scores["test"][0]
+    return {name: value for name, value in scores.items() if "nauc" not in name and name != "mteb_version"}
+
+
+@pytest.mark.parametrize("name", ["core17", "mock"])
+def test_equal_to_mteb_end_to_end(beside_mteb, mirror, name):
+    task = mteb_task(mirror / "core17") if name == "core17" else MockInstructionReranking()
+    file = Path(beside_mteb.output) / "results" / "one" / f"{name}.json"
+    ours = TaskResult.from_disk(file).scores["test"][0]  # mteb reads our file as one of its own
+    for metric, expected in scores_of_mteb(task, mirror).items():
+        if isinstance(expected, dict):
+            for part, value in expected.items():
+                assert "nauc" in part or ours[metric][part] == pytest.approx(value, abs=1e-6), (metric, part)
+        elif metric != "main_score":  # of the mock task it is another than InstructIR's
+            assert ours[metric] == (
+                pytest.approx(expected, abs=1e-6) if isinstance(expected, float) else expected
+            )
+
+
+def test_how_it_was_asked_is_in_the_result(beside_mteb):
+    notes = json.loads((Path(beside_mteb.output) / "results" / "one" / "core17.json").read_text())["dualview"]
+    assert notes == {
+        "template": "{query} {instruction}",
+        "query_prompt": "",
+        "query_max_tokens": 256,
+        "num_query_texts": 12,
+        "num_query_texts_cut": 0,
+        "passage_prompt": "",
+        "passage_max_tokens": 256,
+        "num_passage_texts": 500,
+        "num_passage_texts_cut": 0,
+    }
+
+
+def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, capsys):
+    embeddings = open_store(f"{beside_mteb.output}/embeddings")
+    before = embeddings.list()
+    runs = {"kind": "runs", "path": f"{beside_mteb.output}/runs/one"}
+    encoders = {"one": MINILM, "read": runs}
+    again = over_mirrors("again", embeddings=embeddings.url, encoders=encoders, compare=[["one", "read"]])
+    summary = evaluate(again)
+    assert embeddings.list() == before
+    first, second = scores_of(beside_mteb), scores_of(again)
+    assert {key: value for key, value in first.items() if key[0] == "one"} == {
+        key: value for key, value in second.items() if key[0] == "one"
+    }
+    # Rankings that went through a run file are what they were.
+    for metrics in summary["differences"][0]["benchmarks"].values():
+        assert {(cell["mean"], cell["low"], cell["high"]) for cell in metrics.values()} == {(0, 0, 0)}
+    cut = over_mirrors(
+        "cut", embeddings=embeddings.url, encoders={"one": MINILM}, compare=[], max_query_tokens=16
+    )
+    capsys.readouterr()
+    evaluate(cut)
+    assert "12 of 12 query texts are longer than 16 tokens and were cut" in capsys.readouterr().out
+    # Only the queries were encoded again.
+    assert len(embeddings.list()) == len(before) + 2
+
+
+def test_the_size_of_shards_and_a_killed_actor_change_nothing(over_mirrors, beside_mteb):
+    whole = over_mirrors("whole", rows_per_shard=512)
+    evaluate(whole)
+    assert scores_of(whole) == scores_of(beside_mteb)
+    killed = over_mirrors("killed")
+    embeddings = Path(killed.output) / "embeddings"
+    # An evaluation was interrupted after one shard, and of the next an actor dies.
+    for file in list(Path(f"{beside_mteb.output}/embeddings").rglob("*.parquet"))[:1]:
+        copy = embeddings / file.parent.name / file.name
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+        kept = copy.stat().st_mtime_ns
+    run = Thread(target=evaluate, args=(killed,))
+    run.start()
+    actors: list[psutil.Process] = []
+    while not actors and run.is_alive():
+        time.sleep(0.1)
+        actors = [each for each in psutil.process_iter(["name"]) if "KeepUnit" in each.info["name"]]
+    actors[0].kill()
+    run.join()
+    assert scores_of(killed) == scores_of(beside_mteb)
+    assert copy.stat().st_mtime_ns == kept
+
+
+def test_passages_to_read(beside_mteb):
+    lines = (Path(beside_mteb.output) / "moved" / "one" / "core17.jsonl").read_text().splitlines()
+    moved = [json.loads(line) for line in lines]
+    assert [row["p-MRR"] for row in moved] == sorted((row["p-MRR"] for row in moved), reverse=True)
+    assert moved[0]["new_rank"] > moved[0]["rank"]
+    assert moved[0]["instruction"] != moved[0]["new_instruction"]
+
+
+def test_a_diverged_encoder_is_one_sentence(over_mirrors, mirror):
+    model = SentenceTransformer(local_model(MINILM), device="cpu")
+    next(model.parameters()).data.fill_(float("nan"))
+    model.save(str(mirror / "diverged"))
+    with pytest.raises(InputError, match=r"model .*diverged: a vector is not finite \(NaN or infinite\)"):
+        evaluate(over_mirrors("diverged-run", encoders={"one": str(mirror / "diverged")}, compare=[]))

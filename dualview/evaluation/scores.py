@@ -1,0 +1,272 @@
+"""The scores of rankings, topic by topic: each benchmark's own metrics, and mteb's for its result files."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from dualview.evaluation.benchmarks import Collection, Topic, View
+from dualview.evaluation.metrics import (
+    average_precision,
+    instruction_compliance,
+    instruction_sensitivity,
+    ndcg,
+    p_mrr,
+    pair_accuracy,
+    precision,
+    recall,
+    reciprocal_rank,
+)
+from dualview.evaluation.ranking import Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class QueryScore:
+    """One metric of one topic or query, as a fraction."""
+
+    benchmark: str
+    query_id: str
+    metric: str
+    value: float
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the query: polarity, kind, ...
+
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("encoder", pa.string()),
+        ("benchmark", pa.string()),
+        ("query_id", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("labels", pa.map_(pa.string(), pa.string())),
+    ]
+)
+
+Rankings = Mapping[str, Ranking]  # name of the view -> its ranking
+Cells = Iterator[tuple[str, str, float]]  # id of the topic or of one view, metric, value
+
+
+def _plain(topic: Topic, rankings: Rankings) -> Cells:
+    for name, view in topic.views.items():
+        ids, grades = rankings[name].ids, view.grades
+        yield view.id, "nDCG@10", ndcg(ids, grades, 10)
+        yield view.id, "MAP@1000", average_precision(ids, grades, 1000)
+        yield view.id, "recall@100", recall(ids, grades, 100)
+        yield view.id, "MRR", reciprocal_rank(ids, grades)
+
+
+def _p_mrr(topic: Topic, first: Ranking, second: Ranking) -> Cells:
+    """Left out where it is undefined: where nothing is dropped, or a ranking is missing (as in mteb)."""
+    if topic.dropped and first.ids and second.ids:
+        yield topic.id, "p-MRR", p_mrr(first.ids, second.ids, topic.dropped)
+
+
+def _flips(topic: Topic, rankings: Rankings) -> Cells:
+    """Pair accuracy is left out where nothing is dropped, nothing becomes relevant, or a run file lacks some."""
+    original, changed = rankings["original"], rankings["changed"]
+    before, after = topic.views["original"].grades, topic.views["changed"].grades
+    yield from _p_mrr(topic, original, changed)
+    yield topic.id, "nDCG@10", ndcg(original.ids, before, 10)
+    yield topic.id, "nDCG@10 changed", ndcg(changed.ids, after, 10)
+    yield topic.id, "MAP@1000", average_precision(original.ids, before, 1000)
+    added = after.keys() - before.keys()
+    if topic.dropped and added and (topic.dropped | added) <= set(original.ids) & set(changed.ids):
+        yield (
+            topic.id,
+            "pair accuracy",
+            (
+                pair_accuracy(original.ids, topic.dropped, added)
+                + pair_accuracy(changed.ids, added, topic.dropped)
+            )
+            / 2,
+        )
+
+
+def _followir(measure: str) -> "Scorer":
+    """Score is of the original run: against its own labels as mteb 2 has it, and against the changed ones,
+    which mteb 1 took for the original: published Scores of 20 to 26 are of that kind."""
+
+    def score(topic: Topic, rankings: Rankings) -> Cells:
+        yield from _p_mrr(topic, rankings["original"], rankings["changed"])
+        for name, suffix in (("original", ""), ("changed", " changed")):
+            yield (
+                topic.id,
+                f"MAP@1000{suffix}",
+                average_precision(rankings[name].ids, grades(topic, name), 1000),
+            )
+            yield topic.id, f"nDCG@5{suffix}", ndcg(rankings[name].ids, grades(topic, name), 5)
+        for name, convention in (("original", "mteb 2"), ("changed", "mteb 1")):
+            value = _MEASURES[measure](rankings["original"].ids, grades(topic, name))
+            yield topic.id, f"Score ({convention})", value
+
+    def grades(topic: Topic, name: str) -> Mapping[str, int]:
+        return topic.views[name].grades
+
+    return score
+
+
+_MEASURES: Mapping[str, Callable[[Sequence[str], Mapping[str, int]], float]] = {
+    "MAP@1000": lambda ids, grades: average_precision(ids, grades, 1000),
+    "nDCG@5": lambda ids, grades: ndcg(ids, grades, 5),
+    "nDCG@20": lambda ids, grades: ndcg(ids, grades, 20),
+}
+
+
+def _infosearch(topic: Topic, rankings: Rankings) -> Cells:
+    original, instructed, reversed = (rankings[name] for name in ("original", "instructed", "reversed"))
+    yield from _p_mrr(topic, original, instructed)
+    before, after = topic.views["original"].grades, topic.views["instructed"].grades
+    gold = {id for id, grade in before.items() if grade > 0 and after.get(id, 0) > 0}
+    if gold:
+        yield topic.id, "SICR", instruction_compliance(original, instructed, reversed, gold)
+        wise = instruction_sensitivity(original.ids, instructed.ids, reversed.ids, gold, topic.dropped)
+        yield topic.id, "WISE", wise
+    for name, suffix in (("original", ""), ("instructed", " instructed"), ("reversed", " reversed")):
+        yield topic.id, f"nDCG@10{suffix}", ndcg(rankings[name].ids, topic.views[name].grades, 10)
+
+
+def _instructir(topic: Topic, rankings: Rankings) -> Cells:
+    values = {view.id: ndcg(rankings[name].ids, view.grades, 10) for name, view in topic.views.items()}
+    yield from ((id, "nDCG@10", value) for id, value in values.items())
+    yield topic.id, "Robustness@10", min(values.values())
+
+
+def _nevir(topic: Topic, rankings: Rankings) -> Cells:
+    firsts = [recall(rankings[name].ids, view.grades, 1) for name, view in topic.views.items()]
+    yield topic.id, "paired accuracy", float(all(first == 1 for first in firsts))
+
+
+def _excluir(topic: Topic, rankings: Rankings) -> Cells:
+    """Over the first ten: the wanted passage, how far it is before the unwanted, and how often."""
+    ids, wanted = rankings["original"].ids[:10], topic.views["original"].grades
+    unwanted = dict.fromkeys(topic.dropped, 1)
+    yield topic.id, "recall@1", recall(ids, wanted, 1)
+    yield topic.id, "MRR@10", reciprocal_rank(ids, wanted)
+    yield topic.id, "delta recall@1", recall(ids, wanted, 1) - recall(ids, unwanted, 1)
+    yield topic.id, "delta MRR@10", reciprocal_rank(ids, wanted) - reciprocal_rank(ids, unwanted)
+    yield topic.id, "right rank", float(reciprocal_rank(ids, wanted) > reciprocal_rank(ids, unwanted))
+
+
+Scorer = Callable[[Topic, Rankings], Cells]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a kind of benchmark is asked and scored."""
+
+    template: str  # its makers' way to join query and instruction
+    score: Scorer
+    main: str  # mteb's main_score
+    apart: Mapping[str, str] = field(default_factory=dict)  # views whose scores mteb gives apart, and as what
+
+
+_FOLLOWIR = {"original": "og", "changed": "changed"}
+KINDS: Mapping[str, Kind] = {
+    "factbook": Kind("{query}. {instruction}", _flips, "p-MRR"),
+    "flips": Kind("{query}. {instruction}", _flips, "p-MRR"),
+    "beir": Kind("{query}", _plain, "ndcg_at_10"),
+    "trec": Kind("{query}", _plain, "ndcg_at_10"),
+    "followir MAP@1000": Kind("{query} {instruction}", _followir("MAP@1000"), "p-MRR", _FOLLOWIR),
+    "followir nDCG@5": Kind("{query} {instruction}", _followir("nDCG@5"), "p-MRR", _FOLLOWIR),
+    "followir nDCG@20": Kind("{query} {instruction}", _followir("nDCG@20"), "p-MRR", _FOLLOWIR),
+    "infosearch": Kind("{query} {instruction}", _infosearch, "p-MRR"),
+    # As mteb does it. Its makers put the instruction and [SEP] before the query: query_template changes it.
+    "instructir": Kind("{query} {instruction}", _instructir, "robustness_at_10"),
+    "nevir": Kind("{query}", _nevir, "paired_accuracy"),
+    "excluir": Kind("{query}", _excluir, "mrr_at_10"),
+    "mair": Kind("{instruction} {query}", _plain, "ndcg_at_10"),
+}
+
+
+def score(kind: Kind, collection: Collection, rankings: Mapping[str, Ranking]) -> list[QueryScore]:
+    """All scores of a collection. rankings: a view's id -> passages, best first; every view must be there."""
+    return [
+        QueryScore(collection.name, id, metric, value, topic.labels)
+        for topic in collection.topics
+        for id, metric, value in kind.score(
+            topic, {name: rankings[view.id] for name, view in topic.views.items()}
+        )
+    ]
+
+
+def scores_to_table(encoder: str, scores: Iterable[QueryScore]) -> pa.Table:
+    """One row a score, in SCORES_SCHEMA."""
+    return pa.Table.from_pylist(
+        [{"encoder": encoder, **asdict(score)} for score in scores], schema=SCORES_SCHEMA
+    )
+
+
+# --- mteb's result files --------------------------------------------------------------------------
+
+MTEB_VERSION = "2.26.24"  # whose formulas and layout these are
+_CUTS = (1, 3, 5, 10, 20, 100, 1000)
+_MTEB_NAMES = {  # of our metrics, where mteb has them
+    "p-MRR": "p-MRR",
+    "Robustness@10": "robustness_at_10",
+    "paired accuracy": "paired_accuracy",
+}
+
+
+def mteb_result(
+    kind: Kind,
+    collections: Sequence[Collection],
+    rankings: Sequence[Mapping[str, Ranking]],
+    scores: Iterable[QueryScore],
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What mteb writes for a task, without its confidence curves (nauc_...); `notes` stand beside it."""
+    views = [
+        (name, view, of_collection[view.id].ids)
+        for collection, of_collection in zip(collections, rankings, strict=True)
+        for topic in collection.topics
+        for name, view in topic.views.items()
+    ]
+    result: dict[str, Any] = _mteb_scores([(view, ids) for _, view, ids in views])
+    for ours, theirs in kind.apart.items():
+        result[theirs] = _mteb_scores([(view, ids) for name, view, ids in views if name == ours])
+    by_metric: dict[str, list[float]] = {}
+    for each in scores:
+        by_metric.setdefault(each.metric, []).append(each.value)
+    result |= {
+        _MTEB_NAMES.get(metric, metric): sum(values) / len(values)
+        for metric, values in by_metric.items()
+        if metric in _MTEB_NAMES or "@" not in metric
+    }
+    result["main_score"] = result.get(kind.main)
+    return {
+        "dataset_revision": "local",
+        "task_name": collections[0].name,
+        "mteb_version": MTEB_VERSION,
+        "scores": {"test": [{**result, "hf_subset": "default", "languages": ["eng-Latn"]}]},
+        "evaluation_time": None,
+        "kg_co2_emissions": None,
+        "dualview": dict(notes),
+    }
+
+
+def _mteb_scores(views: Sequence[tuple[View, Sequence[str]]]) -> dict[str, float]:
+    """Means over queries, rounded where mteb rounds."""
+
+    def mean(value: Callable[[Sequence[str], Mapping[str, int]], float]) -> float:
+        return sum(value(ids, view.grades) for view, ids in views) / len(views)
+
+    def mrr(ids: Sequence[str], grades: Mapping[str, int], k: int) -> float:
+        return reciprocal_rank(ids[:k], grades)
+
+    def hit(ids: Sequence[str], grades: Mapping[str, int], k: int) -> float:
+        return float(precision(ids, grades, k) > 0)
+
+    scores: dict[str, float] = {}
+    for k in _CUTS:
+        for name, metric in (
+            ("ndcg", ndcg),
+            ("map", average_precision),
+            ("recall", recall),
+            ("precision", precision),
+            ("hit_rate", hit),
+        ):
+            scores[f"{name}_at_{k}"] = round(mean(partial(metric, k=k)), 5)
+        scores[f"mrr_at_{k}"] = mean(partial(mrr, k=k))
+    return scores | {"accuracy": scores["recall_at_1"]}

