@@ -1116,7 +1116,18 @@ def _targets_are_scraped(objects: list[Object]) -> Problems:
                 yield f"{rule['alert']}: does not say which cluster"
 
 
+def _kueue_gets_what_it_asks_for(objects: list[Object]) -> Problems:
+    for one in objects:
+        if "kueue.x-k8s.io/queue-name" not in one["metadata"]["labels"]:
+            continue
+        if one["spec"].get("suspend") is not True:
+            yield f"{_title(one)}: starts before Kueue has room"
+        if (_cluster_of(one) or {}).get("enableInTreeAutoscaling"):
+            yield f"{_title(one)}: Kueue refuses a cluster that grows by itself"
+
+
 ACROSS = (
+    _kueue_gets_what_it_asks_for,
     _all_there,
     _policies_deny_and_allow,
     _service_reaches_its_pods,
