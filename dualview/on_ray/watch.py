@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import ray.util.metrics
 from sentence_transformers import SentenceTransformer
 from tensorboardX import SummaryWriter
 import torch
@@ -32,6 +33,12 @@ class Watch:
     def __init__(self, config: TrainConfig, num_steps: int, *, num_parameters: int) -> None:
         self._config, self._num_steps, self._num_parameters = config, num_steps, num_parameters
         self._hook = hook_of(config.watching.hook)
+        # For Prometheus, through Ray's own exporter: the latest value of each figure.
+        self._gauge = ray.util.metrics.Gauge(
+            "dualview_training",
+            "Figures of the last step and of evaluations on the way",
+            tag_keys=("figure",),
+        )
         self._writer, self._trail = None, None
         if config.watching.logs is not None:
             folder = Path(config.watching.logs)
@@ -99,6 +106,8 @@ class Watch:
         self._pending = still
 
     def _note(self, step: int, figures: Figures) -> None:
+        for name, value in figures.items():
+            self._gauge.set(value, tags={"figure": name})
         if self._hook is not None:
             self._hook({"step": step, **figures})
         if self._writer is not None and self._trail is not None:

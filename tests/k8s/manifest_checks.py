@@ -1,0 +1,1145 @@
+"""What is wrong with a set of manifests, as sentences. No cluster is asked.
+
+Four layers: schemas (KubeRay's CRDs, Kubernetes' own, Prometheus operator's in part); rules that KubeRay's controller
+applies after the schema; references between objects, to jobs/ and configs/ and to metrics; and the rules of this house.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+import importlib.util
+import json
+from pathlib import Path
+import re
+import shlex
+import subprocess
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import promql_parser
+import yaml
+
+from dualview.config import EvaluateConfig, GenerateConfig, TrainConfig, load
+from dualview.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+KUBERNETES = "1.32"
+Object = dict[str, Any]
+Problems = Iterator[str]
+
+SCHEMAS = json.loads(Path(__file__).with_name("kuberay-1.7.0.json").read_text())
+VALIDATORS = {
+    kind: jsonschema.Draft202012Validator({**schema, "$defs": SCHEMAS["$defs"]})
+    for kind, schema in SCHEMAS["kinds"].items()
+}
+CONFIG_OF = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+GROUP_OF = {"generate": "generation", "train": "training", "evaluate": "evaluation"}
+QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGT]i?)?")
+SECRETS_OF_README = {"dualview-s3"}  # made by a command that README gives
+
+
+def built(overlay: Path) -> list[Object]:
+    """The objects of an overlay. Raises CalledProcessError where kustomize refuses it."""
+    command = ["kubectl", "kustomize", str(overlay)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return list(yaml.load_all(text, yaml.CSafeLoader))
+
+
+def problems(objects: list[Object]) -> list[str]:
+    """One sentence for each, with the object's name before it; none where all is right."""
+    found = []
+    for one in objects:
+        if not isinstance(one, dict) or not isinstance(one.get("metadata"), dict):
+            return ["an object has no metadata"]
+        found += [f"{_title(one)}: {problem}" for problem in _schema_problems(_text(one))]
+    if found:  # the rest relies on the shape of objects
+        return found
+    for one in objects:
+        found += [f"{_title(one)}: {problem}" for problem in _object_problems(one)]
+    return found + [problem for check in ACROSS for problem in check(objects)]
+
+
+def _text(one: Object) -> str:
+    return json.dumps(one, sort_keys=True)
+
+
+def _title(one: Object) -> str:
+    return f"{one.get('kind')} {one['metadata'].get('name')}"
+
+
+# --- schemas --------------------------------------------------------------------------------------
+
+# Of the Prometheus operator's own kinds, as much as we use; its CRDs would be a megabyte more.
+STRING, STRINGS = (
+    {"type": "string", "minLength": 1},
+    {"type": "object", "additionalProperties": {"type": "string"}},
+)
+DURATION = {"type": "string", "pattern": r"^\d+(s|m|h)$"}
+
+
+def _strict(required: dict[str, Any], **optional: Any) -> Object:
+    return {
+        "type": "object",
+        "properties": {**required, **optional},
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _many(item: Object) -> Object:
+    return {"type": "array", "items": item, "minItems": 1}
+
+
+MONITORING = {
+    "PodMonitor": _strict(
+        {
+            "selector": _strict({"matchLabels": STRINGS}),
+            "podTargetLabels": _many(STRING),
+            "podMetricsEndpoints": _many(_strict({"port": STRING, "interval": DURATION})),
+        }
+    ),
+    "PrometheusRule": _strict(
+        {
+            "groups": _many(
+                _strict(
+                    {
+                        "name": {"const": "dualview"},
+                        "rules": _many(
+                            _strict(
+                                {
+                                    "alert": {"type": "string", "pattern": "^Dualview[A-Za-z]+$"},
+                                    "expr": STRING,
+                                    "labels": _strict({"severity": {"enum": ["warning", "critical"]}}),
+                                    "annotations": _strict({"summary": STRING, "action": STRING}),
+                                },
+                                **{"for": DURATION},
+                            )
+                        ),
+                    }
+                )
+            )
+        }
+    ),
+}
+
+
+@cache
+def _schema_problems(text: str) -> tuple[str, ...]:
+    one = json.loads(text)
+    version, kind = one.get("apiVersion"), one.get("kind")
+    if version == "ray.io/v1" and kind in VALIDATORS:
+        return _errors(VALIDATORS[kind], one)
+    if version == "monitoring.coreos.com/v1" and kind in MONITORING:
+        known = _strict({"apiVersion": {}, "kind": {}, "metadata": {}, "spec": MONITORING[kind]})
+        return _errors(jsonschema.Draft202012Validator(known), one)
+    try:
+        kubernetes_validate.validate(one, KUBERNETES, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return (f"{'.'.join(str(part) for part in error.path)}: {error.message[:200]}",)
+    except (kubernetes_validate.SchemaNotFoundError, kubernetes_validate.InvalidSchemaError, KeyError):
+        return (f"no such kind: {version} {kind}",)
+    return ()
+
+
+def _errors(validator: jsonschema.Draft202012Validator, one: Object) -> tuple[str, ...]:
+    return tuple(f"{error.json_path}: {error.message[:200]}" for error in validator.iter_errors(one))
+
+
+# --- one object -----------------------------------------------------------------------------------
+
+
+def _object_problems(one: Object) -> Problems:
+    yield from _metadata_problems(one)
+    yield from _quantity_problems(one)
+    match one["kind"]:
+        case "RayCluster":
+            yield from _cluster_problems(one["spec"])
+        case "RayJob":
+            yield from _job_problems(one["spec"])
+        case "RayCronJob":
+            yield from _cron_problems(one["spec"])
+        case "NetworkPolicy":
+            yield from _policy_problems(one["spec"])
+        case "Role":
+            yield from _role_problems(one)
+        case "Namespace":
+            labels = one["metadata"]["labels"]
+            for mode in ("enforce", "warn", "audit"):
+                if labels.get(f"pod-security.kubernetes.io/{mode}") != "restricted":
+                    yield f"Pod Security is not restricted ({mode})"
+            if labels.get("pod-security.kubernetes.io/enforce-version") != f"v{KUBERNETES}":
+                yield "Pod Security's version is not pinned"
+        case "PriorityClass":
+            if one["value"] >= 0 or one.get("preemptionPolicy") != "Never" or one.get("globalDefault"):
+                yield "batch work must give way: a value below zero, preemptionPolicy Never, not the default"
+        case "ServiceAccount":
+            if one.get("automountServiceAccountToken") is not False:
+                yield "its token is mounted into every pod"
+            role = (
+                one["metadata"]
+                .get("annotations", {})
+                .get("eks.amazonaws.com/role-arn", "arn:aws:iam::1:role/r")
+            )
+            if not re.fullmatch(r"arn:aws:iam::\d+:role/[\w-]+", role):
+                yield f"no role: {role}"
+        case "Deployment":
+            yield from _deployment_problems(one["spec"])
+        case "PersistentVolumeClaim":
+            if one["spec"]["accessModes"] != ["ReadWriteMany"]:
+                yield "pods of several nodes share it: ReadWriteMany"
+            if "storage" not in one["spec"].get("resources", {}).get("requests", {}):
+                yield "asks for no storage"
+        case "ConfigMap" if "grafana_dashboard" in one["metadata"]["labels"]:
+            if one["metadata"]["labels"]["grafana_dashboard"] != "1":
+                yield "Grafana's sidecar looks for grafana_dashboard: 1"
+            for name, text in one["data"].items():
+                if not name.endswith(".json"):
+                    yield f"{name} is no name of a dashboard"
+                yield from _dashboard_problems(text)
+        case "PodMonitor" if one["spec"]["selector"]["matchLabels"] != RAY_NODES:
+            yield "selects other pods than Ray's"
+        case "Secret":
+            yield "a secret in a manifest"
+
+
+COMPONENTS = {"platform", "interactive", "generate", "train", "evaluate", "nightly"}
+CLUSTER_WIDE = {"Namespace", "PriorityClass"}
+# KubeRay makes longer names from them, of services and pods, which Kubernetes limits to 63.
+LONGEST_NAME = {"RayJob": 47, "RayCluster": 53, "RayCronJob": 36}
+LABELS = {
+    "app.kubernetes.io/name": "dualview",
+    "kueue.x-k8s.io/queue-name": "dualview",
+    "volcano.sh/queue-name": "dualview",
+    "ray.io/gang-scheduling-enabled": "true",
+    "ray.io/priority-class-name": "dualview-batch",
+}
+
+
+def _metadata_problems(one: Object) -> Problems:
+    metadata, kind = one["metadata"], one["kind"]
+    name, labels = metadata.get("name", ""), metadata.get("labels", {})
+    longest = LONGEST_NAME.get(kind, 63)
+    if len(name) > longest or not re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name):
+        yield f"name: at most {longest} lower-case letters, digits and dashes, the first a letter"
+    if unknown := metadata.keys() - {"name", "namespace", "labels", "annotations"}:
+        yield f"unknown metadata {sorted(unknown)}"
+    if metadata.get("namespace") != (None if kind in CLUSTER_WIDE else "dualview"):
+        yield "in the wrong namespace"
+    if labels.get("app.kubernetes.io/name") != "dualview":
+        yield "not labelled as dualview's"
+    if labels.get("app.kubernetes.io/component") not in COMPONENTS:
+        yield "no app.kubernetes.io/component, by which commands of README pick it"
+    for key, value in labels.items():
+        if key in LABELS and value != LABELS[key]:
+            yield f"label {key} must be {LABELS[key]}"
+        if key not in LABELS and not key.startswith(
+            ("app.kubernetes.io/component", "pod-security.", "grafana_")
+        ):
+            yield f"unknown label {key}"
+
+
+def _quantity_problems(value: Any, key: str = "") -> Problems:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if key in ("requests", "limits") or name == "sizeLimit":
+                if not QUANTITY.fullmatch(str(part)) or str(part).startswith("0"):
+                    yield f"{name}: {part} is no quantity above zero"
+            else:
+                yield from _quantity_problems(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _quantity_problems(part)
+
+
+def _cluster_problems(spec: Object) -> Problems:
+    """KubeRay's ValidateRayClusterSpec, and ours."""
+    if spec.get("authOptions") != {"mode": "token"}:
+        yield "no token authentication"
+    if spec.get("rayVersion") != _ray_version():
+        yield f"rayVersion is not the {_ray_version()} of pyproject.toml"
+    scaling = spec.get("enableInTreeAutoscaling", False)
+    options = spec.get("autoscalerOptions")
+    if scaling != (options is not None):
+        yield "autoscalerOptions and enableInTreeAutoscaling go together"
+    if options:
+        yield from _autoscaler_problems(options)
+    if unknown := spec.keys() - {
+        *("authOptions", "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec"),
+        *("workerGroupSpecs", "suspend"),
+    }:
+        yield f"unexpected {sorted(unknown)}"
+    head = spec["headGroupSpec"]
+    if head.get("rayStartParams") != {"num-cpus": "0", "dashboard-host": "0.0.0.0"}:
+        yield "head: num-cpus must be 0, dashboard-host 0.0.0.0"
+    yield from (
+        f"head: {problem}" for problem in _ray_pod_problems(head["template"], HEAD_PORTS, HEAD_VOLUMES)
+    )
+    if not scaling and "RAY_enable_autoscaler_v2" in json.dumps(head):
+        yield "autoscaler v2 is asked for and autoscaling is off"
+    groups = spec.get("workerGroupSpecs") or []
+    names = [group["groupName"] for group in groups]
+    if not groups or len(set(names)) < len(names) or not set(names) <= set(GROUP_OF.values()):
+        yield f"worker groups {names}: expected each of {sorted(GROUP_OF.values())} at most once"
+    for group in groups:
+        name = group["groupName"]
+        if not 0 <= group["minReplicas"] <= group.get("replicas", -1) <= group["maxReplicas"] > 0:
+            yield f"{name}: minReplicas <= replicas <= maxReplicas does not hold"
+        if unknown := group.keys() - {"groupName", "minReplicas", "replicas", "maxReplicas", "template"}:
+            yield f"{name}: unexpected {sorted(unknown)}"
+        for problem in _ray_pod_problems(group["template"], {"metrics": 8080}, VOLUMES):
+            yield f"{name}: {problem}"
+        yield from (f"{name}: {problem}" for problem in _placement_problems(name, group["template"]["spec"]))
+
+
+def _autoscaler_problems(options: Object) -> Problems:
+    if options.get("version") != "v2":
+        yield "autoscaler: not v2"
+    if options.get("upscalingMode") != "Default" or not 60 <= options.get("idleTimeoutSeconds", 0) <= 3600:
+        yield "autoscaler: upscalingMode Default and a minute to an hour of idleTimeoutSeconds"
+    mounts = {mount["name"]: mount for mount in options.get("volumeMounts", ())}
+    token = mounts.get("api-token", {})
+    if token.get("mountPath") != "/var/run/secrets/kubernetes.io/serviceaccount" or not token.get("readOnly"):
+        yield "autoscaler: has no token for the API server, where it looks for one"
+    if mounts.get("tmp", {}).get("mountPath") != "/tmp" or len(mounts) != 2:
+        yield "autoscaler: mounts tmp and api-token, and nothing else"
+    yield from (f"autoscaler: {problem}" for problem in _hardening_problems(options))
+    yield from (f"autoscaler: {problem}" for problem in _resource_problems(options))
+
+
+# --- pods -----------------------------------------------------------------------------------------
+
+HEAD_PORTS = {
+    "gcs-server": 6379,
+    "dashboard": 8265,
+    "client": 10001,
+    "metrics": 8080,
+    "as-metrics": 44217,
+    "dash-metrics": 44227,
+}
+VOLUMES = {
+    "tmp": "/tmp",
+    "home": "/home/ray",
+    "shared-memory": "/dev/shm",
+    "models": "/models",
+    "configs": "/etc/dualview",
+}
+HEAD_VOLUMES = {**VOLUMES, "api-token": None}
+DRAIN_SECONDS = 30  # Ray's, after SIGTERM
+ENVIRONMENT = {"HF_HOME": "/models/hub", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+NOBODY = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
+SECCOMP = {"seccompProfile": {"type": "RuntimeDefault"}}
+HARDENED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "capabilities": {"drop": ["ALL"]},
+    **SECCOMP,
+}
+ACCOUNT = {
+    "serviceAccountName": "dualview",
+    "automountServiceAccountToken": False,
+    "enableServiceLinks": False,
+}
+
+
+def _pod_problems(spec: Object) -> Problems:
+    for key, value in ACCOUNT.items():
+        if spec.get(key) != value:
+            yield f"{key} is not {value}"
+    context = spec.get("securityContext", {})
+    if {key: context.get(key) for key in NOBODY | SECCOMP} != NOBODY | SECCOMP:
+        yield "pod runs as somebody, or without seccomp"
+    if context.keys() - NOBODY.keys() - SECCOMP.keys() - {"fsGroupChangePolicy"}:
+        yield "unexpected keys in the pod's securityContext"
+    if spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"}:
+        yield "shares the host, or has containers that nobody checked"
+    volumes = [volume["name"] for volume in spec.get("volumes", ())]
+    for volume in spec.get("volumes", ()):
+        if len(volume) != 2 or volume.keys() & {"hostPath"}:
+            yield f"volume {volume['name']}: expected one source, and not the host's disk"
+        if volume.get("emptyDir") is not None and "sizeLimit" not in volume["emptyDir"]:
+            yield f"volume {volume['name']} may fill the node's disk"
+    for container in spec["containers"]:
+        yield from _hardening_problems(container)
+        yield from _resource_problems(container)
+        mounts = [mount["name"] for mount in container.get("volumeMounts", ())]
+        if set(mounts) | {"api-token"} != set(volumes) | {"api-token"} or len(mounts) != len(set(mounts)):
+            yield f"mounts {mounts} are not the volumes {volumes}"
+        if container.get("imagePullPolicy") != "IfNotPresent":
+            yield "imagePullPolicy: a pinned tag needs no look at the registry at every start"
+        if not re.fullmatch(r"(my-registry/)?dualview:\d+\.\d+\.\d+-(gpu|cpu)", container.get("image", "")):
+            yield f"image {container.get('image')}: expected a pinned tag"
+        for variable in container.get("env", ()):
+            if re.search("SECRET|TOKEN|PASSWORD|KEY", variable["name"]):
+                yield f"{variable['name']}: secrets come by envFrom"
+
+
+def _hardening_problems(container: Object) -> Problems:
+    if container.get("securityContext") != HARDENED:
+        yield "a container is not hardened"
+
+
+def _resource_problems(container: Object) -> Problems:
+    resources = container.get("resources", {})
+    requests, limits = resources.get("requests"), resources.get("limits")
+    if not requests or requests != limits or not {"cpu", "memory"} <= requests.keys():
+        yield "requests and limits of CPU and memory must be there and equal"
+    elif requests.keys() - {"cpu", "memory", "nvidia.com/gpu"}:
+        yield f"unknown resources {sorted(requests)}"
+    elif not re.fullmatch(r"\d+Gi", requests["memory"]) or not re.fullmatch(r"\d+m?", str(requests["cpu"])):
+        yield "memory in Gi, CPUs whole or in thousandths"
+
+
+def _ray_pod_problems(template: Object, ports: dict[str, int], volumes: dict[str, Any]) -> Problems:
+    metadata, spec = template.get("metadata", {}), template["spec"]
+    if metadata.get("labels") != {"app.kubernetes.io/name": "dualview"}:
+        yield "pods are not labelled as dualview's"
+    if metadata.get("annotations") != {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}:
+        yield "the cluster's autoscaler may evict it"
+    yield from _pod_problems(spec)
+    if spec.get("restartPolicy") != "Never":
+        yield "restartPolicy: autoscaler v2 needs Never"
+    if spec.get("priorityClassName") != "dualview-batch":
+        yield "no priority class of ours"
+    if spec["securityContext"].get("fsGroupChangePolicy") != "OnRootMismatch":
+        yield "every start changes the owner of every file of the model cache"
+    if len(spec["containers"]) != 1:
+        yield "one container is Ray's, and others are not known here"
+    container = spec["containers"][0]
+    if container.get("name") != ("ray-head" if len(ports) > 1 else "ray-worker"):
+        yield "the container's name"
+    if {port.get("name"): port["containerPort"] for port in container.get("ports", ())} != ports:
+        yield f"ports: expected {ports}"
+    environment = {variable["name"]: variable.get("value") for variable in container.get("env", ())}
+    if len(environment) != len(container.get("env", ())):
+        yield "one variable twice"
+    region = environment.pop("AWS_REGION", "us-east-1")
+    if environment != ENVIRONMENT or not re.fullmatch(r"[a-z]{2}-[a-z]+-\d", region):
+        yield f"environment: expected {ENVIRONMENT} and perhaps AWS_REGION"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", ())}
+    if mounts != VOLUMES or {volume["name"] for volume in spec.get("volumes", ())} != volumes.keys():
+        yield f"volumes and mounts: expected {VOLUMES}"
+    if any(
+        mount.get("readOnly", False) != (mount["name"] == "configs") for mount in container["volumeMounts"]
+    ):
+        yield "configs is read only, and nothing else"
+    yield from _volume_problems(spec)
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    stop = re.fullmatch(r"ray stop --grace-period (\d+)", hook[-1] if hook[:-1] == ["/bin/sh", "-c"] else "")
+    grace = spec.get("terminationGracePeriodSeconds", 30)
+    if not stop or not DRAIN_SECONDS < int(stop[1]) < grace <= 600:
+        yield f"preStop: Ray's drain takes {DRAIN_SECONDS} s, `ray stop` must wait longer, the pod's grace longer still"
+    if unknown := container.keys() - CONTAINER_KEYS:
+        yield f"unexpected {sorted(unknown)}"
+    if unknown := spec.keys() - POD_KEYS:
+        yield f"unexpected {sorted(unknown)}"
+
+
+CONTAINER_KEYS = {
+    *("name", "image", "imagePullPolicy", "securityContext", "env", "envFrom", "ports", "resources"),
+    *("lifecycle", "volumeMounts"),
+}
+POD_KEYS = {
+    *ACCOUNT,
+    *("priorityClassName", "restartPolicy", "terminationGracePeriodSeconds", "securityContext", "containers"),
+    *("volumes", "tolerations", "nodeSelector", "topologySpreadConstraints", "affinity"),
+}
+
+
+def _volume_problems(spec: Object) -> Problems:
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    memory = volumes.get("shared-memory", {}).get("emptyDir", {})
+    if memory.get("medium") != "Memory":
+        yield "shared memory on a disk"
+    else:
+        size, pod = _bytes(memory.get("sizeLimit", "0")), _bytes(_requests(spec)["memory"])
+        if size * 2 > pod:
+            yield "shared memory leaves less than half of the pod's memory"
+        # What Ray takes for objects by default; where shared memory is smaller, it takes a disk.
+        if size < min(0.3 * pod, max(10**10, 0.95 * size)):
+            yield "shared memory is too small for Ray's objects"
+    for name in ("tmp", "home"):
+        if volumes.get(name, {}).get("emptyDir", {}).keys() != {"sizeLimit"}:
+            yield f"{name} must be an empty folder on the disk"
+    if volumes.get("configs", {}).get("configMap") != {"name": "dualview-configs", "optional": True}:
+        yield "configs of one's own must be optional"
+    if token := volumes.get("api-token"):
+        sources = {kind: value for source in token["projected"]["sources"] for kind, value in source.items()}
+        if sources != {
+            "serviceAccountToken": {"path": "token", "expirationSeconds": 3600},
+            "configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]},
+            "downwardAPI": {
+                "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
+            },
+        }:
+            yield "api-token is not what a client in a pod looks for"
+
+
+def _placement_problems(group: str, spec: Object) -> Problems:
+    own = {"matchLabels": {"ray.io/group": group}}
+    zone = "topology.kubernetes.io/zone"
+    if group == "training":
+        term = {"weight": 100, "podAffinityTerm": {"topologyKey": zone, "labelSelector": own}}
+        if spec.get("affinity") != {
+            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}
+        }:
+            yield "ranks should be near each other"
+    elif spec.get("topologySpreadConstraints") != [
+        {"maxSkew": 1, "topologyKey": zone, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": own}
+    ]:
+        yield "actors should be spread over zones"
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    if spec.get("tolerations", []) != (tolerations if "nvidia.com/gpu" in _requests(spec) else []):
+        yield "a pod with GPUs tolerates their nodes' taint, and no other does"
+    yield from _selector_problems(group, spec)
+
+
+def _selector_problems(group: str, spec: Object) -> Problems:
+    """On AWS: what may be lost is on spot."""
+    if selector := spec.get("nodeSelector"):
+        kind = "on-demand" if group in ("head", "training") else "spot"
+        gpu = {} if group == "head" else {"karpenter.k8s.aws/instance-gpu-name": GPU_OF[group]}
+        if selector != {"karpenter.sh/capacity-type": kind, **gpu}:
+            yield f"nodeSelector: expected {kind}, {gpu}"
+
+
+GPU_OF = {"generation": "h100", "training": "h100", "evaluation": "l40s"}
+
+
+def _requests(spec: Object) -> Object:
+    requests: Object = spec["containers"][0]["resources"]["requests"]
+    return requests
+
+
+def _bytes(quantity: str) -> int:
+    match = re.fullmatch(r"(\d+)([MGT]i)", quantity)
+    return int(match[1]) * 1024 ** {"Mi": 2, "Gi": 3, "Ti": 4}[match[2]] if match else 0
+
+
+def _deployment_problems(spec: Object) -> Problems:
+    """The S3 server of the overlay `kind`."""
+    template = spec["template"]
+    if spec.get("replicas") != 1 or spec.get("strategy") != {"type": "Recreate"}:
+        yield "one server, and never two: each has a bucket of its own"
+    labels = template["metadata"].get("labels", {})
+    if labels != {"app.kubernetes.io/name": "dualview", "app.kubernetes.io/component": "s3"}:
+        yield "its pods are not labelled as s3"
+    if spec["selector"] != {"matchLabels": S3}:
+        yield "selects other pods than its own"
+    yield from _pod_problems(template["spec"])
+    for container in template["spec"]["containers"]:
+        probe = container.get("readinessProbe", {})
+        if probe != {"httpGet": {"path": "/dualview", "port": "s3"}}:
+            yield "is ready when its bucket is"
+        if container.get("ports") != [{"name": "s3", "containerPort": 9000}]:
+            yield "port s3 is 9000"
+        if container.get("command") != ["python", "/etc/s3/s3.py"]:
+            yield "does not start s3.py"
+        if container.get("env") != [{"name": "HOME", "value": "/tmp"}]:
+            yield "its home must be writable"
+        if {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]} != {
+            "server": "/etc/s3",
+            "tmp": "/tmp",
+        }:
+            yield "mounts: /etc/s3 and /tmp"
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def _job_problems(spec: Object) -> Problems:
+    """KubeRay's ValidateRayJobSpec, and ours."""
+    if spec.get("submissionMode") != "HTTPMode":
+        yield "submissionMode: other modes add a pod that is not hardened here"
+    if not 0 <= spec.get("backoffLimit", -1) <= 5:
+        yield "backoffLimit: 0 to 5"
+    for key, most in {"activeDeadlineSeconds": 30 * 86400, "preRunningDeadlineSeconds": 86400}.items():
+        if not 600 <= spec.get(key, 0) <= most:
+            yield f"{key}: ten minutes to {most} s"
+    yield from _deletion_problems(spec)
+    yield from _runtime_problems(spec.get("runtimeEnvYAML", ""))
+    if unknown := spec.keys() - JOB_KEYS:
+        yield f"unexpected {sorted(unknown)}"
+    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
+        yield "suspend needs shutdownAfterJobFinishes"
+    if "rayClusterSpec" not in spec:
+        yield "has no cluster"
+    else:
+        yield from _cluster_problems(spec["rayClusterSpec"])
+
+
+JOB_KEYS = {
+    *("submissionMode", "entrypoint", "runtimeEnvYAML", "backoffLimit", "preRunningDeadlineSeconds"),
+    *("activeDeadlineSeconds", "deletionStrategy", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
+    *("suspend", "rayClusterSpec"),
+}
+
+
+def _deletion_problems(spec: Object) -> Problems:
+    rules = spec.get("deletionStrategy", {}).get("deletionRules", [])
+    ttl = spec.get("ttlSecondsAfterFinished", 0)
+    if bool(rules) == bool(spec.get("shutdownAfterJobFinishes")):
+        yield "either deletionRules or shutdownAfterJobFinishes"
+    if not rules and not 60 <= ttl <= 86400:
+        yield "ttlSecondsAfterFinished: a minute to a day"
+    if not rules:
+        return
+    if ttl:
+        yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"
+    seconds = {}
+    for rule in rules:
+        condition = rule["condition"]
+        states = [condition[key] for key in ("jobStatus", "jobDeploymentStatus") if key in condition]
+        if len(states) != 1:
+            yield "a deletion rule has one condition"
+            return
+        if (states[0], rule["policy"]) in seconds:
+            yield "two deletion rules for the same"
+        seconds[states[0], rule["policy"]] = condition.get("ttlSeconds", 0)
+    for state in ("SUCCEEDED", "FAILED", "Failed"):
+        cluster = seconds.get((state, "DeleteCluster"))
+        itself = seconds.get((state, "DeleteSelf"), 604800)
+        if cluster is None or not 60 <= cluster <= 86400 or not cluster < itself <= 2592000:
+            yield f"{state}: the cluster goes within a day, the job within a month and after it"
+    if (kinds := {state for state, policy in seconds if policy == "DeleteSelf"}) != {"SUCCEEDED", "FAILED"}:
+        yield f"jobs are deleted in the end, found {sorted(kinds)}"
+    if seconds.keys() - {
+        (s, p) for s in ("SUCCEEDED", "FAILED", "Failed") for p in ("DeleteCluster", "DeleteSelf")
+    }:
+        yield "DeleteWorkers does not go with the autoscaler, and DeleteNone leaves GPUs on"
+
+
+def _runtime_problems(text: str) -> Problems:
+    try:
+        environment = yaml.safe_load(text)
+    except yaml.YAMLError:
+        environment = None
+    variables = environment.get("env_vars") if isinstance(environment, dict) else None
+    if not isinstance(variables, dict) or environment.keys() != {"env_vars"}:
+        yield "runtimeEnvYAML: expected env_vars"
+        return
+    wait = variables.get("RAY_JOB_STOP_WAIT_TIME_S")
+    if not isinstance(wait, str) or not wait.isdigit() or not 30 <= int(wait) <= 120:
+        yield "a stopped driver must have half a minute to two minutes to end"
+    if variables.get("RAY_JOB_STOP_SIGNAL") not in ("SIGTERM", "SIGINT") or len(variables) != 2:
+        yield "runtimeEnvYAML: the stop signal, the wait, and nothing else"
+
+
+def _cron_problems(spec: Object) -> Problems:
+    fields = spec["schedule"].split()
+    limits = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)]
+    if len(fields) != 5 or not all(
+        field == "*" or (field.isdigit() and low <= int(field) <= high)
+        for field, (low, high) in zip(fields, limits, strict=False)
+    ):
+        yield f"schedule {spec['schedule']!r}"
+    if spec.get("timeZone") != "Etc/UTC" or spec.keys() - {"schedule", "timeZone", "jobTemplate"}:
+        yield "expected schedule, timeZone Etc/UTC and jobTemplate"
+    if "jobTemplate" not in spec:
+        yield "has no jobTemplate"
+    else:
+        yield from _job_problems(spec["jobTemplate"])
+
+
+# --- network and rights ---------------------------------------------------------------------------
+
+RAY_NODES = {"ray.io/is-ray-node": "yes"}
+RAY_HEADS = {"ray.io/node-type": "head"}
+S3 = {"app.kubernetes.io/component": "s3"}
+ANYWHERE = "anywhere but link-local"
+# Every flow that any overlay may open: (pods, direction, the other side, ports). Any other is a mistake.
+FLOWS = {
+    ("ray nodes", "in", "ray nodes", "all"),
+    ("ray nodes", "out", "ray nodes", "all"),
+    ("ray nodes", "out", "DNS", "TCP 53, UDP 53"),
+    ("ray nodes", "out", ANYWHERE, "TCP 443"),
+    ("ray nodes", "out", "s3", "TCP 9000"),
+    ("ray nodes", "in", "prometheus", "TCP 44217, TCP 44227, TCP 8080"),
+    ("ray heads", "in", "kuberay operator", "TCP 8265"),
+    ("ray heads", "out", ANYWHERE, "TCP 6443"),
+    ("s3", "in", "ray nodes", "TCP 9000"),
+}
+EVERYWHERE_NEEDED = {
+    flow for flow in FLOWS if "s3" not in flow and flow[2] not in (ANYWHERE, "prometheus")
+} | {("ray heads", "out", ANYWHERE, "TCP 6443")}
+PODS = {_text(RAY_NODES): "ray nodes", _text(RAY_HEADS): "ray heads", _text(S3): "s3"}
+
+
+def _peer(peer: Object) -> str:
+    def labels(selector: str) -> Object:
+        found: Object = peer[selector].get("matchLabels", {}) if selector in peer else {}
+        return found
+
+    if "ipBlock" in peer:
+        right = peer == {"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}}
+        return ANYWHERE if right else f"addresses {peer['ipBlock']}"
+    if peer.keys() == {"podSelector"}:
+        return PODS.get(_text(labels("podSelector")), "unknown pods")
+    both = (
+        labels("namespaceSelector").get("kubernetes.io/metadata.name"),
+        *labels("podSelector").items(),
+    )
+    return {
+        ("kube-system", ("k8s-app", "kube-dns")): "DNS",
+        ("kuberay-system", ("app.kubernetes.io/name", "kuberay-operator")): "kuberay operator",
+        ("monitoring", ("app.kubernetes.io/name", "prometheus")): "prometheus",
+    }.get(both, "unknown pods")
+
+
+def flows(policy: Object) -> set[tuple[str, str, str, str]]:
+    """(pods, in or out, the other side, ports) that a NetworkPolicy's spec opens."""
+    found = set()
+    pods = PODS.get(_text(policy["podSelector"].get("matchLabels", {})), "unknown pods")
+    for direction, key, side in (("in", "ingress", "from"), ("out", "egress", "to")):
+        for rule in policy.get(key, ()):
+            ports = sorted(f"{port.get('protocol')} {port.get('port')}" for port in rule.get("ports", ()))
+            for peer in rule.get(side) or [{"podSelector": {}}]:
+                found.add((pods, direction, _peer(peer), ", ".join(ports) or "all"))
+    return found
+
+
+def _policy_problems(spec: Object) -> Problems:
+    types = set(spec.get("policyTypes", ()))
+    needed = {kind for kind, key in (("Ingress", "ingress"), ("Egress", "egress")) if key in spec}
+    if not needed <= types:
+        yield f"policyTypes lacks {sorted(needed - types)}, so these rules hold back nothing"
+    for flow in flows(spec) - FLOWS:
+        yield f"opens {flow}"
+
+
+def _role_problems(one: Object) -> Problems:
+    granted = {
+        f"{group}/{resource}": sorted(rule["verbs"])
+        for rule in one["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    read = ["get", "list", "watch"]
+    write = sorted([*read, "create", "patch", "delete"])
+    if granted != {
+        **dict.fromkeys(("ray.io/rayjobs", "ray.io/rayclusters", "ray.io/raycronjobs"), write),
+        **dict.fromkeys(("/pods", "/pods/log", "/events", "/services"), read),
+        "/pods/portforward": ["create"],
+    }:
+        yield f"grants {granted}"
+
+
+# --- watching -------------------------------------------------------------------------------------
+
+
+@cache
+def _metrics() -> frozenset[str]:
+    """What our code and Ray's put out, under the names that Prometheus sees."""
+    ours: set[str] = set()
+    for path in (ROOT / "dualview").rglob("*.py"):
+        for kind, name in re.findall(r'(Counter|Gauge)\(\s*"(dualview_\w+)"', path.read_text()):
+            ours.add(f"ray_{name}" + ("_total" if kind == "Counter" else ""))
+    # Ray's own, by its source and not by importing it, which takes seconds.
+    [ray] = importlib.util.find_spec("ray").submodule_search_locations or ()  # type: ignore[union-attr]
+    dashboards = Path(ray, "dashboard/modules/metrics/dashboards").glob("*_panels.py")
+    theirs = {name for path in dashboards for name in re.findall(r"\bray_\w+", path.read_text())}
+    return frozenset(ours | theirs)
+
+
+FIGURES_OF = ROOT / "dualview/on_ray/watch.py"
+SCORES_OF = ROOT / "dualview/evaluation/benchmarks.py"
+STATUSES_OF = ROOT / "dualview/records.py"
+SCRAPED = {"ray_io_cluster", "ray_io_node_type", "ray_io_group"}  # what podTargetLabels become
+VALUES = {"Name": {"GPU", "CPU"}, "State": {"USED", "AVAILABLE"}}
+
+
+def _expression_problems(expression: str) -> Problems:
+    try:
+        parsed = promql_parser.parse(expression)
+    except ValueError as error:
+        yield f"{expression}: {error}"
+        return
+    del parsed
+    for name in re.findall(r"\bray_\w+(?=[{\[ )]|$)", re.sub(r"\bby \([^)]*\)", "", expression)):
+        if name not in _metrics():
+            yield f"{expression}: nothing puts out {name}"
+    for labels in re.findall(r"\bby \(([^)]*)\)", expression):
+        if labels not in SCRAPED | {"status", "kind", "State"}:
+            yield f"{expression}: there is no label {labels}"
+    for label, _, value in re.findall(r'(\w+)(=~|=|!=)"([^"]*)"', expression):
+        yield from (f"{expression}: {problem}" for problem in _matcher_problems(label, value))
+
+
+def _matcher_problems(label: str, value: str) -> Problems:
+    if label in VALUES:
+        if value not in VALUES[label]:
+            yield f"{label} is never {value}"
+    elif label == "status":
+        if f'"{value}"' not in STATUSES_OF.read_text():
+            yield f"no row has the status {value}"
+    elif label == "figure":
+        for figure in value.split("|"):
+            known = FIGURES_OF.read_text() + SCORES_OF.read_text()
+            if f'"{figure.removeprefix("evaluation/")}"' not in known:
+                yield f"training has no figure {figure}"
+    elif label != "ray_io_cluster" or value != "$cluster":
+        yield f"unknown label {label}"
+
+
+def _dashboard_problems(text: str) -> Problems:
+    try:
+        dashboard = json.loads(text)
+    except ValueError as error:
+        yield f"is no JSON: {error}"
+        return
+    if (dashboard.get("title"), dashboard.get("uid"), dashboard.get("schemaVersion")) != (
+        "dualview",
+        "dualview",
+        39,
+    ):
+        yield "a dashboard has title, uid and schemaVersion"
+    variables = {
+        variable.get("name"): variable for variable in dashboard.get("templating", {}).get("list", ())
+    }
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    expected = {
+        "datasource": {"type": "datasource", "query": "prometheus"},
+        "cluster": {
+            "type": "query",
+            "query": "label_values(ray_resources, ray_io_cluster)",
+            "datasource": source,
+        },
+        "price": {"type": "textbox", "query": "2.5"},
+    }
+    for name, settings in expected.items():
+        if not settings.items() <= variables.get(name, {}).items():
+            yield f"variable {name}: expected {settings}"
+    if not {"includeAll": True, "multi": True, "refresh": 2}.items() <= variables.get("cluster", {}).items():
+        yield "variable cluster: several may be chosen, and all"
+    if unknown := dashboard.keys() - {
+        *("title", "uid", "schemaVersion", "editable", "refresh", "time", "tags", "templating", "panels")
+    }:
+        yield f"unexpected {sorted(unknown)}"
+    if dashboard.get("time") != {"from": "now-6h", "to": "now"} or dashboard.get("refresh") != "30s":
+        yield "time and refresh"
+    if dashboard.get("editable") is not False or dashboard.get("tags") != ["dualview", "ray"]:
+        yield "is kept here, not edited there; its tags"
+    places, ids = set(), set()
+    for panel in dashboard.get("panels", ()):
+        yield from _panel_problems(panel, source)
+        place = panel.get("gridPos", {})
+        places.add((place.get("x"), place.get("y")))
+        ids.add(panel.get("id"))
+        if (
+            (place.get("w"), place.get("h")) != (12, 8)
+            or place.get("x") not in (0, 12)
+            or place.get("y", 1) % 8
+        ):
+            yield f"panel {panel.get('title')} lies across others"
+    if not len(places) == len(ids) == len(dashboard.get("panels", ())) == 10:
+        yield "ten panels, each in its place, were expected"
+
+
+UNITS = {"percentunit", "reqps", "short", "currencyUSD"}
+
+
+def _panel_problems(panel: Object, source: Object) -> Problems:
+    title = panel.get("title", "")
+    keys = {"id", "type", "title", "datasource", "gridPos", "fieldConfig", "targets"}
+    if (
+        panel.keys() - {"description"} != keys
+        or panel.get("type") != "timeseries"
+        or panel.get("datasource") != source
+    ):
+        yield f"panel {title}: expected {sorted(keys)}, a time series of ${{datasource}}"
+        return
+    config = panel["fieldConfig"]
+    defaults = config.get("defaults", {})
+    if (
+        config.keys() != {"defaults", "overrides"}
+        or defaults.get("unit") not in UNITS
+        or config["overrides"] != []
+    ):
+        yield f"panel {title}: unit and overrides"
+    if defaults.keys() - {"unit", "min"} or defaults.get("min", 0) != 0:
+        yield f"panel {title}: begins at zero, or says nothing of it"
+    if (defaults.get("unit") == "currencyUSD") != (title == "Cost per hour"):
+        yield f"panel {title}: dollars are of the cost"
+    if not panel["targets"]:
+        yield f"panel {title}: shows nothing"
+    for letter, target in zip("ABC", panel["targets"], strict=False):
+        if target.keys() != {"refId", "expr", "legendFormat"} or target["refId"] != letter:
+            yield f"panel {title}: a target has refId {letter}, expr and legendFormat"
+            continue
+        yield from _expression_problems(target["expr"].replace("$price", "2.5"))
+        for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
+            if label not in SCRAPED | {"status", "kind", "State", "figure", "instance"}:
+                yield f"panel {title}: there is no label {label}"
+        if target["legendFormat"].count("{{") != len(re.findall(r"{{\w+}}", target["legendFormat"])):
+            yield f"panel {title}: a broken legend"
+
+
+# --- across objects -------------------------------------------------------------------------------
+
+
+def _of(objects: list[Object], kind: str) -> dict[str, Object]:
+    return {one["metadata"]["name"]: one for one in objects if one["kind"] == kind}
+
+
+def _all_there(objects: list[Object]) -> Problems:
+    present = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    expected = {
+        ("Namespace", "dualview"),
+        ("ServiceAccount", "dualview"),
+        ("Role", "dualview-user"),
+        ("PriorityClass", "dualview-batch"),
+        ("NetworkPolicy", "default-deny"),
+        ("NetworkPolicy", "ray-nodes"),
+        ("NetworkPolicy", "ray-heads"),
+        ("RayCluster", "interactive"),
+        *(("RayJob", job) for job in CONFIG_OF),
+    }
+    yield from (f"there is no {kind} {name}" for kind, name in expected - present)
+    if len(present) != len(objects):
+        yield "two objects of one name"
+    watching = {
+        ("PodMonitor", "dualview"),
+        ("PrometheusRule", "dualview"),
+        ("NetworkPolicy", "prometheus"),
+    } & present
+    if watching and (len(watching) < 3 or ("ConfigMap", "dualview-dashboard") not in present):
+        yield "watching is there in part only"
+    if (
+        any(kind == "Deployment" for kind, _ in present)
+        and not {("Service", "s3"), ("NetworkPolicy", "s3")} <= present
+    ):
+        yield "the S3 server lacks its service or its policy"
+
+
+def _policies_deny_and_allow(objects: list[Object]) -> Problems:
+    policies = {name: one["spec"] for name, one in _of(objects, "NetworkPolicy").items()}
+    for name in ("default-deny", *(["s3"] if "s3" in policies else [])):
+        if set(policies.get(name, {}).get("policyTypes", ())) != {"Ingress", "Egress"}:
+            yield f"{name} does not deny both ways"
+    deny = policies.get("default-deny", {})
+    if deny.get("podSelector") != {} or deny.keys() - {"podSelector", "policyTypes"}:
+        yield "default-deny is not of every pod"
+    opened = set().union(*(flows(policy) for policy in policies.values()))
+    needed = set(EVERYWHERE_NEEDED)
+    if _of(objects, "Deployment"):
+        needed |= {flow for flow in FLOWS if "s3" in flow}
+    else:
+        needed.add(("ray nodes", "out", ANYWHERE, "TCP 443"))
+    if _of(objects, "PodMonitor"):
+        needed |= {flow for flow in FLOWS if "prometheus" in flow}
+    for flow in needed - opened:
+        yield f"no NetworkPolicy opens {flow}"
+    if _of(objects, "Deployment") and ("ray nodes", "out", ANYWHERE, "TCP 443") in opened:
+        yield "nothing outside is needed here"
+
+
+def _service_reaches_its_pods(objects: list[Object]) -> Problems:
+    for name, one in _of(objects, "Service").items():
+        if one["spec"] != {"selector": S3, "ports": [{"port": 9000, "targetPort": "s3"}]} or name != "s3":
+            yield f"Service {name}: s3:9000, as the README's Secret says"
+
+
+def _references_exist(objects: list[Object]) -> Problems:
+    maps, claims = _of(objects, "ConfigMap"), _of(objects, "PersistentVolumeClaim")
+    mounted = set()
+    for one in objects:
+        for spec in _pod_specs(one):
+            for volume in spec.get("volumes", ()):
+                if (reference := volume.get("configMap")) and not reference.get("optional"):
+                    mounted.add(reference["name"])
+                    if reference["name"] not in maps:
+                        yield f"{_title(one)}: there is no ConfigMap {reference['name']}"
+                if claim := volume.get("persistentVolumeClaim"):
+                    mounted.add(claim["claimName"])
+                    if claim["claimName"] not in claims or claim.keys() != {"claimName"}:
+                        yield f"{_title(one)}: there is no PersistentVolumeClaim {claim}"
+            for container in spec["containers"]:
+                for source in container.get("envFrom", ()):
+                    if source.keys() != {"secretRef"} or source["secretRef"] not in [
+                        {"name": name} for name in SECRETS_OF_README
+                    ]:
+                        yield f"{_title(one)}: envFrom {source}: README makes only {SECRETS_OF_README}"
+    for name in {*maps, *claims} - mounted - {"dualview-dashboard"}:
+        yield f"nothing uses {name}"
+    if "s3-server" in {name.rpartition("-")[0] for name in maps} and not any(
+        one["data"].keys() == {"s3.py"} for one in maps.values()
+    ):
+        yield "s3-server is s3.py"
+
+
+def _pod_specs(one: Object) -> Iterator[Object]:
+    if one["kind"] == "Deployment":
+        yield one["spec"]["template"]["spec"]
+    cluster = _cluster_of(one)
+    if cluster is not None:
+        for group in (cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", ())):
+            yield group["template"]["spec"]
+
+
+def _cluster_of(one: Object) -> Object | None:
+    match one["kind"]:
+        case "RayCluster":
+            return one["spec"]  # type: ignore[no-any-return]
+        case "RayJob":
+            return one["spec"].get("rayClusterSpec")
+        case "RayCronJob":
+            return one["spec"].get("jobTemplate", {}).get("rayClusterSpec")
+    return None
+
+
+def _same_everywhere(objects: list[Object]) -> Problems:
+    """One image; credentials, caches and nodes the same way for head and workers; jobs' clusters are cluster.yaml's."""
+    images, sources, models, selected = set(), set(), set(), set()
+    for one in objects:
+        for spec in _pod_specs(one):
+            images |= {container["image"] for container in spec["containers"]}
+            if one["kind"] == "Deployment":
+                continue
+            container = spec["containers"][0]
+            sources.add(_text({"from": container.get("envFrom", []), "env": container.get("env", [])}))
+            models |= {_text(volume) for volume in spec["volumes"] if volume["name"] == "models"}
+            selected.add("nodeSelector" in spec)
+    for what, found in (("image", images), ("environment", sources), ("models volume", models)):
+        if len(found) != 1:
+            yield f"more than one {what}: {sorted(found)}"
+    if len(selected) != 1:
+        yield "some pods choose their nodes, others do not"
+    has_gpu = any("nvidia.com/gpu" in _requests(spec) for one in objects for spec in _pod_specs(one))
+    if not all(image.endswith("-gpu" if has_gpu else "-cpu") for image in images):
+        yield f"{images} is not the image of pods {'with' if has_gpu else 'without'} GPUs"
+    version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    if version is None or not all(f":{version[1]}-" in image for image in images):
+        yield f"{images}: not the version of pyproject.toml"
+    [cluster, *_] = [one["spec"] for one in objects if one["kind"] == "RayCluster"] or [None]
+    if cluster is None:
+        return
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    yield from (f"head: {problem}" for problem in _selector_problems("head", head))
+    if "nvidia.com/gpu" in _requests(head):
+        yield "the head has a GPU"
+    pods = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
+    for one in objects:
+        if one["kind"] in ("RayJob", "RayCronJob"):
+            own = _cluster_of(one) or {}
+            same = all(
+                own.get(key) == cluster.get(key) for key in cluster.keys() - {"workerGroupSpecs", "suspend"}
+            )
+            if not same or any(
+                group["template"] != pods.get(group["groupName"]) for group in own["workerGroupSpecs"]
+            ):
+                yield f"{_title(one)}: its cluster is not cluster.yaml's"
+
+
+def _entrypoints_hold(objects: list[Object]) -> Problems:
+    """Script and config are there, the config is right, the cluster holds what it asks for, outputs lead to inputs."""
+    configs = {}
+    for name, one in _of(objects, "RayJob").items():
+        if name not in CONFIG_OF:
+            yield f"RayJob {name}: no such verb"
+            continue
+        try:
+            configs[name] = read_entrypoint(name, one["spec"].get("entrypoint", ""))
+        except (InputError, ValueError) as error:
+            yield f"RayJob {name}: {error}"
+            continue
+        groups = one["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        yield from (f"RayJob {name}: {problem}" for problem in _room_problems(name, configs[name], groups))
+    for one in _of(objects, "RayCronJob").values():
+        if one["spec"]["jobTemplate"] != _of(objects, "RayJob").get("evaluate", {}).get("spec"):
+            yield "the night's evaluation is not the day's"
+    if configs.keys() != CONFIG_OF.keys():
+        return
+    generate, train, evaluate = (configs[name] for name in CONFIG_OF)
+    if {part.data for part in train.mixture.parts} != {generate.output}:
+        yield f"train reads {[part.data for part in train.mixture.parts]}, generate writes {generate.output}"
+    if evaluate.encoders.get("dual") != f"{train.output}/encoder":
+        yield f"evaluate reads {evaluate.encoders}, train writes {train.output}/encoder"
+    if evaluate.encoders.get("untouched") != train.encoder.model:
+        yield f"untouched is {evaluate.encoders.get('untouched')}, but training starts from {train.encoder.model}"
+    if evaluate.query_template != train.encoder.query_template:
+        yield "evaluation and training say an instruction in other ways"
+    bucket = "s3://dualview/" if _of(objects, "Deployment") else "s3://my-bucket/"
+    for config in configs.values():
+        if not config.output.startswith(bucket):
+            yield f"{config.output} is not in {bucket}"
+    if len({config.output for config in configs.values()}) < 3:
+        yield "two jobs write to one output"
+
+
+def read_entrypoint(verb: str, entrypoint: str) -> Any:
+    """The config of `python jobs/VERB.py --config FILE --set ...`. Raises InputError or ValueError."""
+    words = shlex.split(entrypoint)
+    if words[:3] != ["python", f"jobs/{verb}.py", "--config"] or not (ROOT / words[1]).is_file():
+        raise ValueError(f"entrypoint: expected python jobs/{verb}.py --config FILE, found {entrypoint}")
+    options, values = words[4::2], words[5::2]
+    if set(options) - {"--set"} or len(options) != len(values) or not words[3].startswith("configs/"):
+        raise ValueError(f"entrypoint: only --set KEY=VALUE after a config of configs/, found {entrypoint}")
+    return load(CONFIG_OF[verb], str(ROOT / words[3]), values)
+
+
+def _room_problems(verb: str, config: Any, groups: list[Object]) -> Problems:
+    if [group["groupName"] for group in groups] != [GROUP_OF[verb]]:
+        yield f"its worker group must be {GROUP_OF[verb]}"
+        return
+    [group] = groups
+    actors = config.workers if verb == "train" else config.actors
+    requests = _requests(group["template"]["spec"])
+    per_pod = int(int(requests["cpu"]) // actors.cpus)
+    gpus = int(requests.get("nvidia.com/gpu", 0))
+    if actors.gpus:
+        per_pod = min(per_pod, int(gpus // actors.gpus))
+    elif gpus:
+        yield "GPUs are paid for, and no actor asks for one"
+    if per_pod * group["minReplicas"] < actors.num or group["replicas"] != group["minReplicas"]:
+        yield f"{actors.num} actors must fit from the start, {group['minReplicas']} pods hold {per_pod} each"
+    most = getattr(actors, "max_num", None) or actors.num
+    if not per_pod or group["maxReplicas"] != -(-most // per_pod):
+        yield f"there may be {most} actors, {group['maxReplicas']} pods hold {per_pod} each"
+
+
+def _targets_are_scraped(objects: list[Object]) -> Problems:
+    for one in _of(objects, "PodMonitor").values():
+        ports = [endpoint["port"] for endpoint in one["spec"]["podMetricsEndpoints"]]
+        if sorted(ports) != ["as-metrics", "dash-metrics", "metrics"]:
+            yield f"PodMonitor: scrapes {ports}, heads have metrics, as-metrics and dash-metrics"
+        if {re.sub(r"\W", "_", label) for label in one["spec"]["podTargetLabels"]} != SCRAPED:
+            yield "PodMonitor: dashboards and alerts need ray.io's labels of cluster, node type and group"
+    for one in _of(objects, "PrometheusRule").values():
+        rules = [rule for group in one["spec"]["groups"] for rule in group["rules"]]
+        if len({rule["alert"] for rule in rules}) != len(rules) or len(rules) != 6:
+            yield "PrometheusRule: six alerts, each with a name of its own, were expected"
+        for rule in rules:
+            yield from _expression_problems(rule["expr"])
+            if "for" not in rule and rule["alert"] not in ("DualviewPoisonRows",):
+                yield f"{rule['alert']}: fires at the first bad moment"
+            if "$labels.ray_io_cluster" not in rule["annotations"]["summary"]:
+                yield f"{rule['alert']}: does not say which cluster"
+
+
+def _kueue_gets_what_it_asks_for(objects: list[Object]) -> Problems:
+    for one in objects:
+        if "kueue.x-k8s.io/queue-name" not in one["metadata"]["labels"]:
+            continue
+        if one["spec"].get("suspend") is not True:
+            yield f"{_title(one)}: starts before Kueue has room"
+        if (_cluster_of(one) or {}).get("enableInTreeAutoscaling"):
+            yield f"{_title(one)}: Kueue refuses a cluster that grows by itself"
+
+
+ACROSS = (
+    _kueue_gets_what_it_asks_for,
+    _all_there,
+    _policies_deny_and_allow,
+    _service_reaches_its_pods,
+    _references_exist,
+    _same_everywhere,
+    _entrypoints_hold,
+    _targets_are_scraped,
+)
+
+
+@cache
+def _ray_version() -> str:
+    found = re.search(r'"ray\[[\w,]+\]==([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert found is not None
+    return found[1]
