@@ -1,12 +1,14 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
-from studies.test_plans import SMOKE
 
 from dualview.config import StudyConfig, load
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
 from dualview.studies.report import grid_table, report, seed_and_query_interval
 
+SMOKE = Path("configs/smoke/study.yaml").absolute()
 LAWS = {
     "plain": PowerLaw(0.10, 0.05, 0.5, 400.0),
     "single": PowerLaw(0.30, 0.20, 0.5, 400.0),
