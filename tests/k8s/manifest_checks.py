@@ -742,7 +742,7 @@ def _metrics() -> frozenset[str]:
 
 
 FIGURES_OF = ROOT / "dualview/on_ray/watch.py"
-SCORES_OF = ROOT / "dualview/evaluation/benchmarks.py"
+SCORES_OF = ROOT / "dualview/evaluation/scores.py"
 STATUSES_OF = ROOT / "dualview/records.py"
 SCRAPED = {"ray_io_cluster", "ray_io_node_type", "ray_io_group"}  # what podTargetLabels become
 VALUES = {"Name": {"GPU", "CPU"}, "State": {"USED", "AVAILABLE"}}
@@ -1052,10 +1052,11 @@ def _entrypoints_hold(objects: list[Object]) -> Problems:
     generate, train, evaluate = (configs[name] for name in CONFIG_OF)
     if {part.data for part in train.mixture.parts} != {generate.output}:
         yield f"train reads {[part.data for part in train.mixture.parts]}, generate writes {generate.output}"
-    if evaluate.encoders.get("dual") != f"{train.output}/encoder":
-        yield f"evaluate reads {evaluate.encoders}, train writes {train.output}/encoder"
-    if evaluate.encoders.get("untouched") != train.encoder.model:
-        yield f"untouched is {evaluate.encoders.get('untouched')}, but training starts from {train.encoder.model}"
+    models = {name: getattr(encoder, "model", None) for name, encoder in evaluate.encoders.items()}
+    if models.get("dual") != f"{train.output}/encoder":
+        yield f"evaluate reads {models}, train writes {train.output}/encoder"
+    if models.get("untouched") != train.encoder.model:
+        yield f"untouched is {models.get('untouched')}, but training starts from {train.encoder.model}"
     if evaluate.query_template != train.encoder.query_template:
         yield "evaluation and training say an instruction in other ways"
     bucket = "s3://dualview/" if _of(objects, "Deployment") else "s3://my-bucket/"

@@ -25,7 +25,7 @@ def test_the_grid_is_every_combination_and_each_a_run_of_its_own(tmp_path):
     assert first.point == {"recipe": "plain", "budget": "400", "seed": "0"}
     assert first.train.mixture.parts[0].views == "plain"
     assert budget_of(first) == {"instances": 400}
-    assert first.evaluate.encoders == {"run": f"{first.folder}/train/encoder"}
+    assert first.evaluate.encoders["run"].model == f"{first.folder}/train/encoder"
 
 
 def test_a_run_is_named_by_what_decides_it(tmp_path):
