@@ -107,7 +107,7 @@ class Watch:
 
     def _note(self, step: int, figures: Figures) -> None:
         for name, value in figures.items():
-            self._gauge.set(value, tags={"figure": name})
+            self._gauge.set(float(value), tags={"figure": name})
         if self._hook is not None:
             self._hook({"step": step, **figures})
         if self._writer is not None and self._trail is not None:

@@ -353,6 +353,8 @@ def _pod_problems(spec: Object) -> Problems:
         yield "unexpected keys in the pod's securityContext"
     if spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"}:
         yield "shares the host, or has containers that nobody checked"
+    if len(spec["containers"]) != 1:
+        yield "one container was expected: others are not known here"
     volumes = [volume["name"] for volume in spec.get("volumes", ())]
     for volume in spec.get("volumes", ()):
         if len(volume) != 2 or volume.keys() & {"hostPath"}:
@@ -367,8 +369,10 @@ def _pod_problems(spec: Object) -> Problems:
             yield f"mounts {mounts} are not the volumes {volumes}"
         if container.get("imagePullPolicy") != "IfNotPresent":
             yield "imagePullPolicy: a pinned tag needs no look at the registry at every start"
-        if not re.fullmatch(r"(my-registry/)?dualview:\d+\.\d+\.\d+-(gpu|cpu)", container.get("image", "")):
-            yield f"image {container.get('image')}: expected a pinned tag"
+        if not re.fullmatch(
+            r"(my-registry/dualview:[\d.]+-gpu|dualview:[\d.]+-cpu)", container.get("image", "")
+        ):
+            yield f"image {container.get('image')}: expected a pinned tag, and for the gpu image a registry"
         for variable in container.get("env", ()):
             if re.search("SECRET|TOKEN|PASSWORD|KEY", variable["name"]):
                 yield f"{variable['name']}: secrets come by envFrom"
@@ -403,8 +407,6 @@ def _ray_pod_problems(template: Object, ports: dict[str, int], volumes: dict[str
         yield "no priority class of ours"
     if spec["securityContext"].get("fsGroupChangePolicy") != "OnRootMismatch":
         yield "every start changes the owner of every file of the model cache"
-    if len(spec["containers"]) != 1:
-        yield "one container is Ray's, and others are not known here"
     container = spec["containers"][0]
     if container.get("name") != ("ray-head" if len(ports) > 1 else "ray-worker"):
         yield "the container's name"
@@ -901,9 +903,10 @@ def _all_there(objects: list[Object]) -> Problems:
         ("PodMonitor", "dualview"),
         ("PrometheusRule", "dualview"),
         ("NetworkPolicy", "prometheus"),
-    } & present
-    if watching and (len(watching) < 3 or ("ConfigMap", "dualview-dashboard") not in present):
-        yield "watching is there in part only"
+        ("ConfigMap", "dualview-dashboard"),
+    }
+    if watching & present and not watching <= present:
+        yield f"watching is there in part only, without {sorted(watching - present)}"
     if (
         any(kind == "Deployment" for kind, _ in present)
         and not {("Service", "s3"), ("NetworkPolicy", "s3")} <= present
@@ -1103,7 +1106,7 @@ def _targets_are_scraped(objects: list[Object]) -> Problems:
         ports = [endpoint["port"] for endpoint in one["spec"]["podMetricsEndpoints"]]
         if sorted(ports) != ["as-metrics", "dash-metrics", "metrics"]:
             yield f"PodMonitor: scrapes {ports}, heads have metrics, as-metrics and dash-metrics"
-        if {re.sub(r"\W", "_", label) for label in one["spec"]["podTargetLabels"]} != SCRAPED:
+        if sorted(re.sub(r"\W", "_", label) for label in one["spec"]["podTargetLabels"]) != sorted(SCRAPED):
             yield "PodMonitor: dashboards and alerts need ray.io's labels of cluster, node type and group"
     for one in _of(objects, "PrometheusRule").values():
         rules = [rule for group in one["spec"]["groups"] for rule in group["rules"]]
