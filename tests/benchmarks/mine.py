@@ -118,6 +118,7 @@ def watched_memory(peaks_mib: dict[str, float]) -> Iterator[None]:
 
 def measure(folder: Path, output: Path, bm25: bool, dense: bool) -> tuple[Mined, float, dict[str, float]]:
     """On a cluster of its own, so that no process comes with the memory of another run."""
+    os.environ.update(RAY_worker_niceness="0")  # Ray's own is 15, which loses to anything else on the machine
     ray.init(
         address="local",
         num_cpus=2,

@@ -448,7 +448,7 @@ def vllm_host(smollm2, tmp_path_factory):
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--host", "127.0.0.1", "--port", str(port), "--model", smollm2, "--served-model-name", "small"),
-        *("--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "16"),
+        *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16"),
         *("--kv-cache-memory-bytes", str(2**28), "--enforce-eager", "--no-enable-chunked-prefill"),
         "--enable-prefix-caching",
     ]
@@ -507,11 +507,12 @@ def test_vllm_behind_its_own_server_and_in_this_process_answer_alike(smollm2, vl
                 kind="vllm",
                 model=smollm2,
                 revision=None,
-                dtype="bfloat16",
+                dtype="float32",
                 max_model_len=512,
                 max_num_seqs=16,
                 kv_cache_gib=0.25,
                 compile=False,
+                tensor_parallel=1,
                 trust_remote_code=False,
             )
         )
