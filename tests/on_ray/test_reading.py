@@ -1,10 +1,10 @@
 import re
 
-from finished_run import finish_run, row
+from finished_run import finish_run, row, training_rows
 
 from dualview.config import NearDuplicates
 from dualview.on_ray.cluster import map_in_order
-from dualview.shards import read_near_duplicates, read_plan, read_training_rows
+from dualview.shards import read_near_duplicates, read_plan
 from dualview.storage import open_store
 from dualview.synthesis.card import put_card
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -23,7 +23,7 @@ def test_ray_data_reads_the_rows_as_the_card_says(cluster, tmp_path):
     [code] = re.findall(r"^Ray Data:\n\n```python\n(.*?)```", card, re.MULTILINE | re.DOTALL)
     names: dict = {}
     exec(code.replace("DATA", str(tmp_path)), names)
-    expected = {each["id"]: each for table in read_training_rows(store) for each in table.to_pylist()}
+    expected = {each["id"]: each for table in training_rows(store) for each in table.to_pylist()}
     assert expected.keys() == {"a", "d"}
     read = {each["id"]: each for each in names["rows"].take_all()}
     assert read.keys() == expected.keys()

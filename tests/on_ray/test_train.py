@@ -96,7 +96,7 @@ def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
 
 def _wait_for_a_checkpoint(output: str) -> None:
     """Until Ray Train has registered one."""
-    store, deadline = open_store(output), time.monotonic() + 180
+    store, deadline = open_store(output), time.monotonic() + 1200
     while not any(
         entry.key.endswith("checkpoint_manager_snapshot.json") for entry in store.list("checkpoints-")
     ):
