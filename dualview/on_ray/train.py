@@ -329,6 +329,9 @@ def _deepspeed_engine(learner: Learner, config: TrainConfig, num_steps: int) -> 
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_scale(step, num_steps, config.optimizer.warmup_share)
     )
+    # DeepSpeed would compile an operator for shared memory, which training does not use; and a worker that is
+    # killed while it compiles leaves a lock behind, on which every later one waits for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
         model=learner,
         optimizer=optimizer,
