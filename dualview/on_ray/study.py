@@ -13,7 +13,7 @@ from dualview.config import StudyConfig, TrainConfig, fingerprint
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.evaluate import SCORES_KEY, evaluate
+from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
 from dualview.on_ray.prepare import plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
 from dualview.storage import check_reachable, open_store
@@ -29,6 +29,11 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     """
     runs = plan_study(study)
     check_reachable(open_store(study.output))
+    names = [open_benchmark(benchmark).name for benchmark in runs[0].evaluate.benchmarks]
+    if study.benchmark not in names:
+        raise InputError(
+            f"benchmark: {study.evaluate} has no {study.benchmark}; expected one of {', '.join(names)}"
+        )
     join_cluster(max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus))
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run

@@ -46,7 +46,7 @@ def study_at(facets_data, s3, tmp_path_factory):
             "equal_budget_within": [],
             "seeds": "seed",
             "compare": [["dual", "single"]],
-            "benchmark": "factbook",
+            "benchmark": "factbook-development",
             "metrics": ["p-MRR", "p-MRR exclusion"],
             "bootstrap_samples": 50,
             "max_tries": 1,
@@ -99,3 +99,9 @@ def test_a_recipe_that_asks_for_more_than_there_is_is_told_before_any_run(study_
     with pytest.raises(InputError, match="32000 instances were asked for"):
         run_study(study)
     assert open_store(study.output).list() == []
+
+
+def test_a_benchmark_that_is_missing_is_told_before_any_run(study_at):
+    study = load(StudyConfig, str(study_at("no-benchmark"))).model_copy(update={"benchmark": "robust04"})
+    with pytest.raises(InputError, match="has no robust04; expected one of factbook-development"):
+        run_study(study)
