@@ -2,9 +2,9 @@
 # make demo-frozen  the same with frozen documents
 # make test         lint, layers, types, tests
 # make bench        our speed beside the bare engine's
-# make slow         tests that take minutes: a real vLLM server beside the engine
+# make slow         tests that take minutes: a real vLLM server beside the engine, training under five kills
 # make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
-# make mutations  how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
+# make mutations    how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
 # All create the environment in .venv when it is missing or pyproject.toml has changed.
 
 PYTHON ?= python3

@@ -80,6 +80,7 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
     assert open_store(study.output).list() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_stops_no_other_and_is_reported(study_at):
     recipes = {"single": {"encoder.model": "/nowhere"}, "dual": {}}
     study = load(StudyConfig, str(study_at("failing", **recipes)))

@@ -62,6 +62,7 @@ def weights(output: str) -> bytes:
     return open_store(output).get("encoder/model.safetensors")
 
 
+@pytest.mark.slow
 def test_one_rank_and_two_take_the_same_steps(config, uninterrupted):
     alone = config("one-rank", **{"workers.num": 1, "deepspeed.stage": 0})
     train(alone)
@@ -167,6 +168,7 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_everything_at_once(config, facets_data, tmp_path):
     """ZeRO 3, adapters, gradient cache, a learned temperature, two parts by weight, bf16, and what is seen of it."""
     own = config(
@@ -243,6 +245,7 @@ def test_everything_at_once(config, facets_data, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_weights(config, tmp_path):
     own = config("other-ranks", **SLOW)
     path = tmp_path / "train.yaml"
@@ -258,6 +261,7 @@ def test_another_number_of_ranks_goes_on_with_the_weights(config, tmp_path):
     assert 0 < result["steps_since_resume"] < STEPS
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_its_groups(config):
     own = config("not-finite", max_failures=1)
     hot = own.loss.temperature.model_copy(update={"value": 1e-40})  # scores divided by it are infinite
@@ -300,6 +304,7 @@ def test_five_kills_cost_nothing_but_time(config):
     assert weights(killed.output) == weights(calm.output)
 
 
+@pytest.mark.slow
 def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     download_tree(uninterrupted.mixture.parts[0].data, tmp_path / "data")
