@@ -25,6 +25,7 @@ def study_at(facets_data, s3, tmp_path_factory):
     train["encoder"]["model"] = model
     train["mixture"]["parts"][0] |= {"data": facets_data, "num_instances": 32}
     train["budget"]["instances"] = 32
+    train["batch"]["queries"] = None  # too few groups of a query for blocks of it
     evaluate = yaml.safe_load((DEMO / "evaluate.yaml").read_text())
     evaluate["benchmarks"] = [{"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}]
     for name, content in (("train", train), ("evaluate", evaluate)):
