@@ -59,6 +59,7 @@ def study_at(facets_data, s3, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, capsys):
     path = study_at("study")
     study = load(StudyConfig, str(path))
