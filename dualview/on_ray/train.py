@@ -28,7 +28,7 @@ import torch
 
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import asymmetric, encode_tokens, new_encoder, pad_id
-from dualview.errors import Interruption
+from dualview.errors import InputError, Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.prepare import (
@@ -403,13 +403,21 @@ class Saved:
     losses: list[float]
 
     def load_weights(self, learner: Learner, stage: int) -> None:
-        """Only the weights, from the parts of all ranks that were then."""
+        """Only the weights, from the parts of all ranks that were then; those that do not learn are not among them.
+
+        Raises InputError where they are another model's.
+        """
         if stage:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
         else:
             file = self.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=False)["module"]  # our own file
-        learner.load_state_dict(weights, strict=False)
+        missing, unexpected = learner.load_state_dict(weights, strict=False)
+        learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
+        if wrong := sorted({*unexpected, *(learned & set(missing))}):
+            raise InputError(
+                f"{self.folder}: is a checkpoint of another model ({wrong[0]} does not fit); choose another output"
+            )
 
     def load_rest(self, engine: deepspeed.DeepSpeedEngine, world_size: int) -> None:
         """Everything on the same number of ranks; else the place in the schedule only."""
