@@ -71,16 +71,7 @@ def save_tiny_encoder(folder: Path) -> Path:
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]))
     torch.manual_seed(0)
     BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
-    BertModel(
-        BertConfig(
-            vocab_size=6 + len(WORDS),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-        )
-    ).save_pretrained(folder)
-    return folder
+    return _save_bert(folder, vocab_size=6 + len(WORDS), hidden_size=32, intermediate_size=64)
 
 
 def save_small_encoder(folder: Path) -> Path:
@@ -88,15 +79,11 @@ def save_small_encoder(folder: Path) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(local_model(train_config().encoder.model))
     torch.manual_seed(0)
     tokenizer.save_pretrained(folder)
-    BertModel(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=128,
-        )
-    ).save_pretrained(folder)
+    return _save_bert(folder, vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128)
+
+
+def _save_bert(folder: Path, **sizes: int) -> Path:
+    BertModel(BertConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)).save_pretrained(folder)
     return folder
 
 

@@ -116,15 +116,19 @@ def _train_workers() -> Iterator[psutil.Process]:
             yield process
 
 
-def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp_path):
-    own = config("driver-killed", **SLOW)
-    path = tmp_path / "train.yaml"
+def _kill_a_driver_after_a_checkpoint(own: TrainConfig, folder: Path) -> None:
+    path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
     command = [sys.executable, "jobs/train.py", "--config", str(path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
         _wait_for_a_checkpoint(own.output)
         assert driver.poll() is None  # it has not finished
         driver.kill()
+
+
+def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp_path):
+    own = config("driver-killed", **SLOW)
+    _kill_a_driver_after_a_checkpoint(own, tmp_path)
     before = {entry.key for entry in open_store(own.output).list()}
     assert "result.json" not in before
     result = train(own)
@@ -253,12 +257,7 @@ def test_everything_at_once(config, facets_data, tmp_path):
 @pytest.mark.slow
 def test_another_number_of_ranks_goes_on_with_the_weights(config, uninterrupted, tmp_path):
     own = config("other-ranks", **SLOW)
-    path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
-    command = [sys.executable, "jobs/train.py", "--config", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        _wait_for_a_checkpoint(own.output)
-        driver.kill()
+    _kill_a_driver_after_a_checkpoint(own, tmp_path)
     alone = own.model_copy(update={"workers": own.workers.model_copy(update={"num": 1})})
     result = train(alone)
     assert result["world_size"] == 1
