@@ -434,6 +434,8 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The same place for libraries that want a pyarrow filesystem and a path in it (Ray Train does)."""
     store = open_store(url)
     if isinstance(store, S3Store):
-        endpoint = store.endpoint_url
-        return pyarrow.fs.S3FileSystem(endpoint_override=endpoint), f"{store.bucket}/{store.prefix}"
+        # As patient as our own requests are, nearly: its own three tries are over within a second.
+        patience = pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=12)
+        filesystem = pyarrow.fs.S3FileSystem(endpoint_override=store.endpoint_url, retry_strategy=patience)
+        return filesystem, f"{store.bucket}/{store.prefix}"
     return pyarrow.fs.LocalFileSystem(), store.url

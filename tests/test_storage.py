@@ -34,6 +34,7 @@ from dualview.storage import (
     LocalStore,
     S3Store,
     Store,
+    arrow_filesystem,
     check_reachable,
     download_tree,
     open_store,
@@ -379,6 +380,16 @@ def test_what_stays_interrupts_the_run_and_leaves_nothing(
     assert SECRET not in str(caught.value)
     s3.faults = []
     assert list(s3_store.list()) == []
+
+
+@pytest.mark.parametrize("fault", [error(503, "SlowDown"), cut_answer])
+def test_libraries_that_read_by_pyarrow_wait_too(s3: FaultyS3, s3_store: Store, fault: Fault) -> None:
+    s3_store.put_new("rows.txt", b"content", "a")
+    s3.faults = [("rows.txt", fault, 6)]
+    filesystem, path = arrow_filesystem(f"{s3_store.url}/rows.txt")
+    with filesystem.open_input_file(path) as file:
+        assert file.read() == b"content"
+    assert s3.faults == []
 
 
 def test_credentials_that_are_renewed_in_their_file_are_taken_up(
