@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 import io
 from itertools import groupby
 import json
@@ -96,6 +96,9 @@ def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dic
     store.put_new(INDEX_KEY, index, attempt="driver")
 
 
+_tokenizer = cache(load_tokenizer)  # once a worker: it takes longer than a small shard
+
+
 def _prepare_one(config: TrainConfig, source: Source) -> None:
     part, settings = config.mixture.parts[source.part], config.encoder
     table = trainable_rows(read_shard(open_store(source.data), source.key), source.left_out)
@@ -105,7 +108,7 @@ def _prepare_one(config: TrainConfig, source: Source) -> None:
         drawn = source.draws[id]
         for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part)):
             placed.append(Placed(group, source.part, section, drawn.times))
-    tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
     piece = make_piece(placed, settings, partial(tokenize_with, tokenizer), config.seed)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, piece.schema) as writer:
