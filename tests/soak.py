@@ -36,7 +36,7 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).parent / "on_ray"))  # the runs, jobs and nodes of the tests there
 
-from test_faults import SecondNode
+from test_faults import AnotherNode
 from test_generate import LLM, Job, config_of, engine_processes, rows_of, undisturbed
 
 from dualview.config import GenerateConfig
@@ -110,7 +110,7 @@ class Chaos(FaultyS3):
 class Soak:
     def __init__(self, address: str, chaos: Chaos, rng: random.Random) -> None:
         self._address, self._chaos, self._rng = address, chaos, rng
-        self._node = SecondNode(address, num_cpus=1)
+        self._node = AnotherNode(address, num_cpus=1)
         self.num_drivers = 0
 
     def run(self, config: GenerateConfig, folder: Path) -> None:
@@ -138,7 +138,7 @@ class Soak:
                 job.process.wait()
             elif kind == NODE:
                 self._node.die()
-                self._node = SecondNode(self._address, num_cpus=1)
+                self._node = AnotherNode(self._address, num_cpus=1)
             elif not self._strike_an_actor(kind):
                 self._chaos.deaths.put(kind)  # none is up yet, or one just died: later
         if self._chaos.expired:

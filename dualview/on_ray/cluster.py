@@ -4,9 +4,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 import logging
+import os
+import time
 from typing import Any, TypeVar
 
 import ray
+from ray.autoscaler.sdk import request_resources
 import ray.data
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import TrainingFailedError
@@ -17,12 +20,15 @@ from dualview.errors import InputError, Interruption
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+WAIT_VARIABLE = "DUALVIEW_WAIT_FOR_NODES_S"
+
 
 def join_cluster(actors: Actors) -> None:
     """Connects to the cluster of RAY_ADDRESS or a running local one, else starts one on this machine.
 
     Credentials are not carried over: every node finds its own in its environment.
-    Raises InputError where the cluster cannot hold the actors: Ray would wait for ever, quietly.
+    Raises InputError where the cluster cannot hold the actors: Ray would wait for ever, quietly. A cluster
+    that grows says so by DUALVIEW_WAIT_FOR_NODES_S in its head's environment, and is given that time.
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING)
@@ -34,12 +40,45 @@ def join_cluster(actors: Actors) -> None:
     context.raise_original_map_exception = True
     for module in ("exceptions", "_internal.execution.streaming_executor_state"):
         logging.getLogger(f"ray.data.{module}").setLevel(logging.CRITICAL)
-    check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    _wait_for_room(actors)
+
+
+def _wait_for_room(actors: Actors) -> None:
+    """Asks the autoscaler for what is missing, and waits while the cluster may grow. Ray has no call that tells."""
+    deadline = time.monotonic() + _seconds_to_wait()
+    asked = False
+    while True:
+        try:
+            check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            break
+        except InputError as error:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+            if not asked:
+                print(f"{error}; waiting up to {left:.0f} s for nodes ({WAIT_VARIABLE})", flush=True)
+                request_resources(bundles=[_needs_of(actors)] * actors.num)
+                asked = True
+        time.sleep(1)
+    if asked:
+        request_resources(bundles=[])  # what the job itself asks for holds the nodes from now on
+
+
+def _seconds_to_wait() -> float:
+    text = os.environ.get(WAIT_VARIABLE, "0")
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{WAIT_VARIABLE}={text}: expected seconds, for example 1800") from None
+
+
+def _needs_of(actors: Actors) -> dict[str, float]:
+    return {"CPU": actors.cpus, **({"GPU": actors.gpus} if actors.gpus else {})}
 
 
 def check_room(actors: Actors, nodes: list[dict[str, float]]) -> None:
     """Raises InputError where the actors do not fit on nodes with these resources."""
-    each = {"CPU": actors.cpus, **({"GPU": actors.gpus} if actors.gpus else {})}
+    each = _needs_of(actors)
     # Rounded as Ray counts, to 0.0001: three tenths hold three times a tenth.
     per_node = [
         min(int(round(node.get(name, 0.0) / amount, 4)) for name, amount in each.items()) for node in nodes

@@ -1,16 +1,24 @@
 """Whether the actors of a job fit on a cluster, and what the driver hears of an error in one of them."""
 
 import re
+from threading import Timer
 from typing import Any
 
 import pytest
 import ray
 from ray.data import ActorPoolStrategy
 from ray.train import WorkerGroupError
+from test_faults import AnotherNode
 
 from dualview.config import Actors
 from dualview.errors import InputError, Interruption
-from dualview.on_ray.cluster import check_room, errors_of_workers, join_cluster, map_in_order
+from dualview.on_ray.cluster import (
+    WAIT_VARIABLE,
+    check_room,
+    errors_of_workers,
+    join_cluster,
+    map_in_order,
+)
 
 LARGE, SMALL, HEAD = {"CPU": 8.0, "GPU": 4.0}, {"CPU": 4.0, "memory": 1.0}, {"memory": 1.0}
 
@@ -96,3 +104,28 @@ def test_a_users_mistake_stays_one_sentence() -> None:
     with pytest.raises(InputError) as caught:
         list(map_in_order(refuse, [4]))
     assert str(caught.value) == "4: expected something else"
+
+
+def test_a_cluster_that_grows_is_waited_for(
+    cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(WAIT_VARIABLE, "600")
+    added: list[AnotherNode] = []
+    growth = Timer(2, lambda: added.append(AnotherNode(cluster, num_cpus=2)))
+    growth.start()
+    join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))  # the cluster of the tests has two CPUs
+    growth.join()
+    added[0].die()
+    assert (
+        "need 4; ask for fewer actors or smaller ones, or add nodes; waiting up to" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.usefixtures("cluster")
+def test_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WAIT_VARIABLE, "0.5")
+    with pytest.raises(InputError, match="need 4; ask for fewer actors"):
+        join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))
+    monkeypatch.setenv(WAIT_VARIABLE, "soon")
+    with pytest.raises(InputError, match="DUALVIEW_WAIT_FOR_NODES_S=soon: expected seconds"):
+        join_cluster(Actors(num=1, cpus=1.0, gpus=0.0))

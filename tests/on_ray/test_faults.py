@@ -1,13 +1,16 @@
 """What happens to a run when the things around it fail: credentials, nodes."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from faulty_s3 import ALWAYS, FaultyS3, error
+import psutil
 import pytest
 import ray
 from ray._private.node import Node
 from ray._private.parameter import RayParams
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from test_generate import LLM, Job, config_of, rows_of, undisturbed, wait_until
 
 from dualview.records import DualView
@@ -61,7 +64,7 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
     assert is_complete(open_store(strict.output))
 
 
-class SecondNode:
+class AnotherNode:
     """Another raylet of this machine, as a node of the cluster.
 
     Made as ray.cluster_utils does: `ray start` would make the cluster the default one of this machine.
@@ -79,6 +82,7 @@ class SecondNode:
             include_log_monitor=False,
         )
         settings.dashboard_agent_listen_port = None  # any that is free
+        before = num_nodes()
         for is_last_try in (False, False, True):
             try:
                 self._node = Node(settings, head=False, shutdown_at_exit=False, spawn_reaper=True)
@@ -86,13 +90,23 @@ class SecondNode:
             except Exception:  # Ray gives its processes seconds to come up, and a busy machine needs more
                 if is_last_try:
                     raise
-        wait_until(lambda: num_nodes() == 2)
+        wait_until(lambda: num_nodes() == before + 1)
+
+    def is_busy(self) -> bool:
+        """Whether it has a worker that does something, or that holds an actor."""
+        raylet = psutil.Process(self._node.all_processes[PROCESS_TYPE_RAYLET][0].process.pid)
+        names: list[str] = []
+        for process in raylet.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                names += process.cmdline()[:1]
+        return any(name.startswith("ray::") and name != "ray::IDLE" for name in names)
 
     def die(self) -> None:
         """At once, so that nobody has time to say good-bye; its workers follow their raylet."""
+        before = num_nodes()
         self._node.kill_raylet()
         self.close()
-        wait_until(lambda: num_nodes() == 1)
+        wait_until(lambda: num_nodes() == before - 1)
 
     def close(self) -> None:
         self._node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
@@ -103,14 +117,14 @@ def num_nodes() -> int:
 
 
 @pytest.fixture
-def second_node(cluster: str) -> Iterator[SecondNode]:
-    node = SecondNode(cluster, num_cpus=2)
+def second_node(cluster: str) -> Iterator[AnotherNode]:
+    node = AnotherNode(cluster, num_cpus=2)
     yield node
     node.close()
 
 
 def test_a_run_survives_the_death_of_a_node(
-    s3: str, faulty_s3: FaultyS3, second_node: SecondNode, expected: list[DualView], tmp_path: Path
+    s3: str, faulty_s3: FaultyS3, second_node: AnotherNode, expected: list[DualView], tmp_path: Path
 ) -> None:
     """Each node has room for one of the two actors, and the dead one is not replaced."""
     config = config_of(LLM, f"{s3}/faults/node", actors={**LLM["actors"], "num": 2, "cpus": 1.5})
