@@ -699,13 +699,15 @@ class StudyConfig(Settings):
     train: str  # a train config, which the axes change
     evaluate: str  # an evaluate config, whose encoders are the runs
     axes: dict[str, dict[str, dict[str, Any]]]  # axis -> name of a value -> KEY: VALUE as for --set
-    equal_budget_within: Several[str]  # runs that agree on these axes must have the same budget
     seeds: str  # the axis of repeats: intervals are over its values too
     compare: Several[
         Annotated[tuple[str, str], Strict(False)]
-    ]  # values of the first axis: first minus second
-    benchmark: str  # of the evaluation, whose figures are compared
-    metrics: Annotated[Several[str], Field(min_length=1)]
+    ]  # values of the first axis: first minus second, at equal budget
+    metrics: Annotated[Several[str], Field(min_length=1)]  # "BENCHMARK METRIC" of the evaluation
+    trade_off: (
+        Annotated[tuple[str, str], Strict(False)] | None
+    )  # two of them, for a picture of one against the other
+    price: Price | None  # with one, costs are in dollars too; per_gpu_hour is any device's
     bootstrap_samples: Positive
     max_tries: Positive  # of a run that fails, before it is reported as failed
 
@@ -713,9 +715,11 @@ class StudyConfig(Settings):
     def _names_are_known(self) -> Self:
         if not self.axes or not all(self.axes.values()):
             raise ValueError("axes needs at least one axis with at least one value")
-        for axis in (*self.equal_budget_within, self.seeds):
-            if axis not in self.axes:
-                raise ValueError(f"`{axis}` is none of the axes: {', '.join(self.axes)}")
+        if self.seeds not in self.axes:
+            raise ValueError(f"seeds: `{self.seeds}` is none of the axes: {', '.join(self.axes)}")
+        for name in self.trade_off or ():
+            if name not in self.metrics:
+                raise ValueError(f"trade_off: `{name}` is none of the metrics: {', '.join(self.metrics)}")
         recipes = next(iter(self.axes.values()))
         for name in (name for pair in self.compare for name in pair):
             if name not in recipes:

@@ -1,4 +1,4 @@
-"""What a run spends: tokens, GPU time and money, against a budget."""
+"""What a run spends: tokens, GPU time and money, against a budget or beside what another spends."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -17,6 +17,14 @@ class Spent:
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.gpu_seconds + other.gpu_seconds,
+        )
+
+    def share(self, part: int, whole: int) -> "Spent":
+        """A part's share, rounded down."""
+        return Spent(
+            self.prompt_tokens * part // whole,
+            self.completion_tokens * part // whole,
+            self.gpu_seconds * part / whole,
         )
 
     @property
@@ -44,3 +52,29 @@ def used_up(spent: Spent, budget: Budget, price: Price | None) -> str | None:
         if limit is not None and amount >= limit:
             return f"{amount:,.6g} of {limit:,.6g} {unit}"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCost:
+    """What a training took, and its share of what writing and judging its data took."""
+
+    instances: int
+    tokens: int
+    operations: float  # floating-point
+    device_seconds: float
+    generation: Spent
+
+    def in_units(self, price: Price | None) -> dict[str, float]:
+        """Dollars only where there is a price, and an LLM's figures only where one was asked."""
+        units = {
+            "instances": float(self.instances),
+            "tokens": float(self.tokens),
+            "PFLOP": self.operations / 1e15,
+            "device seconds": self.device_seconds,
+        }
+        if self.generation.tokens:
+            units["LLM tokens"] = float(self.generation.tokens)
+        if price is not None:
+            training = Spent(gpu_seconds=self.device_seconds)
+            units["dollars"] = training.dollars(price) + self.generation.dollars(price)
+        return units

@@ -177,7 +177,7 @@ def _scores_figure(summary: Summary, benchmark: str, colors: Mapping[str, str]) 
             axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
         _rows(axes, list(results))
         axes.set_title(metric, loc="left")
-    return _svg(figure, f"Scores on {benchmark}")
+    return svg_of(figure, f"Scores on {benchmark}")
 
 
 def _differences_figure(name: str, benchmarks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -194,7 +194,7 @@ def _differences_figure(name: str, benchmarks: Mapping[str, Mapping[str, Mapping
         _interval(axes, row, cell, color, f"{100 * cell['mean']:+.1f}")
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
     _rows(axes, [label for label, _ in rows])
-    return _svg(figure, f"Paired differences, {name}")
+    return svg_of(figure, f"Paired differences, {name}")
 
 
 def _interval(axes: matplotlib.axes.Axes, row: int, cell: Mapping[str, float], color: str, text: str) -> None:
@@ -232,7 +232,7 @@ def _funnel_figure(name: str, funnel: Mapping[str, int]) -> str:
     axes.margins(x=0.18)
     axes.spines["bottom"].set_visible(False)
     axes.set_xticks([])
-    return _svg(figure, f"Requests of {name} by status")
+    return svg_of(figure, f"Requests of {name} by status")
 
 
 def _losses_figure(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Mapping[str, str]) -> str:
@@ -245,10 +245,11 @@ def _losses_figure(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Ma
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(losses), frameon=False
     )
-    return _svg(figure, "Training loss by step")
+    return svg_of(figure, "Training loss by step")
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg_of(figure: Figure, label: str) -> str:
+    """A figure to stand in a page; the same figure gives the same text."""
     stream = io.StringIO()
     # The salt makes the ids of clip paths the same in every run, and different between the figures of a page.
     with matplotlib.rc_context({"svg.hashsalt": label}):

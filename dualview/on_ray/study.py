@@ -10,15 +10,17 @@ import pyarrow.parquet as pq
 import ray
 
 from dualview.config import StudyConfig, TrainConfig, fingerprint
+from dualview.costs import Spent, TrainingCost
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
 from dualview.on_ray.prepare import plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
+from dualview.shards import spent_so_far
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study
-from dualview.studies.report import report
+from dualview.studies.report import as_markdown, as_page, study_sections
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
@@ -30,10 +32,12 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     runs = plan_study(study)
     check_reachable(open_store(study.output))
     names = [open_benchmark(benchmark).name for benchmark in runs[0].evaluate.benchmarks]
-    if study.benchmark not in names:
-        raise InputError(
-            f"benchmark: {study.evaluate} has no {study.benchmark}; expected one of {', '.join(names)}"
-        )
+    for metric in study.metrics:
+        if metric.partition(" ")[0] not in names:
+            raise InputError(
+                f"metrics: `{metric}` is of none of the benchmarks of {study.evaluate}, {', '.join(names)};"
+                f" expected for example `{names[0]} nDCG@10`"
+            )
     join_cluster(max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus))
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
@@ -86,15 +90,45 @@ def _room(config: TrainConfig) -> int:
 
 
 def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, str]) -> str:
-    """The report of what is finished, as Markdown; also put beside the runs, under a name of its content."""
+    """The report of what is finished, as Markdown; also put beside the runs, and as a page, named by its content."""
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
             scores = open_store(run.evaluate.output).get(SCORES_KEY)
-            of_encoder = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
-            values[run.folder] = of_encoder[study.benchmark]
-            costs[run.folder] = json.loads(open_store(run.train.output).get(RESULT_KEY))
-    text = report(study, runs, values, costs, failed)
-    digest = fingerprint(text)
-    open_store(study.output).put_new(f"report-{digest}.md", text.encode(), attempt="driver")
-    return text
+            of_benchmarks = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
+            values[run.folder] = {
+                f"{benchmark} {metric}": of_metric
+                for benchmark, of_metrics in of_benchmarks.items()
+                for metric, of_metric in of_metrics.items()
+            }
+            _check_metrics(study, values[run.folder])
+            costs[run.folder] = _cost_of(run)
+    title = f"Study: {' x '.join(study.axes)}"
+    sections = study_sections(study, runs, values, costs, failed)
+    text = as_markdown(title, sections)
+    store, name = open_store(study.output), f"report-{fingerprint(text)}"
+    store.put_new(f"{name}.md", text.encode(), attempt="driver")
+    store.put_new(f"{name}.html", as_page(title, sections).encode(), attempt="driver")
+    return f"{text}\n{store.url}/{name}.html"
+
+
+def _check_metrics(study: StudyConfig, values: Mapping[str, Any]) -> None:
+    for metric in study.metrics:
+        if metric not in values:
+            raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+
+
+def _cost_of(run: Run) -> TrainingCost:
+    result = json.loads(open_store(run.train.output).get(RESULT_KEY))
+    generation = Spent()
+    for part in result["mixture"]:
+        if part["views"] in ("original", "plain"):
+            continue  # no LLM had to write for it
+        generation += spent_so_far(open_store(part["data"])).share(part["seeds"], part["seeds_available"])
+    return TrainingCost(
+        instances=result["instances"],
+        tokens=result["tokens"],
+        operations=result["operations"],
+        device_seconds=result["seconds"] * result["world_size"],
+        generation=generation,
+    )

@@ -52,6 +52,7 @@ from dualview.training.step import (
     learn,
     learning_rate_scale,
     move_back,
+    operations,
     plan_work,
 )
 
@@ -66,8 +67,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Trains an encoder, or goes on where an interrupted run of the same config stopped.
 
     Leaves under the output `encoder/` (a sentence-transformers folder), `prepared.json` with the counts of the
-    mixture and, last, `result.json`. Returns the latter's content: steps, instances, tokens, seconds, groups
-    per second, the loss of each step.
+    mixture and, last, `result.json`. Returns the latter's content: steps, instances, tokens, floating-point
+    operations, seconds, groups per second, the loss of each step.
     """
     store = open_store(config.output)
     check_reachable(store)
@@ -198,6 +199,8 @@ def train_worker(settings: dict[str, Any]) -> None:
         if checkpoint is not None:
             checkpoint.load_rest(engine, world_size)
         losses = checkpoint.losses if checkpoint is not None else []
+        tokens_before = checkpoint.tokens if checkpoint is not None else 0
+        seconds_before = checkpoint.seconds if checkpoint is not None else 0.0
     learner.train(config.encoder.dropout)
 
     def work_of(step: int) -> Work:
@@ -247,7 +250,13 @@ def train_worker(settings: dict[str, Any]) -> None:
                 watch.step(step, loss, learning_rate, engine.get_global_grad_norm(), work)
             last = step + 1 == num_steps
             if (step + 1) % config.checkpoint_every_steps == 0 and not last:
-                _save(engine, losses, rank, world_size)
+                position = {
+                    "world_size": world_size,
+                    "losses": losses,
+                    "tokens": tokens_before + num_tokens,
+                    "seconds": seconds_before + time.monotonic() - started,
+                }
+                _save(engine, position, rank)
             every = config.watching.evaluate_every_steps
             if every is not None and ((step + 1) % every == 0 or last):
                 weights = _weights(learner, config)
@@ -266,9 +275,10 @@ def train_worker(settings: dict[str, Any]) -> None:
             "deepspeed": deepspeed_config(config),
             "world_size": world_size,
             "temperature": temperature,
+            "tokens": tokens_before + num_tokens,
+            "operations": operations(config, num_parameters, tokens_before + num_tokens),
+            "seconds": seconds_before + seconds,  # of the steps that count, whatever was lost to kills
             "steps_since_resume": num_steps - first_step,
-            "seconds_since_resume": seconds,
-            "tokens_since_resume": num_tokens,
             "groups_per_second": num_groups / seconds if seconds else 0.0,
             "tokens_per_second": num_tokens / seconds if seconds else 0.0,
             "losses": losses,
@@ -401,6 +411,8 @@ class Saved:
     folder: Path
     world_size: int
     losses: list[float]
+    tokens: int
+    seconds: float
 
     def load_weights(self, learner: Learner, stage: int) -> None:
         """Only the weights, from the parts of all ranks that were then; those that do not learn are not among them.
@@ -441,11 +453,10 @@ def _latest_checkpoint() -> Iterator[Saved | None]:
         yield None
         return
     with checkpoint.as_directory() as folder:
-        position = json.loads((Path(folder) / POSITION).read_text())
-        yield Saved(Path(folder), position["world_size"], position["losses"])
+        yield Saved(Path(folder), **json.loads((Path(folder) / POSITION).read_text()))
 
 
-def _save(engine: deepspeed.DeepSpeedEngine, losses: list[float], rank: int, world_size: int) -> None:
+def _save(engine: deepspeed.DeepSpeedEngine, position: dict[str, Any], rank: int) -> None:
     """Every rank reports its own files, which are put off the training path.
 
     Ray Train merges them, registers the whole or nothing, and removes the local folder.
@@ -453,9 +464,9 @@ def _save(engine: deepspeed.DeepSpeedEngine, losses: list[float], rank: int, wor
     folder = tempfile.mkdtemp(prefix="dualview-checkpoint-")
     engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, save_latest=False)
     if rank == 0:
-        (Path(folder) / POSITION).write_text(json.dumps({"world_size": world_size, "losses": losses}))
+        (Path(folder) / POSITION).write_text(json.dumps(position))
     ray.train.report(
-        {"loss": losses[-1]},
+        {"loss": position["losses"][-1]},
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
     )

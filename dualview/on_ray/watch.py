@@ -21,7 +21,7 @@ from dualview.evaluation.ranking import Ranking, rank_candidates
 from dualview.evaluation.scores import score
 from dualview.on_ray.evaluate import open_benchmark
 from dualview.training.prepared import view_text
-from dualview.training.step import Work
+from dualview.training.step import Work, operations
 
 SECONDS_BETWEEN_LINES = 10
 Figures = dict[str, float]
@@ -65,10 +65,8 @@ class Watch:
         if gradient_norm is not None:
             figures["gradient_norm"] = float(gradient_norm)
         if (peak := self._config.watching.peak_tflops) is not None:
-            # Two operations a weight and token forward, four backward, two more where it is done twice.
-            again = self._config.batch.gradient_cache + self._config.encoder.activation_checkpointing
-            operations = (6 + 2 * again) * self._num_parameters * work.num_tokens
-            figures["mfu"] = operations / seconds / (peak * 1e12 * self._config.workers.num)
+            done = operations(self._config, self._num_parameters, work.num_tokens)
+            figures["mfu"] = done / seconds / (peak * 1e12 * self._config.workers.num)
         self._note(step, figures)
         self._num_steps_seen += 1
         self._recent = [*self._recent[-9:], loss]

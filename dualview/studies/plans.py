@@ -31,15 +31,16 @@ class Run:
 
     @property
     def folder(self) -> str:
+        """Of the training; its scores lie in it too, for each way of scoring apart."""
         return self.train.output.removesuffix("/train")
 
 
 def plan_study(study: StudyConfig) -> list[Run]:
     """Every combination of the axes' values, in the order of the file.
 
-    A run's output is named by the fingerprint of its configs, so that two studies under one output share
-    the runs that they have in common. Raises InputError where a value is no valid setting, where two points
-    are the same run, or where budgets that should be equal are not.
+    A run's output is named by the fingerprint of its configs, so that studies under one output share the
+    trainings that they have in common, and the scores where they score alike. Raises InputError where a value is no valid setting, where two points
+    are the same run, or where the budgets of runs that are compared are not equal.
     """
     runs = [
         _run(study, dict(zip(study.axes, values, strict=True))) for values in product(*study.axes.values())
@@ -64,17 +65,19 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
         TrainConfig, study.train, [f"{key}={canonical_json(value)}" for key, value in settings.items()]
     )
     evaluate = load(EvaluateConfig, study.evaluate)
-    decided = [
-        train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching"}),
-        evaluate.model_dump(mode="json", exclude={"output", "encoders", "compare", "actors"}),
-    ]
-    folder = f"{study.output}/runs/{fingerprint(decided)}"
+    trained = fingerprint(
+        train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching"})
+    )
+    scored = fingerprint(
+        evaluate.model_dump(mode="json", exclude={"output", "encoders", "compare", "actors"})
+    )
+    folder = f"{study.output}/runs/{trained}"
     return Run(
         point,
         train.model_copy(update={"output": f"{folder}/train"}),
         evaluate.model_copy(
             update={
-                "output": f"{folder}/scores",
+                "output": f"{folder}/scores-{scored}",
                 "encoders": {"run": named_encoder(f"{folder}/train/encoder")},
                 "compare": (),
             }
@@ -88,17 +91,16 @@ def budget_of(run: Run) -> dict[str, int | None]:
 
 
 def _check_equal_budgets(study: StudyConfig, runs: Sequence[Run]) -> None:
-    """Runs that agree on `study.equal_budget_within` must have the same budget."""
-    of_cell: dict[tuple[str, ...], Run] = {}
-    for run in runs:
-        cell = tuple(run.point[axis] for axis in study.equal_budget_within)
-        first = of_cell.setdefault(cell, run)
-        if budget_of(first) != budget_of(run):
-            raise InputError(
-                f"axes: the budgets of ({first.name}) and ({run.name}) are not equal: {budget_of(first)} and"
-                f" {budget_of(run)}; a comparison at equal budget needs them equal, or take the axis that sets"
-                " them into equal_budget_within"
-            )
+    """Runs that are compared must have the same budget."""
+    by_point = {tuple(run.point.values()): run for run in runs}
+    for first, second in study.compare:
+        for (recipe, *rest), run in by_point.items():
+            other = by_point[second, *rest]
+            if recipe == first and budget_of(run) != budget_of(other):
+                raise InputError(
+                    f"compare: the budgets of ({run.name}) and ({other.name}) are not equal: {budget_of(run)} and"
+                    f" {budget_of(other)}; set them equal, or leave the pair out of compare"
+                )
 
 
 def table_of(runs: Sequence[Run]) -> list[dict[str, str]]:

@@ -1,40 +1,170 @@
-"""A study's figures as Markdown: means, paired differences and curves, with intervals over queries and seeds."""
+"""A study's figures, with intervals over queries and seeds of training, as Markdown and as a page."""
 
 # Q = queries
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+import yaml
 
 from dualview.config import StudyConfig
+from dualview.costs import TrainingCost
+from dualview.evaluation.page import PAGE
 from dualview.evaluation.significance import Interval
 from dualview.studies.fits import Curve, extrapolated, fit_power_law, worth_of
+from dualview.studies.pictures import Line, curves_picture, trade_off_picture
 from dualview.studies.plans import Run, budget_of, table_of
 
-# Values of one run: metric -> query id -> value, as a fraction.
+# Values of one run: "BENCHMARK METRIC" -> query id -> value, as a fraction.
 Values = Mapping[str, Mapping[str, float]]
+# A point of the grid without its seed -> the values of each of its seeds.
+Cells = Mapping[tuple[str, ...], Sequence[Values]]
+
+FIT_SAMPLES = 200  # each is a fit: fewer than for a mean, and enough for the 2.5th percentile
+
+
+@dataclass(frozen=True)
+class Table:
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Section:
+    heading: str
+    note: str
+    tables: Sequence[Table] = ()
+    pictures: Sequence[str] = ()  # SVG; Markdown goes without
+    listing: str = ""
+    items: Sequence[str] = ()
 
 
 def grid_table(runs: Sequence[Run]) -> str:
     rows = table_of(runs)
-    return markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return _markdown_table(Table(list(rows[0]), [list(row.values()) for row in rows]))
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
+def study_sections(
+    study: StudyConfig,
+    runs: Sequence[Run],
+    values: Mapping[str, Values],
+    costs: Mapping[str, TrainingCost],
+    failed: Mapping[str, str],
+) -> list[Section]:
+    """All of it; a part without material is left out. values, costs, failed: by a run's folder."""
+    cells = _cells(study, runs, values)
+    curves = _curves(study, runs, values)
+    named = _short_names(study)
+    axes = [axis for axis in study.axes if axis != study.seeds]
+    intervals = {
+        point: {metric: _interval(study, of_seeds, metric) for metric in study.metrics}
+        for point, of_seeds in cells.items()
+    }
+    sections = [
+        Section(
+            "Scores",
+            f"Means x100, with 95% bootstrap intervals over queries and {len(study.axes[study.seeds])} seeds of training.",
+            [
+                Table(
+                    [*axes, "seeds", *named.values()],
+                    [
+                        [*point, str(len(of_seeds)), *map(_shown, intervals[point].values())]
+                        for point, of_seeds in cells.items()
+                    ],
+                )
+            ],
+        )
+    ]
+    if rows := _differences(study, cells):
+        note = "Paired: the same queries, and the same seeds of training. Bold where the interval does not hold 0."
+        sections.append(
+            Section("Differences", note, [Table(["difference", *axes[1:], *named.values()], rows)])
+        )
+    if curves:
+        sections.append(_curves_section(study, runs, curves, costs))
+    if study.trade_off is not None and cells:
+        picture = trade_off_picture(study.trade_off, intervals)
+        sections.append(
+            Section(
+                "Trade-off",
+                f"{study.trade_off[0]} against {study.trade_off[1]}; larger points are larger budgets, bars are"
+                " 95% intervals. Up and to the right is better.",
+                pictures=[picture],
+            )
+        )
+    if costs:
+        sections.append(_costs_section(study, runs, costs))
+    if failed:
+        items = [f"{run.name}: {failed[run.folder]}" for run in runs if run.folder in failed]
+        sections.append(Section("Failed", "The figures above are without them.", items=items))
+    listing = yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False)
+    sections.append(
+        Section(
+            "How to repeat it",
+            "This study, for `python jobs/study.py --config FILE`; with the same output, what stands is only read.",
+            listing=listing,
+        )
+    )
+    return sections
+
+
+def as_markdown(title: str, sections: Sequence[Section]) -> str:
+    parts = [f"# {title}\n"]
+    for section in sections:
+        parts += [f"## {section.heading}\n", f"{section.note}\n", *map(_markdown_table, section.tables)]
+        parts += [f"- {item}\n" for item in section.items]
+        if section.listing:
+            parts.append(f"```yaml\n{section.listing}```\n")
+    return "\n".join(parts)
+
+
+def as_page(title: str, sections: Sequence[Section]) -> str:
+    """HTML that needs nothing else."""
+    parts = []
+    for section in sections:
+        parts += [f"<h2>{escape(section.heading)}</h2>", f'<p class="note">{escape(section.note)}</p>']
+        parts += [*section.pictures, *map(_html_table, section.tables)]
+        if section.items:
+            parts.append(f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in section.items)}</ul>")
+        if section.listing:
+            listing = escape(section.listing)
+            parts.append(f"<details><summary>study.yaml</summary><pre>{listing}</pre></details>")
+    return PAGE.format(title=escape(title), body="\n".join(parts))
+
+
+def _markdown_table(table: Table) -> str:
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def cells_of(
-    study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]
-) -> dict[tuple[str, ...], list[Values]]:
-    """Runs by their point without the seed; of each the values of its seeds. values: by a run's folder."""
+def _html_table(table: Table) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.head)
+    rows = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in table.rows)
+    return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _html_cell(text: str) -> str:
+    plain = escape(text.strip("*"))
+    return f"<td><b>{plain}</b></td>" if text.startswith("**") else f"<td>{plain}</td>"
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def _short_names(study: StudyConfig) -> dict[str, str]:
+    """Of the metrics: without their benchmark where all are of one."""
+    benchmarks = {metric.partition(" ")[0] for metric in study.metrics}
+    return {metric: metric.partition(" ")[2] if len(benchmarks) == 1 else metric for metric in study.metrics}
+
+
+def _cells(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> Cells:
     cells: dict[tuple[str, ...], list[Values]] = {}
     for run in runs:
-        point = tuple(value for axis, value in run.point.items() if axis != study.seeds)
         if run.folder in values:
+            point = tuple(value for axis, value in run.point.items() if axis != study.seeds)
             cells.setdefault(point, []).append(values[run.folder])
     return cells
 
@@ -57,64 +187,6 @@ def seed_and_query_interval(matrix: NDArray[np.float64], samples: int, seed: int
     return Interval(float(matrix.mean()), float(low), float(high))
 
 
-def report(
-    study: StudyConfig,
-    runs: Sequence[Run],
-    values: Mapping[str, Values],
-    costs: Mapping[str, Mapping[str, Any]],
-    failed: Mapping[str, str],
-) -> str:
-    """All of it: figures, differences, curves where there are three budgets, costs, what failed."""
-    cells = cells_of(study, runs, values)
-    axes = [axis for axis in study.axes if axis != study.seeds]
-    parts = [
-        f"# Study\n\nx100, with 95% intervals over queries and {len(study.axes[study.seeds])} seeds of training.\n"
-    ]
-    parts.append(
-        markdown_table(
-            [*axes, "seeds", *study.metrics],
-            [
-                [
-                    *point,
-                    str(len(of_seeds)),
-                    *(_shown(_interval(study, of_seeds, metric)) for metric in study.metrics),
-                ]
-                for point, of_seeds in cells.items()
-            ],
-        )
-    )
-    if rows := _differences(study, cells):
-        parts.append("## Differences\n\nPaired: the same queries, and the same seeds of training.\n")
-        parts.append(markdown_table(["difference", *axes[1:], *study.metrics], rows))
-    if rows := _curves(study, runs, values):
-        parts.append(
-            "## Curves\n\nPower law with an offset, fitted to the means. *Worth*: how many instances of the second are worth"
-            " one of the first, at the largest budget.\n"
-        )
-        parts.append(markdown_table(["", "metric", "limit", "exponent", "at 4 x the largest budget"], rows))
-        parts.append(markdown_table(["first, second", "metric", "worth"], _worths(study, runs, values)))
-    parts.append("## Costs\n")
-    parts.append(
-        markdown_table(
-            [*study.axes, "spent", "steps", "seconds"],
-            [
-                [
-                    *run.point.values(),
-                    ", ".join(f"{amount:,} {unit}" for unit, amount in budget_of(run).items()),
-                    str(costs[run.folder]["steps"]),
-                    f"{costs[run.folder]['seconds_since_resume']:.0f}",
-                ]
-                for run in runs
-                if run.folder in costs
-            ],
-        )
-    )
-    if failed:
-        parts.append("## Failed\n")
-        parts += [f"- {run.name}: {failed[run.folder]}\n" for run in runs if run.folder in failed]
-    return "\n".join(parts)
-
-
 def _interval(study: StudyConfig, of_seeds: Sequence[Values], metric: str) -> Interval:
     return seed_and_query_interval(_matrix(of_seeds, metric), study.bootstrap_samples, seed=0)
 
@@ -124,7 +196,12 @@ def _shown(interval: Interval, sign: str = "") -> str:
     return f"{mean:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _differences(study: StudyConfig, cells: Mapping[tuple[str, ...], list[Values]]) -> list[list[str]]:
+def _difference(interval: Interval) -> str:
+    text = _shown(interval, "+")
+    return text if interval.low <= 0 <= interval.high else f"**{text}**"
+
+
+def _differences(study: StudyConfig, cells: Cells) -> list[list[str]]:
     rows = []
     for first, second in study.compare:
         for (recipe, *rest), of_seeds in cells.items():
@@ -133,51 +210,134 @@ def _differences(study: StudyConfig, cells: Mapping[tuple[str, ...], list[Values
                 continue
             differences = [_matrix(of_seeds, metric) - _matrix(others, metric) for metric in study.metrics]
             intervals = [seed_and_query_interval(own, study.bootstrap_samples, seed=0) for own in differences]
-            rows.append(
-                [f"{first} minus {second}", *rest, *(_shown(interval, "+") for interval in intervals)]
-            )
+            rows.append([f"{first} minus {second}", *rest, *map(_difference, intervals)])
     return rows
 
 
-def curve_of(
-    study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values], recipe: str, metric: str
-) -> Curve | None:
-    """A recipe's scores by budget; None where there are fewer than three budgets."""
-    recipes = next(iter(study.axes))
-    by_budget: dict[float, list[NDArray[np.float64]]] = {}
+# Values of the axes that are neither the budget's nor the seeds' -> metric -> scores by budget.
+Curves = Mapping[tuple[str, ...], Mapping[str, Curve]]
+
+
+def _curves(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> Curves:
+    """Where there are three budgets or more."""
+    by_recipe: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        if run.point[recipes] == recipe and run.folder in values:
-            [amount] = budget_of(run).values()
-            by_budget.setdefault(float(amount or 0), []).append(_matrix([values[run.folder]], metric)[0])
-    if len(by_budget) < 3:
-        return None
-    return Curve(tuple(sorted(by_budget)), tuple(tuple(by_budget[budget]) for budget in sorted(by_budget)))
+        if run.folder in values:
+            by_recipe.setdefault(_recipe(study, run), []).append(run)
+    curves = {}
+    for recipe, own in by_recipe.items():
+        budgets = sorted({_amount(run) for run in own})
+        if len(budgets) < 3:
+            continue
+        of_budgets = [[values[run.folder] for run in own if _amount(run) == budget] for budget in budgets]
+        curves[recipe] = {
+            metric: Curve(tuple(budgets), tuple(tuple(_matrix(each, metric)) for each in of_budgets))
+            for metric in study.metrics
+        }
+    return curves
 
 
-def _curves(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> list[list[str]]:
-    rows = []
-    for recipe in next(iter(study.axes.values())):
-        for metric in study.metrics:
-            if (curve := curve_of(study, runs, values, recipe, metric)) is None:
-                continue
+def _recipe(study: StudyConfig, run: Run) -> tuple[str, ...]:
+    """The first axis and those that are neither the budget's nor the seeds'."""
+    first, *others = study.axes
+
+    def is_of_budget(axis: str) -> bool:
+        return any(key.startswith("budget") for settings in study.axes[axis].values() for key in settings)
+
+    rest = [axis for axis in others if axis != study.seeds and not is_of_budget(axis)]
+    return tuple(run.point[axis] for axis in (first, *rest))
+
+
+def _amount(run: Run) -> float:
+    [amount] = budget_of(run).values()
+    return float(amount or 0)
+
+
+def _curves_section(
+    study: StudyConfig, runs: Sequence[Run], curves: Curves, costs: Mapping[str, TrainingCost]
+) -> Section:
+    """Curves over the budget, and what one recipe's unit is worth in another's, in each unit of cost."""
+    named = _short_names(study)
+    lines, fitted = [], []
+    for recipe, of_metrics in curves.items():
+        for metric, curve in of_metrics.items():
             fit = fit_power_law(curve.budgets, curve.means())
-            ahead = extrapolated(curve, 4 * curve.budgets[-1], _FIT_SAMPLES, seed=0)
-            rows.append([recipe, metric, f"{100 * fit.limit:.1f}", f"{fit.exponent:.2f}", _shown(ahead)])
-    return rows
-
-
-# Each is a fit: fewer than for a mean, and enough for the 2.5th percentile.
-_FIT_SAMPLES = 200
-
-
-def _worths(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> list[list[str]]:
-    rows = []
+            means = [
+                seed_and_query_interval(np.stack(of_seeds), study.bootstrap_samples, seed=0)
+                for of_seeds in curve.scores
+            ]
+            lines.append(Line(", ".join(recipe), named[metric], curve.budgets, means, fit))
+            ahead = extrapolated(curve, 4 * curve.budgets[-1], FIT_SAMPLES, seed=0)
+            fitted.append(
+                [*recipe, named[metric], f"{100 * fit.limit:.1f}", f"{fit.exponent:.2f}", _shown(ahead)]
+            )
+    units = _units(study, costs)
+    worths = []
     for first, second in study.compare:
-        for metric in study.metrics:
-            pair = [curve_of(study, runs, values, recipe, metric) for recipe in (first, second)]
-            if pair[0] is None or pair[1] is None:
+        for recipe in curves:
+            other = (second, *recipe[1:])
+            if recipe[0] != first or other not in curves:
                 continue
-            budget = min(curve.budgets[-1] for curve in pair if curve is not None)
-            mean, low, high = worth_of(pair[0], pair[1], budget, _FIT_SAMPLES, seed=0)
-            rows.append([f"{first}, {second}", metric, f"{mean:.2f} [{low:.2f}, {high:.2f}]"])
-    return rows
+            ratios = [_cost_ratio(study, runs, costs, (recipe, other), unit) for unit in units]
+            for metric in study.metrics:
+                pair = curves[recipe][metric], curves[other][metric]
+                worth = worth_of(*pair, pair[0].budgets[-1], FIT_SAMPLES, seed=0)
+                shown = ["" if ratio is None else _worth(worth, ratio) for ratio in ratios]
+                worths.append([", ".join(recipe), ", ".join(other), named[metric], *shown])
+    [budget_unit] = {unit for run in runs for unit in budget_of(run)}
+    note = (
+        f"Power laws with an offset over {budget_unit}, fitted to the means (lines). Worth: how many units of the second"
+        " recipe bring it where one unit of the first brought the first, at the largest budget, for each way of"
+        " counting what was spent."
+    )
+    recipe_axes = ["recipe", *[""] * (len(next(iter(curves))) - 1)]
+    tables = [Table([*recipe_axes, "metric", "limit", "exponent", "at 4 x the largest budget"], fitted)]
+    if worths:
+        tables.append(Table(["one of", "in", "metric", *(f"worth in {unit}" for unit in units)], worths))
+    return Section("Curves", note, tables, [curves_picture(budget_unit, lines)])
+
+
+def _cost_ratio(
+    study: StudyConfig,
+    runs: Sequence[Run],
+    costs: Mapping[str, TrainingCost],
+    pair: tuple[tuple[str, ...], tuple[str, ...]],
+    unit: str,
+) -> float | None:
+    """What a unit of budget costs the second recipe beside the first; None where it costs the first nothing."""
+
+    def cost(recipe: tuple[str, ...]) -> float:
+        own = [run for run in runs if _recipe(study, run) == recipe and run.folder in costs]
+        spent = sum(costs[run.folder].in_units(study.price).get(unit, 0.0) for run in own)
+        return spent / sum(map(_amount, own)) if own else 0.0
+
+    first, second = map(cost, pair)
+    return second / first if first else None
+
+
+def _units(study: StudyConfig, costs: Mapping[str, TrainingCost]) -> list[str]:
+    return list(dict.fromkeys(unit for cost in costs.values() for unit in cost.in_units(study.price)))
+
+
+def _worth(worth: Interval, ratio: float) -> str:
+    mean, low, high = (ratio * value for value in worth)
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _costs_section(study: StudyConfig, runs: Sequence[Run], costs: Mapping[str, TrainingCost]) -> Section:
+    units = _units(study, costs)
+    rows = [
+        [
+            *run.point.values(),
+            *(f"{costs[run.folder].in_units(study.price).get(unit, 0.0):,.6g}" for unit in units),
+        ]
+        for run in runs
+        if run.folder in costs
+    ]
+    total = [sum(cost.in_units(study.price).get(unit, 0.0) for cost in costs.values()) for unit in units]
+    rows.append(["all", *[""] * (len(study.axes) - 1), *(f"{amount:,.6g}" for amount in total)])
+    note = (
+        "Of each run: what was trained on, floating-point operations of its matrix products, seconds times workers, and"
+        " the share of what writing and judging its data took."
+    )
+    return Section("Costs", note, [Table([*study.axes, *units], rows)])

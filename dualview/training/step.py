@@ -101,6 +101,16 @@ class Work:
     seed: int
 
 
+def operations(config: TrainConfig, num_parameters: int, num_tokens: int) -> float:
+    """Floating-point operations of so many tokens, attention's own left out (arXiv 2001.08361, section 2.1).
+
+    Two a weight and token forward, four backward, two more for each time that forward is done again.
+    num_parameters: those that every token passes through.
+    """
+    again = config.batch.gradient_cache + config.encoder.activation_checkpointing
+    return float((6 + 2 * again) * num_parameters * num_tokens)
+
+
 def plan_work(
     config: TrainConfig,
     prepared: Prepared,

@@ -44,11 +44,11 @@ def study_at(facets_data, s3, tmp_path_factory):
                 },
                 "seed": {"0": {"seed": 0}},
             },
-            "equal_budget_within": [],
             "seeds": "seed",
             "compare": [["dual", "single"]],
-            "benchmark": "factbook-development",
-            "metrics": ["p-MRR", "p-MRR exclusion"],
+            "metrics": ["factbook-development p-MRR", "factbook-development nDCG@10"],
+            "trade_off": None,
+            "price": None,
             "bootstrap_samples": 50,
             "max_tries": 1,
         }
@@ -98,13 +98,15 @@ def test_a_run_that_fails_stops_no_other_and_is_reported(study_at):
 def test_a_recipe_that_asks_for_more_than_there_is_is_told_before_any_run(study_at):
     asked = {"mixture.parts.0.num_instances": 32000, "budget.instances": 32000}
     study = load(StudyConfig, str(study_at("too-much", single={}, dual=asked)))
-    study = study.model_copy(update={"equal_budget_within": ("recipe",)})
+    study = study.model_copy(update={"compare": ()})
     with pytest.raises(InputError, match="32000 instances were asked for"):
         run_study(study)
     assert open_store(study.output).list() == []
 
 
 def test_a_benchmark_that_is_missing_is_told_before_any_run(study_at):
-    study = load(StudyConfig, str(study_at("no-benchmark"))).model_copy(update={"benchmark": "robust04"})
-    with pytest.raises(InputError, match="has no robust04; expected one of factbook-development"):
+    study = load(StudyConfig, str(study_at("no-benchmark"))).model_copy(
+        update={"metrics": ("robust04 p-MRR",)}
+    )
+    with pytest.raises(InputError, match="`robust04 p-MRR` is of none of the benchmarks"):
         run_study(study)

@@ -22,9 +22,9 @@ def test_the_grid_is_every_combination_and_each_a_run_of_its_own(tmp_path):
     assert len(runs) == 4 * 3 * 3
     assert len({run.folder for run in runs}) == len(runs)
     first = runs[0]
-    assert first.point == {"recipe": "plain", "budget": "400", "seed": "0"}
+    assert first.point == {"recipe": "plain", "budget": "320", "seed": "0"}
     assert first.train.mixture.parts[0].views == "plain"
-    assert budget_of(first) == {"instances": 400}
+    assert budget_of(first) == {"instances": 320}
     assert first.evaluate.encoders["run"].model == f"{first.folder}/train/encoder"
 
 
@@ -38,19 +38,31 @@ def test_a_run_is_named_by_what_decides_it(tmp_path):
     assert {run.folder for run in plan_study(study(tmp_path, axes=other, compare=[]))} < set(names)
 
 
+def test_another_way_of_scoring_shares_the_trainings(tmp_path):
+    runs = plan_study(study(tmp_path))
+    others = plan_study(study(tmp_path, evaluate=str(Path("configs/development/evaluate.yaml").absolute())))
+    assert [run.train.output for run in others] == [run.train.output for run in runs]
+    assert {run.evaluate.output for run in others}.isdisjoint(run.evaluate.output for run in runs)
+
+
 def test_unequal_budgets_are_refused_with_the_difference(tmp_path):
+    axes = yaml.safe_load(SMOKE.read_text())["axes"]
+    axes["recipe"]["dual"]["budget.instances"] = 640
+    del axes["budget"]
     with pytest.raises(
-        InputError, match=r"\(recipe plain, budget 400, seed 0\) and .* are not equal: .*400.*800"
+        InputError, match=r"\(recipe dual, seed 0\) and \(recipe single, seed 0\) are not equal: .*640.*320"
     ):
-        plan_study(study(tmp_path, equal_budget_within=[]))
+        plan_study(study(tmp_path, axes=axes))
+    plan_study(study(tmp_path, axes=axes, compare=[["single", "plain"]]))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": "repeat"}, "`repeat` is none of the axes: recipe, budget, seed"),
+        ({"seeds": "repeat"}, "seeds: `repeat` is none of the axes: recipe, budget, seed"),
         ({"compare": [["dual", "triple"]]}, "`triple` is none of the values of the first axis"),
         ({"axes": {}}, "at least one axis"),
+        ({"trade_off": ["factbook-test p-MRR", "nDCG"]}, "trade_off: `nDCG` is none of the metrics"),
     ],
 )
 def test_a_mistake_in_the_study_is_one_sentence(tmp_path, changes, message):
@@ -61,7 +73,7 @@ def test_a_mistake_in_the_study_is_one_sentence(tmp_path, changes, message):
 def test_a_value_that_is_no_setting_is_named(tmp_path):
     axes = {"recipe": {"dual": {"mixture.parts.0.view": "both"}}, "seed": {"0": {}}}
     with pytest.raises(InputError, match=r"unknown key `mixture.parts.0.view`"):
-        plan_study(study(tmp_path, axes=axes, equal_budget_within=[], compare=[]))
+        plan_study(study(tmp_path, axes=axes, compare=[]))
 
 
 def test_two_points_that_are_one_run_are_told(tmp_path):
@@ -69,4 +81,4 @@ def test_two_points_that_are_one_run_are_told(tmp_path):
     with pytest.raises(
         InputError, match=r"\(recipe dual, seed 0\) and \(recipe other, seed 0\) are the same run"
     ):
-        plan_study(study(tmp_path, axes=axes, equal_budget_within=[], compare=[]))
+        plan_study(study(tmp_path, axes=axes, compare=[]))

@@ -1,51 +1,92 @@
+from html.parser import HTMLParser
 from pathlib import Path
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from dualview.config import StudyConfig, load
+from dualview.config import Price, StudyConfig, load
+from dualview.costs import Spent, TrainingCost
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
-from dualview.studies.report import grid_table, report, seed_and_query_interval
+from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_query_interval, study_sections
 
 SMOKE = Path("configs/smoke/study.yaml").absolute()
+P_MRR = "factbook-test p-MRR"
 LAWS = {
-    "plain": PowerLaw(0.10, 0.05, 0.5, 400.0),
-    "single": PowerLaw(0.30, 0.20, 0.5, 400.0),
-    "unpaired": PowerLaw(0.35, 0.20, 0.5, 400.0),
-    "dual": PowerLaw(0.40, 0.20, 0.5, 400.0),
+    "plain": PowerLaw(0.10, 0.05, 0.5, 320.0),
+    "single": PowerLaw(0.30, 0.20, 0.5, 320.0),
+    "unpaired": PowerLaw(0.35, 0.20, 0.5, 320.0),
+    "dual": PowerLaw(0.40, 0.20, 0.5, 320.0),
 }
 
 
 @pytest.fixture
 def study():
-    return load(StudyConfig, str(SMOKE), ["bootstrap_samples=200", "metrics=[p-MRR]"])
+    changes = ["bootstrap_samples=200", f"metrics=[{P_MRR}]", f"trade_off=[{P_MRR}, {P_MRR}]"]
+    return load(StudyConfig, str(SMOKE), changes)
 
 
 def made_up(study, runs):
-    """Scores that follow the laws, queries and seeds apart by a little."""
+    """Scores that follow the laws, queries and seeds apart by a little; dual views cost the LLM's tokens."""
     values, costs = {}, {}
     for run in runs:
-        law, seed = LAWS[run.point["recipe"]], int(run.point["seed"])
-        rng = np.random.default_rng([seed, int(run.point["budget"])])
-        mean = float(law.at(int(run.point["budget"]))) + rng.normal(0, 0.002)
+        law, seed, budget = LAWS[run.point["recipe"]], int(run.point["seed"]), int(run.point["budget"])
+        rng = np.random.default_rng([seed, budget])
+        mean = float(law.at(budget)) + rng.normal(0, 0.002)
         values[run.folder] = {
             metric: {f"q{n}": mean + 0.2 * np.sin(n) for n in range(40)} for metric in study.metrics
         }
-        costs[run.folder] = {"steps": 25, "seconds_since_resume": 60.0}
+        generation = Spent(100 * budget, 10 * budget) if run.point["recipe"] == "dual" else Spent()
+        tokens = budget * (50 if run.point["recipe"] == "dual" else 100)
+        costs[run.folder] = TrainingCost(budget, tokens, 6e7 * tokens, 60.0, generation)
     return values, costs
+
+
+def markdown(study, runs, values, costs, failed):
+    return as_markdown("Study", study_sections(study, runs, values, costs, failed))
+
+
+def line_of(text, start):
+    [line] = [line for line in text.splitlines() if line.startswith(start)]
+    return line
 
 
 def test_figures_differences_and_curves_are_those_of_the_scores(study):
     runs = plan_study(study)
-    text = report(study, runs, *made_up(study, runs), failed={})
+    text = markdown(study, runs, *made_up(study, runs), failed={})
     assert text.count("| dual minus single |") == 3
-    [largest] = [line for line in text.splitlines() if line.startswith("| dual minus single | 1600 |")]
-    assert "+10.0 [" in largest or "+9.9 [" in largest or "+10.1 [" in largest
+    largest = line_of(text, "| dual minus single | 1280 |")
+    assert "**+10.0 [" in largest or "**+9.9 [" in largest or "**+10.1 [" in largest
     assert "## Curves" in text
-    assert "| dual, single | p-MRR |" in text
     assert "## Failed" not in text
-    assert report(study, runs, *made_up(study, runs), failed={}) == text
+    assert markdown(study, runs, *made_up(study, runs), failed={}) == text
+
+
+def test_what_an_instance_is_worth_is_told_in_each_unit_of_cost(study):
+    """Dual views take half the tokens in training, so in tokens one is worth twice as much of the others' instances."""
+    runs = plan_study(study)
+    text = markdown(study, runs, *made_up(study, runs), failed={})
+    head = line_of(text, "| one of | in | metric |").split(" | ")
+    row = line_of(text, "| dual | single |").split(" | ")
+    worth = {
+        unit: float(cell.split(" ")[0])
+        for unit, cell in zip(head, row, strict=True)
+        if "worth" in unit and cell
+    }
+    assert worth["worth in tokens"] == pytest.approx(2 * worth["worth in instances"], rel=0.02)
+    assert worth["worth in device seconds"] == pytest.approx(worth["worth in instances"], rel=0.02)
+
+
+def test_with_a_price_costs_are_in_dollars_too(study):
+    runs = plan_study(study)
+    price = Price(per_million_prompt_tokens=1.0, per_million_completion_tokens=10.0, per_gpu_hour=3.0)
+    text = markdown(study.model_copy(update={"price": price}), runs, *made_up(study, runs), failed={})
+    head = line_of(text, "| recipe | budget | seed | instances |").strip("| ").split(" | ")
+    row = dict(zip(head, line_of(text, "| dual | 1280 | 0 | 1,280").strip("| ").split(" | "), strict=True))
+    assert float(row["dollars"]) == pytest.approx(0.128 + 0.128 + 60 / 3600 * 3, rel=1e-4)
+    assert row["LLM tokens"] == "140,800"
 
 
 def test_what_failed_is_said_and_the_rest_reported(study):
@@ -53,10 +94,30 @@ def test_what_failed_is_said_and_the_rest_reported(study):
     values, costs = made_up(study, runs)
     lost = runs[-1]
     del values[lost.folder], costs[lost.folder]
-    text = report(study, runs, values, costs, failed={lost.folder: "out of memory"})
+    text = markdown(study, runs, values, costs, failed={lost.folder: "out of memory"})
     assert f"- {lost.name}: out of memory" in text
-    assert "| dual | 1600 | 2 |" in text  # seeds
+    assert "| dual | 1280 | 2 |" in text  # seeds
     assert text.count("| dual minus single |") == 2  # unequal seeds are no pairs
+
+
+def test_the_page_has_the_pictures_and_fetches_nothing(study):
+    runs = plan_study(study)
+    html = as_page("Study <of> dual views", study_sections(study, runs, *made_up(study, runs), failed={}))
+    HTMLParser().feed(html)
+    assert "Study &lt;of&gt; dual views" in html
+    assert not re.findall(r"<(?:script|link|img|iframe)", html)
+    assert re.findall(r"url\((?!#)", html) == []
+    pictures = dict(re.findall(r'aria-label="([^"]*)">(<svg.*?</svg>)', html, re.DOTALL))
+    assert set(pictures) == {"Scores by budget", f"{P_MRR} against {P_MRR}"}
+    for svg in pictures.values():
+        text = " ".join(ElementTree.fromstring(svg).itertext())
+        assert all(recipe in text for recipe in LAWS)
+
+
+def test_nothing_finished_is_a_report_too(study):
+    runs = plan_study(study)
+    text = markdown(study, runs, {}, {}, failed={runs[0].folder: "out of memory"})
+    assert "out of memory" in text
 
 
 def test_seeds_widen_the_interval():
@@ -70,4 +131,4 @@ def test_seeds_widen_the_interval():
 def test_the_grid_shows_its_counts(study):
     text = grid_table(plan_study(study))
     assert text.count("\n") == 36 + 2
-    assert "| dual | 1600 | 2 | 1,600 instances | both 1,600 |" in text
+    assert "| dual | 1280 | 2 | 1,280 instances | both 1,280 |" in text
