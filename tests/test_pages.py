@@ -30,5 +30,5 @@ def test_every_part_that_the_kubernetes_page_starts_is_a_component() -> None:
         for document in yaml.safe_load_all(path.read_text())
         if path.name != "kustomization.yaml"
     }
-    assert started >= {"platform", "generate", "train", "evaluate", "interactive"}
+    assert started >= {"platform", "generate", "train", "evaluate", "study", "interactive"}
     assert started <= components

@@ -19,8 +19,9 @@ import kubernetes_validate
 import promql_parser
 import yaml
 
-from dualview.config import EvaluateConfig, GenerateConfig, TrainConfig, load
+from dualview.config import EvaluateConfig, GenerateConfig, StudyConfig, TrainConfig, load
 from dualview.errors import InputError
+from dualview.studies.plans import plan_study
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.32"
@@ -32,8 +33,13 @@ VALIDATORS = {
     kind: jsonschema.Draft202012Validator({**schema, "$defs": SCHEMAS["$defs"]})
     for kind, schema in SCHEMAS["kinds"].items()
 }
-CONFIG_OF = {"generate": GenerateConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
-GROUP_OF = {"generate": "generation", "train": "training", "evaluate": "evaluation"}
+CONFIG_OF = {
+    "generate": GenerateConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "study": StudyConfig,
+}
+GROUP_OF = {"generate": "generation", "train": "training", "evaluate": "evaluation", "study": "training"}
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|[kMGT]i?)?")
 SECRETS_OF_README = {"dualview-s3"}  # made by a command that README gives
 
@@ -202,7 +208,7 @@ def _object_problems(one: Object) -> Problems:
             yield "a secret in a manifest"
 
 
-COMPONENTS = {"platform", "interactive", "generate", "train", "evaluate", "nightly"}
+COMPONENTS = {"platform", "interactive", "generate", "train", "evaluate", "study", "nightly"}
 CLUSTER_WIDE = {"Namespace", "PriorityClass"}
 # KubeRay makes longer names from them, of services and pods, which Kubernetes limits to 63.
 LONGEST_NAME = {"RayJob": 47, "RayCluster": 53, "RayCronJob": 36}
@@ -325,7 +331,12 @@ VOLUMES = {
 }
 HEAD_VOLUMES = {**VOLUMES, "api-token": None}
 DRAIN_SECONDS = 30  # Ray's, after SIGTERM
-ENVIRONMENT = {"HF_HOME": "/models/hub", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT = {
+    "HF_HOME": "/models/hub",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DUALVIEW_WAIT_FOR_NODES_S": "3600",
+}
 NOBODY = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
 SECCOMP = {"seccompProfile": {"type": "RuntimeDefault"}}
 HARDENED = {
@@ -1052,7 +1063,7 @@ def _entrypoints_hold(objects: list[Object]) -> Problems:
             yield "the night's evaluation is not the day's"
     if configs.keys() != CONFIG_OF.keys():
         return
-    generate, train, evaluate = (configs[name] for name in CONFIG_OF)
+    generate, train, evaluate, study = (configs[name] for name in CONFIG_OF)
     if {part.data for part in train.mixture.parts} != {generate.output}:
         yield f"train reads {[part.data for part in train.mixture.parts]}, generate writes {generate.output}"
     models = {name: getattr(encoder, "model", None) for name, encoder in evaluate.encoders.items()}
@@ -1066,7 +1077,10 @@ def _entrypoints_hold(objects: list[Object]) -> Problems:
     for config in configs.values():
         if not config.output.startswith(bucket):
             yield f"{config.output} is not in {bucket}"
-    if len({config.output for config in configs.values()}) < 3:
+    read = {part.data for run in plan_study(study) for part in run.train.mixture.parts}
+    if read != {generate.output}:
+        yield f"study reads {sorted(read)}, generate writes {generate.output}"
+    if len({config.output for config in configs.values()}) < len(configs):
         yield "two jobs write to one output"
 
 
@@ -1086,7 +1100,9 @@ def _room_problems(verb: str, config: Any, groups: list[Object]) -> Problems:
         yield f"its worker group must be {GROUP_OF[verb]}"
         return
     [group] = groups
-    actors = config.workers if verb == "train" else config.actors
+    if verb == "study":
+        [config, *_] = [run.train for run in plan_study(config)]
+    actors = config.actors if verb in ("generate", "evaluate") else config.workers
     requests = _requests(group["template"]["spec"])
     per_pod = int(int(requests["cpu"]) // actors.cpus)
     gpus = int(requests.get("nvidia.com/gpu", 0))
