@@ -48,6 +48,25 @@ class Actors(Settings):
     gpus: Annotated[float, Field(ge=0)]
 
 
+class Pool(Actors):
+    """Of `num` actors, or of more while the cluster has room for them."""
+
+    max_num: Positive | None  # null: it stays at num
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_num is not None and self.max_num < self.num:
+            raise ValueError(f"max_num {self.max_num} is below num {self.num}")
+        return self
+
+    def size(self, num_pieces: int) -> dict[str, int]:
+        """The smallest and the largest number of actors for so many pieces of work, as Ray Data names them."""
+        return {
+            "min_size": min(self.num, num_pieces),
+            "max_size": min(self.max_num or self.num, num_pieces),
+        }
+
+
 # --- generate -------------------------------------------------------------------------------------
 
 
@@ -315,16 +334,6 @@ class Budget(Settings):
     gpu_hours: Annotated[float, Field(gt=0)] | None
 
 
-class EngineActors(Actors):
-    max_num: Positive | None  # the pool grows up to this as the cluster does; null: it stays at num
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max_num is not None and self.max_num < self.num:
-            raise ValueError(f"max_num {self.max_num} is below num {self.num}")
-        return self
-
-
 class Synthesis(Settings):
     """What decides a row, given its seed and the engine."""
 
@@ -350,7 +359,7 @@ class GenerateConfig(Synthesis):
     budget: Budget | None
     rows_per_shard: Positive
     shards_in_flight: Positive  # per actor
-    actors: EngineActors
+    actors: Pool
     min_accepted_share: (
         Share  # of the last 500 rows: with fewer the run stops, for an engine may answer nonsense
     )
@@ -686,7 +695,7 @@ class EvaluateConfig(Settings):
     seed: int
     trust_remote_code: bool
     rows_per_shard: WholeGroups  # texts whose vectors are one object
-    actors: Actors
+    actors: Pool
 
 
 # --- study ----------------------------------------------------------------------------------------
@@ -697,7 +706,9 @@ class StudyConfig(Settings):
 
     output: str
     train: str  # a train config, which the axes change
+    train_changes: dict[str, Any]  # of all runs, KEY: VALUE as for --set
     evaluate: str  # an evaluate config, whose encoders are the runs
+    evaluate_changes: dict[str, Any]
     axes: dict[str, dict[str, dict[str, Any]]]  # axis -> name of a value -> KEY: VALUE as for --set
     seeds: str  # the axis of repeats: intervals are over its values too
     compare: Several[

@@ -173,6 +173,8 @@ def own_prompt(encoder: SentenceTransformer, side: Side) -> str:
 
 def num_cut(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> int:
     """How many of the texts have more tokens than are read."""
+    if not texts:
+        return 0
     return sum(
         len(tokens) > max_tokens for tokens in encoder.tokenizer(list(texts), verbose=False)["input_ids"]
     )

@@ -8,17 +8,20 @@ from dualview.errors import one_sentence
 
 def main() -> None:
     study, arguments = from_command_line(
-        StudyConfig, __doc__, dry_run="print the grid and its budgets, and run nothing"
+        StudyConfig, __doc__, dry_run="print the grid, its budgets and what they will take, and run nothing"
     )
 
     from dualview.studies.plans import plan_study
     from dualview.studies.report import grid_table
 
-    print(grid_table(plan_study(study)))
-    if arguments.dry_run:
-        return
+    plan = plan_study(study)
+    print(grid_table(plan))
 
-    from dualview.on_ray.study import report_study, run_study  # seconds to import
+    from dualview.on_ray.study import estimate_study, report_study, run_study  # seconds to import
+
+    if arguments.dry_run:
+        print(estimate_study(study, plan))
+        return
 
     runs, failed = run_study(study)
     print(report_study(study, runs, failed))

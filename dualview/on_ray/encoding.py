@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy
 
-from dualview.config import ENCODING_GROUP, Actors, fingerprint
+from dualview.config import ENCODING_GROUP, Pool, fingerprint
 from dualview.errors import InputError
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
@@ -66,7 +66,7 @@ def shards_of(model: str, space: Space, texts: Iterable[str], size: int) -> list
     ]
 
 
-def keep_vectors(store: Store, shards: Sequence[Shard], actors: Actors, *, trust_remote_code: bool) -> None:
+def keep_vectors(store: Store, shards: Sequence[Shard], actors: Pool, *, trust_remote_code: bool) -> None:
     """Encodes what of the shards is not on the store yet. A vector does not depend on the size of shards.
 
     Raises InputError where an encoder cannot be used.
@@ -84,7 +84,7 @@ def keep_vectors(store: Store, shards: Sequence[Shard], actors: Actors, *, trust
     rows = ray.data.from_items(units, override_num_blocks=len(units)).map(
         KeepUnit,
         fn_constructor_args=(store, trust_remote_code),
-        compute=ActorPoolStrategy(size=min(actors.num, len(units))),
+        compute=ActorPoolStrategy(**actors.size(len(units))),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
     )
@@ -112,32 +112,29 @@ class KeepUnit:
         return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.encoder import comparable, encode_texts, num_cut, own_prompt
+        from dualview.encoder import comparable, encode_tokens, num_cut, own_prompt, pad_id, tokenize
 
         space, texts = Space(**unit["space"]), list(unit["texts"])
         try:
             encoder = self.encoder_of(unit["model"])
             prompt = own_prompt(encoder, space.side) if space.prompt is None else space.prompt
             prompted = [prompt + text for text in texts]
-            vectors_DE = np.concatenate(
-                [
-                    comparable(
-                        encoder,
-                        encode_texts(
-                            encoder,
-                            prompted[start : start + ENCODING_GROUP],
-                            side=space.side,
-                            max_tokens=space.max_tokens,
-                            precision=space.precision,
-                        ),
-                    ).numpy()
-                    for start in range(0, len(texts), ENCODING_GROUP)
+            vectors, at_limit = [], []
+            for start in range(0, len(texts), ENCODING_GROUP):
+                some = prompted[start : start + ENCODING_GROUP]
+                tokens = tokenize(encoder, some, space.max_tokens)
+                found = encode_tokens(
+                    encoder, tokens, pad_id(encoder), side=space.side, precision=space.precision
+                )
+                vectors.append(comparable(encoder, found).numpy())
+                at_limit += [
+                    text for text, ids in zip(some, tokens, strict=True) if len(ids) == space.max_tokens
                 ]
-            )
+            vectors_DE = np.concatenate(vectors)
         except InputError as error:
             name = f"model {unit['model']}: "
             raise InputError(name + str(error).removeprefix(name)) from None
-        notes = {**asdict(space), "prompt": prompt, "num_cut": num_cut(encoder, prompted, space.max_tokens)}
+        notes = {**asdict(space), "prompt": prompt, "num_cut": num_cut(encoder, at_limit, space.max_tokens)}
         table = pa.table(
             {
                 "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],

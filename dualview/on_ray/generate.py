@@ -151,8 +151,7 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
         fn_constructor_args=(config, store, plan, exam, account),
         batch_size=1,
         compute=ActorPoolStrategy(
-            min_size=min(actors.num, len(to_do)),
-            max_size=min(actors.max_num or actors.num, len(to_do)),
+            **actors.size(len(to_do)),
             max_tasks_in_flight_per_actor=config.shards_in_flight,
             max_concurrent_calls_per_actor=config.shards_in_flight,
         ),

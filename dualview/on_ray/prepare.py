@@ -25,10 +25,11 @@ from dualview.shards import left_out_of_training, read_plan, read_shard, trainab
 from dualview.storage import LocalStore, download_tree, open_store
 from dualview.training.groups import groups_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts
-from dualview.training.prepared import Placed, Prepared, make_piece
+from dualview.training.prepared import Placed, Prepared, make_piece, view_text
 
 INDEX_KEY = "prepared.json"
 PASSAGES_PER_UNIT = 4096
+ROWS_LOOKED_AT = 64  # for an estimate
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,42 @@ def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dic
             progress.advance(1)
     index = json.dumps({"parts": counts, "pieces": [source.piece for source in sources]}, indent=1).encode()
     store.put_new(INDEX_KEY, index, attempt="driver")
+
+
+def expected_tokens(config: TrainConfig) -> int:
+    """About how many tokens a run will read, retained texts left out, from the first groups of each part.
+
+    Needs no cluster. Raises InputError where a part's data is not a finished generate run.
+    """
+    if config.budget.tokens is not None:
+        return config.budget.tokens
+    settings = config.encoder
+    tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+
+    def num_tokens(texts: Sequence[str], most: int) -> int:
+        return sum(map(len, tokenize_with(tokenizer, texts, most)))
+
+    instances, tokens = 0, 0.0
+    for part, num_instances in zip(config.mixture.parts, instances_of_parts(config), strict=True):
+        store = open_store(part.data)
+        left_out = left_out_of_training(store)
+        rows = trainable_rows(read_shard(store, read_plan(store).shards[0].key), left_out)
+        seeds = groupby(dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.seed.id)
+        groups = [group for _, of_seed in seeds for group in groups_of(list(of_seed), part)]
+        seen = 0.0
+        for group in groups:
+            always = len(group.passages) - group.num_hard_negatives
+            shown = [passage.full_text for passage in group.passages]
+            if config.documents == "trained":
+                seen += num_tokens(shown[:always], settings.max_passage_tokens)
+                share = min(1.0, part.num_hard_negatives / max(1, group.num_hard_negatives))
+                seen += share * num_tokens(shown[always:], settings.max_passage_tokens)
+            views = [view_text(settings.query_template, view.query, view.wordings[0]) for view in group.views]
+            seen += num_tokens(views, settings.max_query_tokens)
+        instances += num_instances
+        tokens += num_instances * seen / max(1, sum(len(group.views) for group in groups))
+    asked = config.budget.instances or (config.budget.steps or 0) * config.batch.instances
+    return round(tokens * asked / max(1, instances))
 
 
 _tokenizer = cache(load_tokenizer)  # once a worker: it takes longer than a small shard

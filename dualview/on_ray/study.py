@@ -15,7 +15,7 @@ from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
-from dualview.on_ray.prepare import plan_mixture
+from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
 from dualview.shards import spent_so_far
 from dualview.storage import check_reachable, open_store
@@ -87,6 +87,19 @@ def _room(config: TrainConfig) -> int:
     if workers.gpus:
         rooms.append(int(resources.get("GPU", 0) / (workers.num * workers.gpus)))
     return min(rooms)
+
+
+def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
+    """What the missing runs will take, in a sentence: tokens from the data, time and money as the finished ones took."""
+    finished = [_cost_of(run) for run in runs if _is_finished(run)]
+    to_do = [run for run in runs if not _is_finished(run)]
+    tokens = sum(expected_tokens(run.train) for run in to_do)
+    sentence = f"{len(to_do)} of {len(runs)} runs to do, about {tokens:,} tokens to train on"
+    if not finished:
+        return sentence
+    seconds = tokens * sum(cost.device_seconds for cost in finished) / sum(cost.tokens for cost in finished)
+    price = f" and ${Spent(gpu_seconds=seconds).dollars(study.price):,.2f}" if study.price else ""
+    return f"{sentence}; as the finished ones went, {seconds:,.0f} device seconds{price}, evaluation left out"
 
 
 def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, str]) -> str:

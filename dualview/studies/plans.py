@@ -58,13 +58,11 @@ def plan_study(study: StudyConfig) -> list[Run]:
 
 
 def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
-    settings: dict[str, Any] = {}
+    settings = dict(study.train_changes)
     for axis, value in point.items():
         settings |= study.axes[axis][value]
-    train = load(
-        TrainConfig, study.train, [f"{key}={canonical_json(value)}" for key, value in settings.items()]
-    )
-    evaluate = load(EvaluateConfig, study.evaluate)
+    train = load(TrainConfig, study.train, _assignments(settings))
+    evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
     trained = fingerprint(
         train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching"})
     )
@@ -83,6 +81,10 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
             }
         ),
     )
+
+
+def _assignments(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={canonical_json(value)}" for key, value in settings.items()]
 
 
 def budget_of(run: Run) -> dict[str, int | None]:

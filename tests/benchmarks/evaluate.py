@@ -78,7 +78,7 @@ def job(folder: Path, name: str, actors: int, embeddings: Path | None) -> list[s
         "max_query_tokens": MAX_TOKENS,
         "max_passage_tokens": MAX_TOKENS,
         "rows_per_shard": 256,
-        "actors": {"num": actors, "cpus": CPUS[actors], "gpus": 0},
+        "actors": {"num": actors, "cpus": CPUS[actors], "gpus": 0, "max_num": None},
     }
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     return ["jobs/evaluate.py", "--config", "configs/demo/evaluate.yaml", *sets]

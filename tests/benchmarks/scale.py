@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
 
-from dualview.config import EngineActors, GenerateConfig, load
+from dualview.config import GenerateConfig, Pool, load
 
 ROWS_PER_SHARD = 500
 _SECONDS_BETWEEN_LOOKS = 0.05
@@ -152,7 +152,7 @@ def measure(num_seeds: int, folder: Path) -> Figures:
     num_actors = os.cpu_count() or 1
     config = scripted_config(folder / "seeds", folder / "run", ROWS_PER_SHARD).model_copy(
         update={
-            "actors": EngineActors(num=num_actors, cpus=1.0, gpus=0.0, max_num=None),
+            "actors": Pool(num=num_actors, cpus=1.0, gpus=0.0, max_num=None),
             "shards_in_flight": 1,  # more would only help an engine that waits
             "trail": str(folder / "trail.jsonl"),
         }

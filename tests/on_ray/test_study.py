@@ -35,7 +35,9 @@ def study_at(facets_data, s3, tmp_path_factory):
         content = {
             "output": f"{s3}/{name}",
             "train": str(folder / "train.yaml"),
+            "train_changes": {},
             "evaluate": str(folder / "evaluate.yaml"),
+            "evaluate_changes": {},
             "axes": {
                 "recipe": recipes
                 or {

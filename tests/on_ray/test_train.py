@@ -20,6 +20,7 @@ from dualview.config import TrainConfig, load
 from dualview.encoder import encode_texts, load_encoder, new_encoder
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
+from dualview.on_ray.prepare import expected_tokens
 from dualview.on_ray.train import train
 from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
@@ -134,6 +135,13 @@ def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp
     result = train(own)
     assert result["steps_since_resume"] < STEPS  # it did not begin anew
     assert weights(own.output) == weights(uninterrupted.output)
+
+
+def test_what_a_run_will_read_is_foretold(uninterrupted):
+    """About: retained texts are not in it, and it looks at the first rows only."""
+    result = json.loads(open_store(uninterrupted.output).get("result.json"))
+    assert expected_tokens(uninterrupted) == pytest.approx(result["tokens"], rel=0.3)
+    assert result["operations"] > 6 * result["tokens"]
 
 
 def test_a_finished_run_is_only_read(uninterrupted, capsys):

@@ -22,9 +22,9 @@ def test_the_grid_is_every_combination_and_each_a_run_of_its_own(tmp_path):
     assert len(runs) == 4 * 3 * 3
     assert len({run.folder for run in runs}) == len(runs)
     first = runs[0]
-    assert first.point == {"recipe": "plain", "budget": "320", "seed": "0"}
+    assert first.point == {"recipe": "plain", "budget": "240", "seed": "0"}
     assert first.train.mixture.parts[0].views == "plain"
-    assert budget_of(first) == {"instances": 320}
+    assert budget_of(first) == {"instances": 240}
     assert first.evaluate.encoders["run"].model == f"{first.folder}/train/encoder"
 
 
@@ -50,7 +50,7 @@ def test_unequal_budgets_are_refused_with_the_difference(tmp_path):
     axes["recipe"]["dual"]["budget.instances"] = 640
     del axes["budget"]
     with pytest.raises(
-        InputError, match=r"\(recipe dual, seed 0\) and \(recipe single, seed 0\) are not equal: .*640.*320"
+        InputError, match=r"\(recipe dual, seed 0\) and \(recipe single, seed 0\) are not equal: .*640.*1200"
     ):
         plan_study(study(tmp_path, axes=axes))
     plan_study(study(tmp_path, axes=axes, compare=[["single", "plain"]]))

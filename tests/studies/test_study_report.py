@@ -1,8 +1,11 @@
 from html.parser import HTMLParser
 from pathlib import Path
 import re
+import shutil
+import subprocess
 from xml.etree import ElementTree
 
+from matplotlib.image import imread
 import numpy as np
 import pytest
 
@@ -13,12 +16,13 @@ from dualview.studies.plans import plan_study
 from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_query_interval, study_sections
 
 SMOKE = Path("configs/smoke/study.yaml").absolute()
+CHROMIUM = shutil.which("chromium")
 P_MRR = "factbook-test p-MRR"
 LAWS = {
-    "plain": PowerLaw(0.10, 0.05, 0.5, 320.0),
-    "single": PowerLaw(0.30, 0.20, 0.5, 320.0),
-    "unpaired": PowerLaw(0.35, 0.20, 0.5, 320.0),
-    "dual": PowerLaw(0.40, 0.20, 0.5, 320.0),
+    "plain": PowerLaw(0.10, 0.05, 0.5, 240.0),
+    "single": PowerLaw(0.30, 0.20, 0.5, 240.0),
+    "unpaired": PowerLaw(0.35, 0.20, 0.5, 240.0),
+    "dual": PowerLaw(0.40, 0.20, 0.5, 240.0),
 }
 
 
@@ -57,7 +61,7 @@ def test_figures_differences_and_curves_are_those_of_the_scores(study):
     runs = plan_study(study)
     text = markdown(study, runs, *made_up(study, runs), failed={})
     assert text.count("| dual minus single |") == 3
-    largest = line_of(text, "| dual minus single | 1280 |")
+    largest = line_of(text, "| dual minus single | 960 |")
     assert "**+10.0 [" in largest or "**+9.9 [" in largest or "**+10.1 [" in largest
     assert "## Curves" in text
     assert "## Failed" not in text
@@ -84,9 +88,9 @@ def test_with_a_price_costs_are_in_dollars_too(study):
     price = Price(per_million_prompt_tokens=1.0, per_million_completion_tokens=10.0, per_gpu_hour=3.0)
     text = markdown(study.model_copy(update={"price": price}), runs, *made_up(study, runs), failed={})
     head = line_of(text, "| recipe | budget | seed | instances |").strip("| ").split(" | ")
-    row = dict(zip(head, line_of(text, "| dual | 1280 | 0 | 1,280").strip("| ").split(" | "), strict=True))
-    assert float(row["dollars"]) == pytest.approx(0.128 + 0.128 + 60 / 3600 * 3, rel=1e-4)
-    assert row["LLM tokens"] == "140,800"
+    row = dict(zip(head, line_of(text, "| dual | 960 | 0 | 960").strip("| ").split(" | "), strict=True))
+    assert float(row["dollars"]) == pytest.approx(0.096 + 0.096 + 60 / 3600 * 3, rel=1e-4)
+    assert row["LLM tokens"] == "105,600"
 
 
 def test_what_failed_is_said_and_the_rest_reported(study):
@@ -96,7 +100,7 @@ def test_what_failed_is_said_and_the_rest_reported(study):
     del values[lost.folder], costs[lost.folder]
     text = markdown(study, runs, values, costs, failed={lost.folder: "out of memory"})
     assert f"- {lost.name}: out of memory" in text
-    assert "| dual | 1280 | 2 |" in text  # seeds
+    assert "| dual | 960 | 2 |" in text  # seeds
     assert text.count("| dual minus single |") == 2  # unequal seeds are no pairs
 
 
@@ -131,4 +135,28 @@ def test_seeds_widen_the_interval():
 def test_the_grid_shows_its_counts(study):
     text = grid_table(plan_study(study))
     assert text.count("\n") == 36 + 2
-    assert "| dual | 1280 | 2 | 1,280 instances | both 1,280 |" in text
+    assert "| dual | 960 | 2 | 960 instances | both 960 |" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_draws_the_page(study, tmp_path):
+    """At the width of a desk and of a telephone: text and lines of every colour, and nothing wider than the page."""
+    runs = plan_study(study)
+    html = as_page("Study", study_sections(study, runs, *made_up(study, runs), failed={}))
+    probe = "<script>document.title = document.documentElement.scrollWidth - window.innerWidth</script>"
+    page = tmp_path / "report.html"
+    page.write_text(html.replace("</body>", f"{probe}</body>"))
+    for width in (1200, 500):
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},3000"]
+        subprocess.run(
+            [*command, f"--screenshot={tmp_path}/{width}.png", page.as_uri()], check=True, capture_output=True
+        )
+        colours = {
+            tuple(colour)
+            for colour in np.round(255 * imread(tmp_path / f"{width}.png")[..., :3]).reshape(-1, 3)
+        }
+        assert {(0, 114, 178), (213, 94, 0), (0, 158, 115)} <= colours
+        dom = subprocess.run(
+            [*command, "--dump-dom", page.as_uri()], check=True, capture_output=True, text=True
+        )
+        assert int(re.findall(r"<title>(-?\d+)</title>", dom.stdout)[0]) <= 0
