@@ -147,12 +147,13 @@ def encode_tokens(
 ) -> torch.Tensor:
     """The same of texts that are tokens already."""
     encoder.eval()
+    chunk_tokens = CPU_CHUNK_TOKENS if encoder.device.type == "cpu" else GPU_CHUNK_TOKENS
     with torch.inference_mode(), autocast(precision, encoder.device):
-        return embed(encoder, tokens, pad, side=side, chunk_tokens=EVAL_CHUNK_TOKENS).cpu()
+        return embed(encoder, tokens, pad, side=side, chunk_tokens=chunk_tokens).cpu()
 
 
-# Small enough for the cache of a CPU core, and for the attention matrices of a GPU at 512 tokens.
-EVAL_CHUNK_TOKENS = 8192
+CPU_CHUNK_TOKENS = 2048  # its activations stay in the caches of a core: 1.3 times as fast as 8192 with MiniLM
+GPU_CHUNK_TOKENS = 8192  # small enough for the attention matrices at 512 tokens
 
 
 # --- encoders of others ---------------------------------------------------------------------------
