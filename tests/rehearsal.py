@@ -4,7 +4,7 @@
 
 A head without CPUs, three nodes of one CPU each (raylets of their own), a job server that asks for the token, and a
 real S3 server. Generate, train and evaluate are each sent three times, to an output of their own: left alone; with a
-node killed in the middle, and another one joining; stopped in the middle by `ray job stop`, and sent again. All three
+node killed in the middle, so that the others must do; stopped in the middle by `ray job stop`, and sent again. All three
 must leave the same behind. Then mistakes of a user's, each of which must come back as one sentence. Prints a table,
 and as its last line a JSON object; exit code 1 where something is not as it must be.
 """
@@ -156,8 +156,10 @@ class Rehearsal:
         victim.die()
         if not self._server.is_running(job):
             sys.exit(f"{job} ended before its node was killed")
-        self._nodes[self._nodes.index(victim)] = AnotherNode(self._address, num_cpus=1)
         self._server.must_end(job, JobStatus.SUCCEEDED)
+        # Not before: raylets of one machine share the working directory that is unpacked for a job, and a new one
+        # removes it first, under the workers of the others.
+        self._nodes[self._nodes.index(victim)] = AnotherNode(self._address, num_cpus=1)
 
     def stopped_and_sent_again(self, verb: str, plan: Verb, output: str) -> None:
         job = self._server.submit(verb, plan.config, {"output": output, **plan.settings})

@@ -1077,7 +1077,7 @@ def _entrypoints_hold(objects: list[Object]) -> Problems:
     for config in configs.values():
         if not config.output.startswith(bucket):
             yield f"{config.output} is not in {bucket}"
-    read = {part.data for run in plan_study(study) for part in run.train.mixture.parts}
+    read = {part.data for train in _trainings(study.model_dump_json()) for part in train.mixture.parts}
     if read != {generate.output}:
         yield f"study reads {sorted(read)}, generate writes {generate.output}"
     if len({config.output for config in configs.values()}) < len(configs):
@@ -1095,13 +1095,19 @@ def read_entrypoint(verb: str, entrypoint: str) -> Any:
     return load(CONFIG_OF[verb], str(ROOT / words[3]), values)
 
 
+@cache
+def _trainings(study: str) -> list[TrainConfig]:
+    """Of a study's config as JSON."""
+    return [run.train for run in plan_study(StudyConfig.model_validate_json(study))]
+
+
 def _room_problems(verb: str, config: Any, groups: list[Object]) -> Problems:
     if [group["groupName"] for group in groups] != [GROUP_OF[verb]]:
         yield f"its worker group must be {GROUP_OF[verb]}"
         return
     [group] = groups
     if verb == "study":
-        [config, *_] = [run.train for run in plan_study(config)]
+        config = _trainings(config.model_dump_json())[0]
     actors = config.actors if verb in ("generate", "evaluate") else config.workers
     requests = _requests(group["template"]["spec"])
     per_pod = int(int(requests["cpu"]) // actors.cpus)
