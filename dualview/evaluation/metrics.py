@@ -5,7 +5,7 @@ values are fractions. Formulas and cutoffs are those of trec_eval, p-MRR that of
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from math import log2, sqrt
+from math import fsum, log2, sqrt
 
 from dualview.evaluation.ranking import Ranking
 
@@ -67,9 +67,8 @@ def p_mrr(original: Sequence[str], changed: Sequence[str], stopped: Collection[s
     if not stopped:
         raise ValueError("p-MRR is undefined for a query where no passage stopped being relevant")
     before, after = _ranks(original), _ranks(changed)
-    return sum(
-        rank_change(before.get(id, len(before) + 1), after.get(id, len(after) + 1)) for id in stopped
-    ) / len(stopped)
+    changes = (rank_change(before.get(id, len(before) + 1), after.get(id, len(after) + 1)) for id in stopped)
+    return fsum(changes) / len(stopped)  # the same to the last bit in whatever order a set gives them
 
 
 def _ranks(ranking: Sequence[str]) -> dict[str, int]:
@@ -148,4 +147,4 @@ def instruction_sensitivity(
             return -1
         return (before - rank) / rank if before <= rank else (rank_reversed - before) / before
 
-    return sum(map(reward, gold)) / len(gold)
+    return fsum(map(reward, gold)) / len(gold)

@@ -87,3 +87,11 @@ def test_undefined_values_are_refused():
         pair_accuracy(["a"], ["a"], [])
     with pytest.raises(KeyError):
         pair_accuracy(["a"], ["a"], ["not ranked"])
+
+
+@given(st.permutations(range(1, 40)))
+def test_p_mrr_does_not_depend_on_the_order_in_which_a_set_gives_its_passages(order):
+    """To the last bit: two processes iterate over one set in two ways, and files of scores are compared."""
+    ids = [f"d{number}" for number in range(60)]
+    stopped = [f"d{number}" for number in order]
+    assert p_mrr(ids, ids[::-1], stopped) == p_mrr(ids, ids[::-1], sorted(stopped))
