@@ -68,7 +68,7 @@ svg text {{ font-family: inherit !important; }}
 .card span {{ display: block; font-size: .82rem; color: #5b6875; }}
 table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid #e4e2dd; white-space: nowrap; }}
-.wide {{ overflow-x: auto; }}
+.wide {{ overflow-x: auto; margin-bottom: 1.5rem; }}
 summary {{ cursor: pointer; color: #5b6875; font-size: .85rem; margin: 1rem 0; }}
 article {{ margin: 1.2rem 0; padding: 1.2rem 1.5rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
 article > strong {{ font-size: 1.05rem; }}

@@ -23,6 +23,7 @@ Values = Mapping[str, Mapping[str, float]]
 # A point of the grid without its seed -> the values of each of its seeds.
 Cells = Mapping[tuple[str, ...], Sequence[Values]]
 
+MOST_WORTH = 1000  # what is above, or never reached, is shown as such
 FIT_SAMPLES = 200  # each is a fit: fewer than for a mean, and enough for the 2.5th percentile
 
 
@@ -304,7 +305,7 @@ def _cost_ratio(
     pair: tuple[tuple[str, ...], tuple[str, ...]],
     unit: str,
 ) -> float | None:
-    """What a unit of budget costs the second recipe beside the first; None where it costs the first nothing."""
+    """What a unit of budget costs the second recipe beside the first; None where it costs one of them nothing."""
 
     def cost(recipe: tuple[str, ...]) -> float:
         own = [run for run in runs if _recipe(study, run) == recipe and run.folder in costs]
@@ -312,7 +313,7 @@ def _cost_ratio(
         return spent / sum(map(_amount, own)) if own else 0.0
 
     first, second = map(cost, pair)
-    return second / first if first else None
+    return second / first if first and second else None
 
 
 def _units(study: StudyConfig, costs: Mapping[str, TrainingCost]) -> list[str]:
@@ -321,7 +322,8 @@ def _units(study: StudyConfig, costs: Mapping[str, TrainingCost]) -> list[str]:
 
 def _worth(worth: Interval, ratio: float) -> str:
     mean, low, high = (ratio * value for value in worth)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    shown = [f"{value:.2f}" if value < MOST_WORTH else f"over {MOST_WORTH:,}" for value in (mean, low, high)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def _costs_section(study: StudyConfig, runs: Sequence[Run], costs: Mapping[str, TrainingCost]) -> Section:

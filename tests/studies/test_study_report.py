@@ -52,6 +52,10 @@ def markdown(study, runs, values, costs, failed):
     return as_markdown("Study", study_sections(study, runs, values, costs, failed))
 
 
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def line_of(text, start):
     [line] = [line for line in text.splitlines() if line.startswith(start)]
     return line
@@ -72,13 +76,10 @@ def test_what_an_instance_is_worth_is_told_in_each_unit_of_cost(study):
     """Dual views take half the tokens in training, so in tokens one is worth twice as much of the others' instances."""
     runs = plan_study(study)
     text = markdown(study, runs, *made_up(study, runs), failed={})
-    head = line_of(text, "| one of | in | metric |").split(" | ")
-    row = line_of(text, "| dual | single |").split(" | ")
-    worth = {
-        unit: float(cell.split(" ")[0])
-        for unit, cell in zip(head, row, strict=True)
-        if "worth" in unit and cell
-    }
+    head, row = (cells(line_of(text, start)) for start in ("| one of | in | metric |", "| dual | single |"))
+    assert head[-1] == "worth in LLM tokens"
+    assert row[-1] == ""  # single views cost none
+    worth = {unit: float(cell.split(" ")[0]) for unit, cell in zip(head[3:-1], row[3:-1], strict=True)}
     assert worth["worth in tokens"] == pytest.approx(2 * worth["worth in instances"], rel=0.02)
     assert worth["worth in device seconds"] == pytest.approx(worth["worth in instances"], rel=0.02)
 
@@ -87,8 +88,8 @@ def test_with_a_price_costs_are_in_dollars_too(study):
     runs = plan_study(study)
     price = Price(per_million_prompt_tokens=1.0, per_million_completion_tokens=10.0, per_gpu_hour=3.0)
     text = markdown(study.model_copy(update={"price": price}), runs, *made_up(study, runs), failed={})
-    head = line_of(text, "| recipe | budget | seed | instances |").strip("| ").split(" | ")
-    row = dict(zip(head, line_of(text, "| dual | 960 | 0 | 960").strip("| ").split(" | "), strict=True))
+    head = cells(line_of(text, "| recipe | budget | seed | instances |"))
+    row = dict(zip(head, cells(line_of(text, "| dual | 960 | 0 | 960")), strict=True))
     assert float(row["dollars"]) == pytest.approx(0.096 + 0.096 + 60 / 3600 * 3, rel=1e-4)
     assert row["LLM tokens"] == "105,600"
 
