@@ -157,6 +157,7 @@ def _errors(validator: jsonschema.Draft202012Validator, one: Object) -> tuple[st
 def _object_problems(one: Object) -> Problems:
     yield from _metadata_problems(one)
     yield from _quantity_problems(one)
+    yield from _repetition_problems(one)
     match one["kind"]:
         case "RayCluster":
             yield from _cluster_problems(one["spec"])
@@ -255,6 +256,18 @@ def _quantity_problems(value: Any, key: str = "") -> Problems:
     elif isinstance(value, list):
         for part in value:
             yield from _quantity_problems(part)
+
+
+def _repetition_problems(value: Any, key: str = "") -> Problems:
+    """Nothing that we list may stand there twice but the words of a command."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield from _repetition_problems(part, name)
+    elif isinstance(value, list) and key not in ("command", "args"):
+        texts = [_text(part) for part in value]
+        yield from (f"{key}: {text[:100]} twice" for text in sorted({t for t in texts if texts.count(t) > 1}))
+        for part in value:
+            yield from _repetition_problems(part, key)
 
 
 def _cluster_problems(spec: Object) -> Problems:
