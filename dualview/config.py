@@ -423,6 +423,7 @@ class EncoderConfig(Settings):
     dropout: bool
     lora: Lora | None
     activation_checkpointing: bool  # memory for a second forward pass
+    attention: Literal["sdpa", "flash_attention_2"]  # the latter computes no padding; a GPU, bf16, flash-attn
     trust_remote_code: bool
 
 
@@ -556,6 +557,10 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.encoder.attention != "sdpa" and (not self.workers.gpus or self.precision != "bf16"):
+            raise ValueError(
+                f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
+            )
         if self.budget.tokens is not None and self.mixture.parts[0].weight is not None:
             raise ValueError("budget.tokens needs parts with num_instances: weights are shares of instances")
         each = self.batch.instances

@@ -18,6 +18,7 @@ from dualview.models import local_model
 
 Precision = Literal["bf16", "fp32"]
 Tokens = Sequence[int] | NDArray[np.int32]
+Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
 Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
 
 
@@ -30,11 +31,23 @@ def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
 
 
 def new_encoder(
-    model: str, *, pooling: Literal["mean", "cls"], trust_remote_code: bool
+    model: str,
+    *,
+    pooling: Literal["mean", "cls"],
+    trust_remote_code: bool,
+    attention: Attention = "sdpa",
 ) -> SentenceTransformer:
     """An encoder to train: the transformer of `model`, then pooling, then unit length."""
+    settings = {"trust_remote_code": trust_remote_code}
+    if attention != "sdpa":  # which is the default of all models that have it
+        settings["attn_implementation"] = attention
     try:
-        transformer = Transformer(local_model(model), model_kwargs={"trust_remote_code": trust_remote_code})
+        transformer = Transformer(local_model(model), model_kwargs=settings)
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"encoder.attention: {attention} cannot be had here ({reason}); expected sdpa"
+        ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
     size = transformer.get_embedding_dimension()
@@ -96,6 +109,18 @@ def padded(tokens: Sequence[Tokens], pad: int, device: torch.device) -> dict[str
     return {name: torch.from_numpy(values).to(device) for name, values in rectangle.items()}
 
 
+def unpadded(transformer: Transformer, tokens: Sequence[Tokens], device: torch.device) -> dict[str, Any]:
+    """Texts one behind the other, for attention that knows where each begins."""
+    features = transformer.data_collator([{"input_ids": list(map(int, ids))} for ids in tokens])
+    del features["labels"]
+    # sentence-transformers' own; RoBERTa's children count positions from another number.
+    features["position_ids"] = features["position_ids"] + transformer._flatten_position_offset
+    return {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in features.items()
+    }
+
+
 def embed(
     encoder: torch.nn.Module, tokens: Sequence[Tokens], pad: int, *, side: Side, chunk_tokens: int
 ) -> torch.Tensor:
@@ -105,10 +130,16 @@ def embed(
     texts are not padded to the longest.
     """
     device = next(encoder.parameters()).device
+    transformer = next(module for module in encoder.modules() if isinstance(module, Transformer))
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
     for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
-        features = padded([tokens[order[n]] for n in chunk], pad, device)
+        texts = [tokens[order[n]] for n in chunk]
+        features = (
+            unpadded(transformer, texts, device)
+            if transformer.can_flatten_inputs
+            else padded(texts, pad, device)
+        )
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())
     back = torch.empty(len(order), dtype=torch.long, device=device)
     back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)

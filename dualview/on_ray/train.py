@@ -293,7 +293,10 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
     """The encoder with the prompts of the config and, where asked for, adapters and checkpointed activations."""
     settings = config.encoder
     encoder = new_encoder(
-        settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code
+        settings.model,
+        pooling=settings.pooling,
+        trust_remote_code=settings.trust_remote_code,
+        attention=settings.attention,
     )
     encoder.prompts = settings.prompts.model_dump()
     transformer = encoder[0]
@@ -486,7 +489,9 @@ def _weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
 
 def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
     """What is exported of these weights: adapters merged, moved back, beside the untouched encoder if that stays."""
-    encoder = encoder_to_train(config)
+    # Whoever loads it may have no GPU.
+    portable = config.encoder.model_copy(update={"attention": "sdpa"})
+    encoder = encoder_to_train(config.model_copy(update={"encoder": portable}))
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:
         encoder[0].model = encoder[0].model.merge_and_unload()

@@ -1,5 +1,7 @@
 """The encoders that people train: one step of learning, and an export that embeds alike."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -7,7 +9,7 @@ from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_t
 import torch
 import transformers
 
-from dualview.encoder import encode_texts, new_encoder
+from dualview.encoder import embed, encode_texts, new_encoder, tokenize
 from dualview.training.step import Learner
 
 SIZES = {
@@ -50,3 +52,58 @@ def test_it_learns_and_its_export_embeds_alike(tmp_path, name, pooling):
     ours = encode_texts(encoder, texts, side="query", max_tokens=64, precision="fp32")
     theirs = SentenceTransformer(str(tmp_path / "export"), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def _one_text_after_the_other(module, query, key, value, mask, cu_seq_lens_q=None, scaling=None, **_):
+    """What flash attention computes of texts without padding, by plain attention on each."""
+    ends = [slice(start, stop) for start, stop in pairwise(cu_seq_lens_q.tolist())]
+    attended = [
+        torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, own], key[:, :, own], value[:, :, own], scale=scaling
+        )
+        for own in ends
+    ]
+    return torch.cat(attended, dim=2).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "xlm-roberta"])
+def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pooling):
+    """The kernel itself needs a GPU: here plain attention takes its place, and all around it is real."""
+    folder = save_tiny_encoder(tmp_path / "model")
+    torch.manual_seed(0)
+    sizes = SIZES | ({"local_attention": 128} if name == "modernbert" else {})
+    transformers.AutoModel.from_config(ARCHITECTURES[name](**sizes)).save_pretrained(folder)
+    transformers.AttentionInterface.register("one_after_the_other", _one_text_after_the_other)
+    transformers.AttentionMaskInterface.register("one_after_the_other", lambda *_, **__: None)
+    texts = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
+
+    found = []
+    for flat in (False, True):
+        encoder = new_encoder(str(folder), pooling=pooling, trust_remote_code=False).eval()
+        if flat:
+            _take_texts_without_padding(encoder[0])
+        vectors = embed(encoder, tokenize(encoder, texts, 64), 0, side="query", chunk_tokens=1000)
+        (vectors * torch.arange(vectors.shape[1])).sum().backward()
+        gradients = {
+            name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None
+        }
+        found.append((vectors, gradients))
+    (padded, of_padded), (flat, of_flat) = found
+    torch.testing.assert_close(flat, padded)
+    assert of_flat.keys() == of_padded.keys()
+    for weight in of_padded:
+        torch.testing.assert_close(of_flat[weight], of_padded[weight], atol=1e-4, rtol=1e-4)
+
+
+def _take_texts_without_padding(transformer):
+    """As sentence-transformers sets itself up where it finds flash attention."""
+    transformer.model.set_attn_implementation("one_after_the_other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformer, "_is_flash_attention_requested", lambda: True)
+        patch.setattr(
+            "transformers.modeling_flash_attention_utils.lazy_import_flash_attention",
+            lambda *_, **__: ((None, _one_text_after_the_other, None, None), None),
+        )
+        transformer.unpad_inputs = None
+    assert transformer.can_flatten_inputs
