@@ -472,11 +472,12 @@ class TrainBudget(Settings):
     instances: Positive | None
     tokens: Positive | None  # of the views and passages of each group, once
     steps: Positive | None
+    petaflop: Annotated[float, Field(gt=0)] | None  # of those tokens, as result.json counts operations
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(value is not None for value in (self.instances, self.tokens, self.steps)) != 1:
-            raise ValueError("expected exactly one of instances, tokens and steps, the others null")
+        if sum(value is not None for value in self.model_dump().values()) != 1:
+            raise ValueError("expected exactly one of instances, tokens, steps and petaflop, the others null")
         return self
 
 
@@ -561,8 +562,11 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
             )
-        if self.budget.tokens is not None and self.mixture.parts[0].weight is not None:
-            raise ValueError("budget.tokens needs parts with num_instances: weights are shares of instances")
+        counted = self.budget.instances is not None or self.budget.steps is not None
+        if not counted and self.mixture.parts[0].weight is not None:
+            raise ValueError(
+                "budget.tokens and budget.petaflop need parts with num_instances: weights are shares of instances"
+            )
         each = self.batch.instances
         if (self.budget.instances or 0) % each:
             raise ValueError(

@@ -75,6 +75,12 @@ def pad_id(encoder: SentenceTransformer) -> int:
     return int(encoder.tokenizer.pad_token_id)
 
 
+def num_dense_parameters(encoder: SentenceTransformer) -> int:
+    """Those that every token passes through: all but the embeddings of words."""
+    words = encoder[0].model.get_input_embeddings().weight
+    return sum(int(parameter.numel()) for parameter in encoder.parameters()) - int(words.numel())
+
+
 def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
     """The tokenizer of an encoder, without its weights."""
     try:

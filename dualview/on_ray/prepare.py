@@ -17,7 +17,14 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import encode_tokens, load_tokenizer, new_encoder, pad_id, tokenize_with
+from dualview.encoder import (
+    encode_tokens,
+    load_tokenizer,
+    new_encoder,
+    num_dense_parameters,
+    pad_id,
+    tokenize_with,
+)
 from dualview.on_ray.cluster import errors_of_workers, map_in_order
 from dualview.progress import Progress
 from dualview.records import dual_views_from_table
@@ -26,6 +33,7 @@ from dualview.storage import LocalStore, download_tree, open_store
 from dualview.training.groups import groups_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
+from dualview.training.step import operations
 
 INDEX_KEY = "prepared.json"
 PASSAGES_PER_UNIT = 4096
@@ -97,6 +105,12 @@ def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dic
     store.put_new(INDEX_KEY, index, attempt="driver")
 
 
+def tokens_of(petaflop: float, config: TrainConfig) -> int:
+    """For how many tokens so many operations are enough."""
+    num_parameters = num_dense_parameters(untouched_encoder(config))
+    return max(1, int(petaflop * 1e15 / operations(config, num_parameters, 1)))
+
+
 def expected_tokens(config: TrainConfig) -> int:
     """About how many tokens a run will read, retained texts left out, from the first groups of each part.
 
@@ -104,6 +118,8 @@ def expected_tokens(config: TrainConfig) -> int:
     """
     if config.budget.tokens is not None:
         return config.budget.tokens
+    if config.budget.petaflop is not None:
+        return tokens_of(config.budget.petaflop, config)
     settings = config.encoder
     tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
 

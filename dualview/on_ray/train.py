@@ -27,7 +27,7 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import asymmetric, encode_tokens, new_encoder, pad_id
+from dualview.encoder import asymmetric, encode_tokens, new_encoder, num_dense_parameters, pad_id
 from dualview.errors import InputError, Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
@@ -38,6 +38,7 @@ from dualview.on_ray.prepare import (
     plan_mixture,
     prepare,
     read_counts,
+    tokens_of,
 )
 from dualview.on_ray.watch import Watch
 from dualview.shards import claim, left_out_of_training
@@ -88,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
         sampler = sampler_of(config, prepared)
-        num_steps = sampler.num_steps(**config.budget.model_dump())
+        num_steps = num_steps_of(config, sampler)
         print(
             f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
         )
@@ -127,6 +128,14 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
 
 def sampler_of(config: TrainConfig, prepared: Prepared) -> Sampler:
     return Sampler(prepared, config.batch, homogeneous=config.mixture.homogeneous, seed=config.seed)
+
+
+def num_steps_of(config: TrainConfig, sampler: Sampler) -> int:
+    """How many steps the budget pays for."""
+    budget = config.budget.model_dump(exclude={"petaflop"})
+    if (petaflop := config.budget.petaflop) is not None:
+        budget["tokens"] = tokens_of(petaflop, config)
+    return sampler.num_steps(**budget)
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
@@ -184,9 +193,9 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     prepared = open_prepared(config)
     sampler = sampler_of(config, prepared)
-    num_steps = sampler.num_steps(**config.budget.model_dump())
+    num_steps = num_steps_of(config, sampler)
     encoder = encoder_to_train(config)
-    num_parameters = _num_dense_parameters(encoder)
+    num_parameters = num_dense_parameters(encoder)
     pad = pad_id(encoder)
     retained = _retain(encoder, prepared, config)
     frozen = frozen_passages(config, prepared.num_passages) if config.documents == "frozen" else None
@@ -317,12 +326,6 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
     if settings.activation_checkpointing:
         transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
     return encoder
-
-
-def _num_dense_parameters(encoder: SentenceTransformer) -> int:
-    """Those that every token passes through: all but the embeddings of words."""
-    words = encoder[0].model.get_input_embeddings().weight
-    return sum(int(parameter.numel()) for parameter in encoder.parameters()) - int(words.numel())
 
 
 def _retain(encoder: SentenceTransformer, prepared: Prepared, config: TrainConfig) -> Retained:

@@ -17,13 +17,14 @@ from tiny import save_small_encoder
 import yaml
 
 from dualview.config import TrainConfig, load
-from dualview.encoder import encode_texts, load_encoder, new_encoder
+from dualview.encoder import encode_texts, load_encoder, new_encoder, num_dense_parameters
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
-from dualview.on_ray.prepare import expected_tokens
-from dualview.on_ray.train import train
+from dualview.on_ray.prepare import expected_tokens, open_prepared
+from dualview.on_ray.train import num_steps_of, sampler_of, train
 from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
+from dualview.training.step import operations
 
 STEPS = 8
 DEMO = Path("configs/demo").absolute()
@@ -137,6 +138,19 @@ def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp
     assert weights(own.output) == weights(uninterrupted.output)
 
 
+def test_a_budget_of_operations_is_one_of_tokens(config, uninterrupted):
+    prepared = open_prepared(uninterrupted)
+    encoder = new_encoder(uninterrupted.encoder.model, pooling="mean", trust_remote_code=False)
+    petaflop = operations(uninterrupted, num_dense_parameters(encoder), 5000) / 1e15
+    nothing = {"instances": None, "tokens": None, "steps": None, "petaflop": None}
+    steps = []
+    for budget in ({"petaflop": petaflop}, {"tokens": 5000}):
+        own = config("budget", budget=nothing | budget)
+        steps.append(num_steps_of(own, sampler_of(own, prepared)))
+        assert abs(expected_tokens(own) - 5000) <= 1
+    assert steps[0] == steps[1] > 1
+
+
 def test_what_a_run_will_read_is_foretold(uninterrupted):
     """About: retained texts are not in it, and it looks at the first rows only."""
     result = json.loads(open_store(uninterrupted.output).get("result.json"))
@@ -220,7 +234,7 @@ def test_everything_at_once(config, facets_data, tmp_path):
                     for views, weight in (("both", 3.0), ("plain", 1.0))
                 ],
             },
-            "budget": {"instances": None, "tokens": None, "steps": 4},
+            "budget": {"instances": None, "tokens": None, "steps": 4, "petaflop": None},
             "precision": "bf16",
             "watching": {
                 "logs": str(tmp_path / "logs"),
@@ -294,7 +308,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_its_groups(con
 @pytest.mark.slow
 def test_five_kills_cost_nothing_but_time(config):
     settings = {
-        "budget": {"instances": None, "tokens": None, "steps": 40},  # five epochs
+        "budget": {"instances": None, "tokens": None, "steps": 40, "petaflop": None},  # five epochs
         "checkpoint_every_steps": 2,
         "max_failures": 8,
     }
