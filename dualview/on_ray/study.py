@@ -41,7 +41,10 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     join_cluster(max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus))
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
-    to_do = deque(run for run in runs if not _is_finished(run))
+    # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
+    repeats = list(study.axes[study.seeds])
+    missing = [run for run in runs if not _is_finished(run)]
+    to_do = deque(sorted(missing, key=lambda run: repeats.index(run.point[study.seeds])))
     print(f"{len(runs) - len(to_do)} of {len(runs)} runs are finished, {len(to_do)} to do")
     failed: dict[str, str] = {}
     tries: dict[str, int] = {}
