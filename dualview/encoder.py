@@ -38,7 +38,7 @@ def new_encoder(
     attention: Attention = "sdpa",
 ) -> SentenceTransformer:
     """An encoder to train: the transformer of `model`, then pooling, then unit length."""
-    settings = {"trust_remote_code": trust_remote_code}
+    settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attention != "sdpa":  # which is the default of all models that have it
         settings["attn_implementation"] = attention
     try:
