@@ -61,7 +61,6 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
         try:
             with errors_of_workers():
                 ray.get(done)
-            print(f"finished: {run.name}", flush=True)
         except Exception as error:  # whatever it is, the other runs go on
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             final = isinstance(error, InputError | Interruption) or tries[run.folder] >= study.max_tries
@@ -70,6 +69,9 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
                 failed[run.folder] = reason
             else:
                 to_do.append(run)
+            continue
+        print(f"finished: {run.name}", flush=True)
+        _values_of(run, study)  # a metric that is not measured ends the study now, and not at its end
     return runs, failed
 
 
@@ -110,14 +112,7 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
-            scores = open_store(run.evaluate.output).get(SCORES_KEY)
-            of_benchmarks = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
-            values[run.folder] = {
-                f"{benchmark} {metric}": of_metric
-                for benchmark, of_metrics in of_benchmarks.items()
-                for metric, of_metric in of_metrics.items()
-            }
-            _check_metrics(study, values[run.folder])
+            values[run.folder] = _values_of(run, study)
             costs[run.folder] = _cost_of(run)
     title = f"Study: {' x '.join(study.axes)}"
     sections = study_sections(study, runs, values, costs, failed)
@@ -128,10 +123,19 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     return f"{text}\n{store.url}/{name}.html"
 
 
-def _check_metrics(study: StudyConfig, values: Mapping[str, Any]) -> None:
+def _values_of(run: Run, study: StudyConfig) -> Mapping[str, Mapping[str, float]]:
+    """BENCHMARK METRIC -> query id -> value. Raises InputError where one of the study's is not among them."""
+    scores = open_store(run.evaluate.output).get(SCORES_KEY)
+    of_benchmarks = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
+    values = {
+        f"{benchmark} {metric}": of_metric
+        for benchmark, of_metrics in of_benchmarks.items()
+        for metric, of_metric in of_metrics.items()
+    }
     for metric in study.metrics:
         if metric not in values:
             raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+    return values
 
 
 def _cost_of(run: Run) -> TrainingCost:

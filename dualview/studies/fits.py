@@ -11,6 +11,8 @@ from scipy.optimize import minimize_scalar
 
 from dualview.evaluation.significance import Interval
 
+EXPONENTS = (0.01, 5.0)
+
 
 @dataclass(frozen=True)
 class PowerLaw:
@@ -20,6 +22,12 @@ class PowerLaw:
     gain: float
     exponent: float
     unit: float
+
+    @property
+    def is_determined(self) -> bool:
+        """Whether the exponent lies between the bounds of the search: else the scores show no bend to fit."""
+        low, high = EXPONENTS
+        return 1.01 * low < self.exponent < 0.99 * high
 
     def at(self, budget: ArrayLike) -> NDArray[np.float64]:
         return np.asarray(
@@ -35,7 +43,7 @@ class PowerLaw:
 
 
 def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
-    """Least squares over limit, gain and exponent (0.01 to 5). Raises ValueError with fewer than three budgets.
+    """Least squares over limit, gain and exponent (within EXPONENTS). Raises ValueError with fewer than three budgets.
 
     Given the exponent the rest is a straight line, so only the exponent is searched for.
     """
@@ -52,7 +60,7 @@ def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
         limit = float(scores.mean() + gain * x.mean())
         return limit, gain, float(((limit - gain * x - scores) ** 2).sum())
 
-    grid = np.log(np.geomspace(0.01, 5.0, 30))
+    grid = np.log(np.geomspace(*EXPONENTS, 30))
     errors = [line(point)[2] for point in grid]
     best = int(np.argmin(errors))
     bounds = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])

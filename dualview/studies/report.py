@@ -269,9 +269,8 @@ def _curves_section(
             ]
             lines.append(Line(", ".join(recipe), named[metric], curve.budgets, means, fit))
             ahead = extrapolated(curve, 4 * curve.budgets[-1], FIT_SAMPLES, seed=0)
-            fitted.append(
-                [*recipe, named[metric], f"{100 * fit.limit:.1f}", f"{fit.exponent:.2f}", _shown(ahead)]
-            )
+            shape = [f"{100 * fit.limit:.1f}", f"{fit.exponent:.2f}"] if fit.is_determined else ["", ""]
+            fitted.append([*recipe, named[metric], *shape, _shown(ahead)])
     units = _units(study, costs)
     worths = []
     for first, second in study.compare:
@@ -289,7 +288,7 @@ def _curves_section(
     note = (
         f"Power laws with an offset over {budget_unit}, fitted to the means (lines). Worth: how many units of the second"
         " recipe bring it where one unit of the first brought the first, at the largest budget, for each way of"
-        " counting what was spent."
+        " counting what was spent. Limit and exponent are left empty where the scores do not bend enough to tell them."
     )
     recipe_axes = ["recipe", *[""] * (len(next(iter(curves))) - 1)]
     tables = [Table([*recipe_axes, "metric", "limit", "exponent", "at 4 x the largest budget"], fitted)]

@@ -77,6 +77,9 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
     assert not failed
     text = report_study(study, runs, failed)
     assert "| dual minus single |" in text
+    wrong = study.model_copy(update={"metrics": ("factbook-development nDCG@5",)})
+    with pytest.raises(InputError, match="`factbook-development nDCG@5` was not measured; expected some of"):
+        report_study(wrong, runs, failed)
     before = open_store(study.output).list()
     again, failed = run_study(study)
     assert "2 of 2 runs are finished, 0 to do" in capsys.readouterr().out
