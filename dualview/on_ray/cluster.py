@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import logging
 import os
 import time
@@ -44,32 +44,37 @@ def join_cluster(actors: Actors) -> None:
 
 
 def _wait_for_room(actors: Actors) -> None:
-    """Asks the autoscaler for what is missing, and waits while the cluster may grow. Ray has no call that tells."""
+    """Asks the autoscaler for what is missing, and waits while the cluster may grow.
+
+    Whatever the end, the request is withdrawn: it would hold nodes, and their price, after the job.
+    """
     deadline = time.monotonic() + _seconds_to_wait()
     asked = False
-    while True:
-        try:
-            check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-            break
-        except InputError as error:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise
-            if not asked:
-                print(f"{error}; waiting up to {left:.0f} s for nodes ({WAIT_VARIABLE})", flush=True)
-                request_resources(bundles=[_needs_of(actors)] * actors.num)
-                asked = True
-        time.sleep(1)
-    if asked:
-        request_resources(bundles=[])  # what the job itself asks for holds the nodes from now on
+    try:
+        while True:
+            try:
+                check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+                return
+            except InputError as error:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+                if not asked:
+                    print(f"{error}; waiting up to {left:.0f} s for nodes ({WAIT_VARIABLE})", flush=True)
+                    asked = True
+                    request_resources(bundles=[_needs_of(actors)] * actors.num)
+            time.sleep(1)  # Ray has no call that returns when a node joins
+    finally:
+        if asked:
+            request_resources(bundles=[])
 
 
 def _seconds_to_wait() -> float:
     text = os.environ.get(WAIT_VARIABLE, "0")
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"{WAIT_VARIABLE}={text}: expected seconds, for example 1800") from None
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise InputError(f"{WAIT_VARIABLE}={text}: expected seconds, for example 1800")
 
 
 def _needs_of(actors: Actors) -> dict[str, float]:

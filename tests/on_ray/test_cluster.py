@@ -12,6 +12,7 @@ from test_faults import AnotherNode
 
 from dualview.config import Actors
 from dualview.errors import InputError, Interruption
+from dualview.on_ray import cluster as cluster_module
 from dualview.on_ray.cluster import (
     WAIT_VARIABLE,
     check_room,
@@ -113,9 +114,11 @@ def test_a_cluster_that_grows_is_waited_for(
     added: list[AnotherNode] = []
     growth = Timer(2, lambda: added.append(AnotherNode(cluster, num_cpus=2)))
     growth.start()
-    join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))  # the cluster of the tests has two CPUs
-    growth.join()
-    added[0].die()
+    try:
+        join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))  # the cluster of the tests has two CPUs
+    finally:
+        growth.join()
+        added[0].die()
     assert (
         "need 4; ask for fewer actors or smaller ones, or add nodes; waiting up to" in capsys.readouterr().out
     )
@@ -123,9 +126,18 @@ def test_a_cluster_that_grows_is_waited_for(
 
 @pytest.mark.usefixtures("cluster")
 def test_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked of the autoscaler is withdrawn, or it would start nodes for a job that has ended."""
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(cluster_module, "request_resources", lambda bundles: asked.append(bundles))
     monkeypatch.setenv(WAIT_VARIABLE, "0.5")
     with pytest.raises(InputError, match="need 4; ask for fewer actors"):
         join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))
-    monkeypatch.setenv(WAIT_VARIABLE, "soon")
-    with pytest.raises(InputError, match="DUALVIEW_WAIT_FOR_NODES_S=soon: expected seconds"):
+    assert asked == [[{"CPU": 1.0}] * 4, []]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("text", ["soon", "nan", "-1", "inf"])
+def test_a_wait_that_is_no_time_is_told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(WAIT_VARIABLE, text)
+    with pytest.raises(InputError, match=f"DUALVIEW_WAIT_FOR_NODES_S={text}: expected seconds"):
         join_cluster(Actors(num=1, cpus=1.0, gpus=0.0))

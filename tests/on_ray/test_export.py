@@ -93,7 +93,7 @@ def test_weights_of_another_model_are_refused_and_those_that_do_not_learn_may_be
     moved(other.encoder)
     words = "encoder.0.model.embeddings.word_embeddings.weight"
     weights = {name: weight for name, weight in other.state_dict().items() if name != words}
-    saved = Saved(tmp_path / "checkpoint", world_size=2, losses=[])
+    saved = Saved(tmp_path / "checkpoint", world_size=2, losses=[], tokens=0, seconds=0.0)
     (saved.folder / CHECKPOINT_TAG).mkdir(parents=True)
     file = saved.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
     torch.save({"module": weights}, file)
