@@ -1,14 +1,16 @@
 """Whether the actors of a job fit on a cluster, and what the driver hears of an error in one of them."""
 
+from concurrent.futures import ThreadPoolExecutor
 import re
-from threading import Timer
+from threading import Event
 from typing import Any
 
 import pytest
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.data import ActorPoolStrategy
 from ray.train import WorkerGroupError
-from test_faults import AnotherNode
+from test_faults import DEADLINE_SECONDS, AnotherNode
 
 from dualview.config import Actors
 from dualview.errors import InputError, Interruption
@@ -107,32 +109,53 @@ def test_a_users_mistake_stays_one_sentence() -> None:
     assert str(caught.value) == "4: expected something else"
 
 
+class Requests:
+    """What the autoscaler is asked for, on its way there."""
+
+    def __init__(self) -> None:
+        self.made: list[list[dict[str, float]]] = []
+        self.first = Event()
+
+    def __call__(self, bundles: list[dict[str, float]]) -> None:
+        request_resources(bundles=bundles)
+        self.made.append(bundles)
+        self.first.set()
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> Requests:
+    requests = Requests()
+    monkeypatch.setattr(cluster_module, "request_resources", requests)
+    return requests
+
+
+FOUR = Actors(num=4, cpus=1.0, gpus=0.0)  # the cluster of the tests has two CPUs
+
+
 def test_a_cluster_that_grows_is_waited_for(
-    cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cluster: str, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(WAIT_VARIABLE, "600")
-    added: list[AnotherNode] = []
-    growth = Timer(2, lambda: added.append(AnotherNode(cluster, num_cpus=2)))
-    growth.start()
-    try:
-        join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))  # the cluster of the tests has two CPUs
-    finally:
-        growth.join()
-        added[0].die()
-    assert (
-        "need 4; ask for fewer actors or smaller ones, or add nodes; waiting up to" in capsys.readouterr().out
-    )
+    monkeypatch.setenv(WAIT_VARIABLE, str(DEADLINE_SECONDS))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(join_cluster, FOUR)
+        assert requests.first.wait(DEADLINE_SECONDS)
+        node = AnotherNode(
+            cluster, num_cpus=2
+        )  # in this thread, as its processes die with the one that made them
+        try:
+            waiting.result(DEADLINE_SECONDS)
+        finally:
+            node.die()
+    assert requests.made == [[{"CPU": 1.0}] * 4, []]
 
 
 @pytest.mark.usefixtures("cluster")
-def test_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_and_not_for_ever(requests: Requests, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked of the autoscaler is withdrawn, or it would start nodes for a job that has ended."""
-    asked: list[list[dict[str, float]]] = []
-    monkeypatch.setattr(cluster_module, "request_resources", lambda bundles: asked.append(bundles))
     monkeypatch.setenv(WAIT_VARIABLE, "0.5")
     with pytest.raises(InputError, match="need 4; ask for fewer actors"):
-        join_cluster(Actors(num=4, cpus=1.0, gpus=0.0))
-    assert asked == [[{"CPU": 1.0}] * 4, []]
+        join_cluster(FOUR)
+    assert requests.made == [[{"CPU": 1.0}] * 4, []]
 
 
 @pytest.mark.usefixtures("cluster")
