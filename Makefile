@@ -4,7 +4,7 @@
 # make bench        our speed beside the bare engine's
 # make slow         tests that take minutes: a real vLLM server beside the engine, training under five kills
 # make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
-# make rehearsal   a cluster of several nodes on one machine: jobs submitted, nodes killed, jobs stopped: ten minutes
+# make rehearsal    a cluster of several nodes on one machine: jobs submitted, nodes killed, jobs stopped: 15 minutes
 # make study        what dual views buy, four recipes x three budgets x three seeds, with a report: an hour on two cores
 # make mutations    how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
 # All create the environment in .venv when it is missing or pyproject.toml has changed.

