@@ -562,6 +562,10 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
             )
+        if self.budget.petaflop is not None and self.documents == "frozen":
+            raise ValueError(
+                "budget.petaflop counts passages, which documents: frozen does not read; set steps"
+            )
         counted = self.budget.instances is not None or self.budget.steps is not None
         if not counted and self.mixture.parts[0].weight is not None:
             raise ValueError(

@@ -37,7 +37,10 @@ def new_encoder(
     trust_remote_code: bool,
     attention: Attention = "sdpa",
 ) -> SentenceTransformer:
-    """An encoder to train: the transformer of `model`, then pooling, then unit length."""
+    """An encoder to train: the transformer of `model`, then pooling, then unit length.
+
+    Raises InputError where the model cannot be loaded, or the attention cannot be had with it.
+    """
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if attention != "sdpa":  # which is the default of all models that have it
         settings["attn_implementation"] = attention
@@ -50,6 +53,10 @@ def new_encoder(
         ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
+    if attention != "sdpa" and not transformer.can_flatten_inputs:
+        raise InputError(
+            f"encoder.attention: {attention} cannot go without padding in {model}; expected sdpa"
+        )
     size = transformer.get_embedding_dimension()
     return SentenceTransformer(modules=[transformer, Pooling(size, pooling), Normalize()], device="cpu")
 
@@ -116,7 +123,7 @@ def padded(tokens: Sequence[Tokens], pad: int, device: torch.device) -> dict[str
 
 
 def unpadded(transformer: Transformer, tokens: Sequence[Tokens], device: torch.device) -> dict[str, Any]:
-    """Texts one behind the other, for attention that knows where each begins."""
+    """Texts one behind the other, (1, sum of lengths), for attention that knows where each begins."""
     features = transformer.data_collator([{"input_ids": list(map(int, ids))} for ids in tokens])
     del features["labels"]
     # sentence-transformers' own; RoBERTa's children count positions from another number.
@@ -136,14 +143,15 @@ def embed(
     texts are not padded to the longest.
     """
     device = next(encoder.parameters()).device
-    transformer = next(module for module in encoder.modules() if isinstance(module, Transformer))
+    # None: a module of the model's makers.
+    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
     for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
         texts = [tokens[order[n]] for n in chunk]
         features = (
             unpadded(transformer, texts, device)
-            if transformer.can_flatten_inputs
+            if transformer is not None and transformer.can_flatten_inputs
             else padded(texts, pad, device)
         )
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())

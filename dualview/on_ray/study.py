@@ -95,10 +95,18 @@ def _room(config: TrainConfig) -> int:
 
 
 def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
-    """What the missing runs will take, in a sentence: tokens from the data, time and money as the finished ones took."""
-    finished = [_cost_of(run) for run in runs if _is_finished(run)]
-    to_do = [run for run in runs if not _is_finished(run)]
-    tokens = sum(expected_tokens(run.train) for run in to_do)
+    """What the missing runs will take, in a sentence: tokens from the data, time and money as the finished ones took.
+
+    Where the data is not there yet, the sentence says so: a study may be planned before it is made.
+    """
+    try:
+        for url in {study.output, *(part.data for run in runs for part in run.train.mixture.parts)}:
+            check_reachable(open_store(url))
+        to_do = [run for run in runs if not _is_finished(run)]
+        tokens = sum(expected_tokens(run.train) for run in to_do)
+    except InputError as error:
+        return f"{len(runs)} runs; what they will read cannot be told yet: {error}"
+    finished = [_cost_of(run) for run in runs if run not in to_do]
     sentence = f"{len(to_do)} of {len(runs)} runs to do, about {tokens:,} tokens to train on"
     if not finished:
         return sentence

@@ -39,8 +39,9 @@ def plan_study(study: StudyConfig) -> list[Run]:
     """Every combination of the axes' values, in the order of the file.
 
     A run's output is named by the fingerprint of its configs, so that studies under one output share the
-    trainings that they have in common, and the scores where they score alike. Raises InputError where a value is no valid setting, where two points
-    are the same run, or where the budgets of runs that are compared are not equal.
+    trainings that they have in common, and the scores where they score alike.
+    Raises InputError where a value is no valid setting, where two points are the same run, or where the
+    budgets of runs that are compared are not equal.
     """
     runs = [
         _run(study, dict(zip(study.axes, values, strict=True))) for values in product(*study.axes.values())

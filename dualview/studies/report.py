@@ -57,7 +57,8 @@ def study_sections(
 ) -> list[Section]:
     """All of it; a part without material is left out. values, costs, failed: by a run's folder."""
     cells = _cells(study, runs, values)
-    curves = _curves(study, runs, values)
+    units = {unit for run in runs for unit in budget_of(run)}
+    curves = _curves(study, runs, values) if len(units) == 1 else {}  # budgets of one unit make a curve
     named = _short_names(study)
     axes = [axis for axis in study.axes if axis != study.seeds]
     intervals = {
@@ -91,8 +92,8 @@ def study_sections(
         sections.append(
             Section(
                 "Trade-off",
-                f"{study.trade_off[0]} against {study.trade_off[1]}; larger points are larger budgets, bars are"
-                " 95% intervals. Up and to the right is better.",
+                f"{study.trade_off[0]} against {study.trade_off[1]}; larger points are later values of"
+                f" {', '.join(axes[1:]) or 'nothing else'}, bars are 95% intervals. Up and to the right is better.",
                 pictures=[picture],
             )
         )
@@ -281,7 +282,8 @@ def _curves_section(
             ratios = [_cost_ratio(study, runs, costs, (recipe, other), unit) for unit in units]
             for metric in study.metrics:
                 pair = curves[recipe][metric], curves[other][metric]
-                worth = worth_of(*pair, pair[0].budgets[-1], FIT_SAMPLES, seed=0)
+                largest = min(curve.budgets[-1] for curve in pair)  # what failed may be missing
+                worth = worth_of(*pair, largest, FIT_SAMPLES, seed=0)
                 shown = ["" if ratio is None else _worth(worth, ratio) for ratio in ratios]
                 worths.append([", ".join(recipe), ", ".join(other), named[metric], *shown])
     [budget_unit] = {unit for run in runs for unit in budget_of(run)}

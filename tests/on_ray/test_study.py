@@ -1,6 +1,7 @@
 """A small grid with the real parts: trained, evaluated, reported; what is finished is not run again."""
 
 from pathlib import Path
+import re
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ import yaml
 
 from dualview.config import StudyConfig, load
 from dualview.errors import InputError
-from dualview.on_ray.study import report_study, run_study
+from dualview.on_ray.study import estimate_study, report_study, run_study
 from dualview.storage import open_store
+from dualview.studies.plans import plan_study
 
 DEMO = Path("configs/demo").absolute()
 
@@ -115,3 +117,12 @@ def test_a_benchmark_that_is_missing_is_told_before_any_run(study_at):
     )
     with pytest.raises(InputError, match="`robust04 p-MRR` is of none of the benchmarks"):
         run_study(study)
+
+
+def test_a_study_may_be_planned_before_its_data_is_made(study_at):
+    study = load(StudyConfig, str(study_at("early")))
+    told = estimate_study(study, plan_study(study))
+    assert re.match(r"2 of 2 runs to do, about [\d,]+ tokens to train on$", told)
+    nowhere = study.model_copy(update={"train_changes": {"mixture.parts.0.data": f"{study.output}/nowhere"}})
+    told = estimate_study(nowhere, plan_study(nowhere))
+    assert told.startswith("2 runs; what they will read cannot be told yet: no generate run at ")

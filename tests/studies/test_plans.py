@@ -28,6 +28,13 @@ def test_the_grid_is_every_combination_and_each_a_run_of_its_own(tmp_path):
     assert first.evaluate.encoders["run"].model == f"{first.folder}/train/encoder"
 
 
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs").absolute().rglob("study*.yaml")), ids=lambda p: p.stem
+)
+def test_every_study_that_we_ship_can_be_planned(path):
+    assert plan_study(load(StudyConfig, str(path)))
+
+
 def test_a_run_is_named_by_what_decides_it(tmp_path):
     """Neither by the study that asks for it nor by the machines it runs on."""
     names = [run.folder for run in plan_study(study(tmp_path))]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 import re
@@ -9,7 +10,7 @@ from matplotlib.image import imread
 import numpy as np
 import pytest
 
-from dualview.config import Price, StudyConfig, load
+from dualview.config import Price, StudyConfig, TrainBudget, load
 from dualview.costs import Spent, TrainingCost
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
@@ -117,6 +118,19 @@ def test_the_page_has_the_pictures_and_fetches_nothing(study):
     for svg in pictures.values():
         text = " ".join(ElementTree.fromstring(svg).itertext())
         assert all(recipe in text for recipe in LAWS)
+
+
+def test_budgets_of_two_units_make_no_curve(study):
+    runs = plan_study(study)
+    values, costs = made_up(study, runs)
+    steps = TrainBudget(instances=None, tokens=None, steps=15, petaflop=None)
+    runs = [
+        replace(run, train=run.train.model_copy(update={"budget": steps}))
+        if run.point["recipe"] == "plain"
+        else run
+        for run in runs
+    ]
+    assert "## Curves" not in markdown(study, runs, values, costs, failed={})
 
 
 def test_nothing_finished_is_a_report_too(study):

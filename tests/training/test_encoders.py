@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from dualview.encoder import embed, encode_texts, new_encoder, tokenize
+from dualview.errors import InputError
 from dualview.training.step import Learner
 
 SIZES = {
@@ -52,6 +53,32 @@ def test_it_learns_and_its_export_embeds_alike(tmp_path, name, pooling):
     ours = encode_texts(encoder, texts, side="query", max_tokens=64, precision="fp32")
     theirs = SentenceTransformer(str(tmp_path / "export"), device="cpu").encode(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_attention_that_cannot_be_had_is_told(tmp_path):
+    folder = save_tiny_encoder(tmp_path / "model")
+    with pytest.raises(InputError, match=r"^encoder\.attention: flash_attention_2 cannot "):
+        new_encoder(str(folder), pooling="mean", trust_remote_code=False, attention="flash_attention_2")
+
+
+def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
+    encoder = new_encoder(str(save_tiny_encoder(tmp_path)), pooling="mean", trust_remote_code=False).eval()
+
+    class Theirs(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, features, **_):
+            asked = {name: features[name] for name in ("input_ids", "attention_mask")}
+            return {**features, "token_embeddings": self.model(**asked).last_hidden_state}
+
+    theirs = SentenceTransformer(
+        modules=[Theirs(encoder[0].model), *list(encoder.children())[1:]], device="cpu"
+    )
+    tokens = tokenize(encoder, ["exports of chad", "what"], 64)
+    found = [embed(each, tokens, 0, side="query", chunk_tokens=1000) for each in (theirs, encoder)]
+    torch.testing.assert_close(*found)
 
 
 def _one_text_after_the_other(module, query, key, value, mask, cu_seq_lens_q=None, scaling=None, **_):
