@@ -6,7 +6,6 @@ applies after the schema; references between objects, to jobs/ and configs/ and 
 
 from collections.abc import Iterator
 from functools import cache
-import importlib.util
 import json
 from pathlib import Path
 import re
@@ -16,17 +15,27 @@ from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import promql_parser
+from manifests import ROOT, S3, Object, Problems
+from pod_checks import (
+    HEAD_PORTS,
+    HEAD_VOLUMES,
+    VOLUMES,
+    deployment_problems,
+    hardening_problems,
+    placement_problems,
+    ray_pod_problems,
+    requests_of,
+    resource_problems,
+    selector_problems,
+)
+from watching_checks import SCRAPED, dashboard_problems, expression_problems
 import yaml
 
 from dualview.config import EvaluateConfig, GenerateConfig, StudyConfig, TrainConfig, load
 from dualview.errors import InputError
 from dualview.studies.plans import plan_study
 
-ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.32"
-Object = dict[str, Any]
-Problems = Iterator[str]
 
 SCHEMAS = json.loads(Path(__file__).with_name("kuberay-1.7.0.json").read_text())
 VALIDATORS = {
@@ -190,7 +199,7 @@ def _object_problems(one: Object) -> Problems:
             if not re.fullmatch(r"arn:aws:iam::\d+:role/[\w-]+", role):
                 yield f"no role: {role}"
         case "Deployment":
-            yield from _deployment_problems(one["spec"])
+            yield from deployment_problems(one["spec"])
         case "PersistentVolumeClaim":
             if one["spec"]["accessModes"] != ["ReadWriteMany"]:
                 yield "pods of several nodes share it: ReadWriteMany"
@@ -202,7 +211,7 @@ def _object_problems(one: Object) -> Problems:
             for name, text in one["data"].items():
                 if not name.endswith(".json"):
                     yield f"{name} is no name of a dashboard"
-                yield from _dashboard_problems(text)
+                yield from dashboard_problems(text)
         case "PodMonitor" if one["spec"]["selector"]["matchLabels"] != RAY_NODES:
             yield "selects other pods than Ray's"
         case "Secret":
@@ -291,7 +300,7 @@ def _cluster_problems(spec: Object) -> Problems:
     if head.get("rayStartParams") != {"num-cpus": "0", "dashboard-host": "0.0.0.0"}:
         yield "head: num-cpus must be 0, dashboard-host 0.0.0.0"
     yield from (
-        f"head: {problem}" for problem in _ray_pod_problems(head["template"], HEAD_PORTS, HEAD_VOLUMES)
+        f"head: {problem}" for problem in ray_pod_problems(head["template"], HEAD_PORTS, HEAD_VOLUMES)
     )
     if not scaling and "RAY_enable_autoscaler_v2" in json.dumps(head):
         yield "autoscaler v2 is asked for and autoscaling is off"
@@ -305,9 +314,9 @@ def _cluster_problems(spec: Object) -> Problems:
             yield f"{name}: minReplicas <= replicas <= maxReplicas does not hold"
         if unknown := group.keys() - {"groupName", "minReplicas", "replicas", "maxReplicas", "template"}:
             yield f"{name}: unexpected {sorted(unknown)}"
-        for problem in _ray_pod_problems(group["template"], {"metrics": 8080}, VOLUMES):
+        for problem in ray_pod_problems(group["template"], {"metrics": 8080}, VOLUMES):
             yield f"{name}: {problem}"
-        yield from (f"{name}: {problem}" for problem in _placement_problems(name, group["template"]["spec"]))
+        yield from (f"{name}: {problem}" for problem in placement_problems(name, group["template"]["spec"]))
 
 
 def _autoscaler_problems(options: Object) -> Problems:
@@ -321,253 +330,8 @@ def _autoscaler_problems(options: Object) -> Problems:
         yield "autoscaler: has no token for the API server, where it looks for one"
     if mounts.get("tmp", {}).get("mountPath") != "/tmp" or len(mounts) != 2:
         yield "autoscaler: mounts tmp and api-token, and nothing else"
-    yield from (f"autoscaler: {problem}" for problem in _hardening_problems(options))
-    yield from (f"autoscaler: {problem}" for problem in _resource_problems(options))
-
-
-# --- pods -----------------------------------------------------------------------------------------
-
-HEAD_PORTS = {
-    "gcs-server": 6379,
-    "dashboard": 8265,
-    "client": 10001,
-    "metrics": 8080,
-    "as-metrics": 44217,
-    "dash-metrics": 44227,
-}
-VOLUMES = {
-    "tmp": "/tmp",
-    "home": "/home/ray",
-    "shared-memory": "/dev/shm",
-    "models": "/models",
-    "configs": "/etc/dualview",
-}
-HEAD_VOLUMES = {**VOLUMES, "api-token": None}
-DRAIN_SECONDS = 30  # Ray's, after SIGTERM
-ENVIRONMENT = {
-    "HF_HOME": "/models/hub",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DUALVIEW_WAIT_FOR_NODES_S": "3600",
-}
-NOBODY = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
-SECCOMP = {"seccompProfile": {"type": "RuntimeDefault"}}
-HARDENED = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "capabilities": {"drop": ["ALL"]},
-    **SECCOMP,
-}
-ACCOUNT = {
-    "serviceAccountName": "dualview",
-    "automountServiceAccountToken": False,
-    "enableServiceLinks": False,
-}
-
-
-def _pod_problems(spec: Object) -> Problems:
-    for key, value in ACCOUNT.items():
-        if spec.get(key) != value:
-            yield f"{key} is not {value}"
-    context = spec.get("securityContext", {})
-    if {key: context.get(key) for key in NOBODY | SECCOMP} != NOBODY | SECCOMP:
-        yield "pod runs as somebody, or without seccomp"
-    if context.keys() - NOBODY.keys() - SECCOMP.keys() - {"fsGroupChangePolicy"}:
-        yield "unexpected keys in the pod's securityContext"
-    if spec.keys() & {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"}:
-        yield "shares the host, or has containers that nobody checked"
-    if len(spec["containers"]) != 1:
-        yield "one container was expected: others are not known here"
-    volumes = [volume["name"] for volume in spec.get("volumes", ())]
-    for volume in spec.get("volumes", ()):
-        if len(volume) != 2 or volume.keys() & {"hostPath"}:
-            yield f"volume {volume['name']}: expected one source, and not the host's disk"
-        if volume.get("emptyDir") is not None and "sizeLimit" not in volume["emptyDir"]:
-            yield f"volume {volume['name']} may fill the node's disk"
-    for container in spec["containers"]:
-        yield from _hardening_problems(container)
-        yield from _resource_problems(container)
-        mounts = [mount["name"] for mount in container.get("volumeMounts", ())]
-        if set(mounts) | {"api-token"} != set(volumes) | {"api-token"} or len(mounts) != len(set(mounts)):
-            yield f"mounts {mounts} are not the volumes {volumes}"
-        if container.get("imagePullPolicy") != "IfNotPresent":
-            yield "imagePullPolicy: a pinned tag needs no look at the registry at every start"
-        if not re.fullmatch(
-            r"(my-registry/dualview:[\d.]+-gpu|dualview:[\d.]+-cpu)", container.get("image", "")
-        ):
-            yield f"image {container.get('image')}: expected a pinned tag, and for the gpu image a registry"
-        for variable in container.get("env", ()):
-            if re.search("SECRET|TOKEN|PASSWORD|KEY", variable["name"]):
-                yield f"{variable['name']}: secrets come by envFrom"
-
-
-def _hardening_problems(container: Object) -> Problems:
-    if container.get("securityContext") != HARDENED:
-        yield "a container is not hardened"
-
-
-def _resource_problems(container: Object) -> Problems:
-    resources = container.get("resources", {})
-    requests, limits = resources.get("requests"), resources.get("limits")
-    if not requests or requests != limits or not {"cpu", "memory"} <= requests.keys():
-        yield "requests and limits of CPU and memory must be there and equal"
-    elif requests.keys() - {"cpu", "memory", "nvidia.com/gpu"}:
-        yield f"unknown resources {sorted(requests)}"
-    elif not re.fullmatch(r"\d+Gi", requests["memory"]) or not re.fullmatch(r"\d+m?", str(requests["cpu"])):
-        yield "memory in Gi, CPUs whole or in thousandths"
-
-
-def _ray_pod_problems(template: Object, ports: dict[str, int], volumes: dict[str, Any]) -> Problems:
-    metadata, spec = template.get("metadata", {}), template["spec"]
-    if metadata.get("labels") != {"app.kubernetes.io/name": "dualview"}:
-        yield "pods are not labelled as dualview's"
-    if metadata.get("annotations") != {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}:
-        yield "the cluster's autoscaler may evict it"
-    yield from _pod_problems(spec)
-    if spec.get("restartPolicy") != "Never":
-        yield "restartPolicy: autoscaler v2 needs Never"
-    if spec.get("priorityClassName") != "dualview-batch":
-        yield "no priority class of ours"
-    if spec["securityContext"].get("fsGroupChangePolicy") != "OnRootMismatch":
-        yield "every start changes the owner of every file of the model cache"
-    container = spec["containers"][0]
-    if container.get("name") != ("ray-head" if len(ports) > 1 else "ray-worker"):
-        yield "the container's name"
-    if {port.get("name"): port["containerPort"] for port in container.get("ports", ())} != ports:
-        yield f"ports: expected {ports}"
-    environment = {variable["name"]: variable.get("value") for variable in container.get("env", ())}
-    if len(environment) != len(container.get("env", ())):
-        yield "one variable twice"
-    region = environment.pop("AWS_REGION", "us-east-1")
-    if environment != ENVIRONMENT or not re.fullmatch(r"[a-z]{2}-[a-z]+-\d", region):
-        yield f"environment: expected {ENVIRONMENT} and perhaps AWS_REGION"
-    mounts = {mount["name"]: mount["mountPath"] for mount in container.get("volumeMounts", ())}
-    if mounts != VOLUMES or {volume["name"] for volume in spec.get("volumes", ())} != volumes.keys():
-        yield f"volumes and mounts: expected {VOLUMES}"
-    if any(
-        mount.get("readOnly", False) != (mount["name"] == "configs") for mount in container["volumeMounts"]
-    ):
-        yield "configs is read only, and nothing else"
-    yield from _volume_problems(spec)
-    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
-    stop = re.fullmatch(r"ray stop --grace-period (\d+)", hook[-1] if hook[:-1] == ["/bin/sh", "-c"] else "")
-    grace = spec.get("terminationGracePeriodSeconds", 30)
-    if not stop or not DRAIN_SECONDS < int(stop[1]) < grace <= 600:
-        yield f"preStop: Ray's drain takes {DRAIN_SECONDS} s, `ray stop` must wait longer, the pod's grace longer still"
-    if unknown := container.keys() - CONTAINER_KEYS:
-        yield f"unexpected {sorted(unknown)}"
-    if unknown := spec.keys() - POD_KEYS:
-        yield f"unexpected {sorted(unknown)}"
-
-
-CONTAINER_KEYS = {
-    *("name", "image", "imagePullPolicy", "securityContext", "env", "envFrom", "ports", "resources"),
-    *("lifecycle", "volumeMounts"),
-}
-POD_KEYS = {
-    *ACCOUNT,
-    *("priorityClassName", "restartPolicy", "terminationGracePeriodSeconds", "securityContext", "containers"),
-    *("volumes", "tolerations", "nodeSelector", "topologySpreadConstraints", "affinity"),
-}
-
-
-def _volume_problems(spec: Object) -> Problems:
-    volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    memory = volumes.get("shared-memory", {}).get("emptyDir", {})
-    if memory.get("medium") != "Memory":
-        yield "shared memory on a disk"
-    else:
-        size, pod = _bytes(memory.get("sizeLimit", "0")), _bytes(_requests(spec)["memory"])
-        if size * 2 > pod:
-            yield "shared memory leaves less than half of the pod's memory"
-        # What Ray takes for objects by default; where shared memory is smaller, it takes a disk.
-        if size < min(0.3 * pod, max(10**10, 0.95 * size)):
-            yield "shared memory is too small for Ray's objects"
-    for name in ("tmp", "home"):
-        if volumes.get(name, {}).get("emptyDir", {}).keys() != {"sizeLimit"}:
-            yield f"{name} must be an empty folder on the disk"
-    if volumes.get("configs", {}).get("configMap") != {"name": "dualview-configs", "optional": True}:
-        yield "configs of one's own must be optional"
-    if token := volumes.get("api-token"):
-        sources = {kind: value for source in token["projected"]["sources"] for kind, value in source.items()}
-        if sources != {
-            "serviceAccountToken": {"path": "token", "expirationSeconds": 3600},
-            "configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]},
-            "downwardAPI": {
-                "items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]
-            },
-        }:
-            yield "api-token is not what a client in a pod looks for"
-
-
-def _placement_problems(group: str, spec: Object) -> Problems:
-    own = {"matchLabels": {"ray.io/group": group}}
-    zone = "topology.kubernetes.io/zone"
-    if group == "training":
-        term = {"weight": 100, "podAffinityTerm": {"topologyKey": zone, "labelSelector": own}}
-        if spec.get("affinity") != {
-            "podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [term]}
-        }:
-            yield "ranks should be near each other"
-    elif spec.get("topologySpreadConstraints") != [
-        {"maxSkew": 1, "topologyKey": zone, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": own}
-    ]:
-        yield "actors should be spread over zones"
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    if spec.get("tolerations", []) != (tolerations if "nvidia.com/gpu" in _requests(spec) else []):
-        yield "a pod with GPUs tolerates their nodes' taint, and no other does"
-    yield from _selector_problems(group, spec)
-
-
-def _selector_problems(group: str, spec: Object) -> Problems:
-    """On AWS: what may be lost is on spot."""
-    if selector := spec.get("nodeSelector"):
-        kind = "on-demand" if group in ("head", "training") else "spot"
-        gpu = {} if group == "head" else {"karpenter.k8s.aws/instance-gpu-name": GPU_OF[group]}
-        if selector != {"karpenter.sh/capacity-type": kind, **gpu}:
-            yield f"nodeSelector: expected {kind}, {gpu}"
-
-
-GPU_OF = {"generation": "h100", "training": "h100", "evaluation": "l40s"}
-
-
-def _requests(spec: Object) -> Object:
-    requests: Object = spec["containers"][0]["resources"]["requests"]
-    return requests
-
-
-def _bytes(quantity: str) -> int:
-    match = re.fullmatch(r"(\d+)([MGT]i)", quantity)
-    return int(match[1]) * 1024 ** {"Mi": 2, "Gi": 3, "Ti": 4}[match[2]] if match else 0
-
-
-def _deployment_problems(spec: Object) -> Problems:
-    """The S3 server of the overlay `kind`."""
-    template = spec["template"]
-    if spec.get("replicas") != 1 or spec.get("strategy") != {"type": "Recreate"}:
-        yield "one server, and never two: each has a bucket of its own"
-    labels = template["metadata"].get("labels", {})
-    if labels != {"app.kubernetes.io/name": "dualview", "app.kubernetes.io/component": "s3"}:
-        yield "its pods are not labelled as s3"
-    if spec["selector"] != {"matchLabels": S3}:
-        yield "selects other pods than its own"
-    yield from _pod_problems(template["spec"])
-    for container in template["spec"]["containers"]:
-        probe = container.get("readinessProbe", {})
-        if probe != {"httpGet": {"path": "/dualview", "port": "s3"}}:
-            yield "is ready when its bucket is"
-        if container.get("ports") != [{"name": "s3", "containerPort": 9000}]:
-            yield "port s3 is 9000"
-        if container.get("command") != ["python", "/etc/s3/s3.py"]:
-            yield "does not start s3.py"
-        if container.get("env") != [{"name": "HOME", "value": "/tmp"}]:
-            yield "its home must be writable"
-        if {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]} != {
-            "server": "/etc/s3",
-            "tmp": "/tmp",
-        }:
-            yield "mounts: /etc/s3 and /tmp"
+    yield from (f"autoscaler: {problem}" for problem in hardening_problems(options))
+    yield from (f"autoscaler: {problem}" for problem in resource_problems(options))
 
 
 # --- jobs -----------------------------------------------------------------------------------------
@@ -671,7 +435,6 @@ def _cron_problems(spec: Object) -> Problems:
 
 RAY_NODES = {"ray.io/is-ray-node": "yes"}
 RAY_HEADS = {"ray.io/node-type": "head"}
-S3 = {"app.kubernetes.io/component": "s3"}
 ANYWHERE = "anywhere but link-local"
 # Every flow that any overlay may open: (pods, direction, the other side, ports). Any other is a mistake.
 FLOWS = {
@@ -748,156 +511,6 @@ def _role_problems(one: Object) -> Problems:
         "/pods/portforward": ["create"],
     }:
         yield f"grants {granted}"
-
-
-# --- watching -------------------------------------------------------------------------------------
-
-
-@cache
-def _metrics() -> frozenset[str]:
-    """What our code and Ray's put out, under the names that Prometheus sees."""
-    ours: set[str] = set()
-    for path in (ROOT / "dualview").rglob("*.py"):
-        for kind, name in re.findall(r'(Counter|Gauge)\(\s*"(dualview_\w+)"', path.read_text()):
-            ours.add(f"ray_{name}" + ("_total" if kind == "Counter" else ""))
-    # Ray's own, by its source and not by importing it, which takes seconds.
-    [ray] = importlib.util.find_spec("ray").submodule_search_locations or ()  # type: ignore[union-attr]
-    dashboards = Path(ray, "dashboard/modules/metrics/dashboards").glob("*_panels.py")
-    theirs = {name for path in dashboards for name in re.findall(r"\bray_\w+", path.read_text())}
-    return frozenset(ours | theirs)
-
-
-FIGURES_OF = ROOT / "dualview/on_ray/watch.py"
-SCORES_OF = ROOT / "dualview/evaluation/scores.py"
-STATUSES_OF = ROOT / "dualview/records.py"
-SCRAPED = {"ray_io_cluster", "ray_io_node_type", "ray_io_group"}  # what podTargetLabels become
-VALUES = {"Name": {"GPU", "CPU"}, "State": {"USED", "AVAILABLE"}}
-
-
-def _expression_problems(expression: str) -> Problems:
-    try:
-        parsed = promql_parser.parse(expression)
-    except ValueError as error:
-        yield f"{expression}: {error}"
-        return
-    del parsed
-    for name in re.findall(r"\bray_\w+(?=[{\[ )]|$)", re.sub(r"\bby \([^)]*\)", "", expression)):
-        if name not in _metrics():
-            yield f"{expression}: nothing puts out {name}"
-    for labels in re.findall(r"\bby \(([^)]*)\)", expression):
-        if labels not in SCRAPED | {"status", "kind", "State"}:
-            yield f"{expression}: there is no label {labels}"
-    for label, _, value in re.findall(r'(\w+)(=~|=|!=)"([^"]*)"', expression):
-        yield from (f"{expression}: {problem}" for problem in _matcher_problems(label, value))
-
-
-def _matcher_problems(label: str, value: str) -> Problems:
-    if label in VALUES:
-        if value not in VALUES[label]:
-            yield f"{label} is never {value}"
-    elif label == "status":
-        if f'"{value}"' not in STATUSES_OF.read_text():
-            yield f"no row has the status {value}"
-    elif label == "figure":
-        for figure in value.split("|"):
-            known = FIGURES_OF.read_text() + SCORES_OF.read_text()
-            if f'"{figure.removeprefix("evaluation/")}"' not in known:
-                yield f"training has no figure {figure}"
-    elif label != "ray_io_cluster" or value != "$cluster":
-        yield f"unknown label {label}"
-
-
-def _dashboard_problems(text: str) -> Problems:
-    try:
-        dashboard = json.loads(text)
-    except ValueError as error:
-        yield f"is no JSON: {error}"
-        return
-    if (dashboard.get("title"), dashboard.get("uid"), dashboard.get("schemaVersion")) != (
-        "dualview",
-        "dualview",
-        39,
-    ):
-        yield "a dashboard has title, uid and schemaVersion"
-    variables = {
-        variable.get("name"): variable for variable in dashboard.get("templating", {}).get("list", ())
-    }
-    source = {"type": "prometheus", "uid": "${datasource}"}
-    expected = {
-        "datasource": {"type": "datasource", "query": "prometheus"},
-        "cluster": {
-            "type": "query",
-            "query": "label_values(ray_resources, ray_io_cluster)",
-            "datasource": source,
-        },
-        "price": {"type": "textbox", "query": "2.5"},
-    }
-    for name, settings in expected.items():
-        if not settings.items() <= variables.get(name, {}).items():
-            yield f"variable {name}: expected {settings}"
-    if not {"includeAll": True, "multi": True, "refresh": 2}.items() <= variables.get("cluster", {}).items():
-        yield "variable cluster: several may be chosen, and all"
-    if unknown := dashboard.keys() - {
-        *("title", "uid", "schemaVersion", "editable", "refresh", "time", "tags", "templating", "panels")
-    }:
-        yield f"unexpected {sorted(unknown)}"
-    if dashboard.get("time") != {"from": "now-6h", "to": "now"} or dashboard.get("refresh") != "30s":
-        yield "time and refresh"
-    if dashboard.get("editable") is not False or dashboard.get("tags") != ["dualview", "ray"]:
-        yield "is kept here, not edited there; its tags"
-    places, ids = set(), set()
-    for panel in dashboard.get("panels", ()):
-        yield from _panel_problems(panel, source)
-        place = panel.get("gridPos", {})
-        places.add((place.get("x"), place.get("y")))
-        ids.add(panel.get("id"))
-        if (
-            (place.get("w"), place.get("h")) != (12, 8)
-            or place.get("x") not in (0, 12)
-            or place.get("y", 1) % 8
-        ):
-            yield f"panel {panel.get('title')} lies across others"
-    if not len(places) == len(ids) == len(dashboard.get("panels", ())) == 10:
-        yield "ten panels, each in its place, were expected"
-
-
-UNITS = {"percentunit", "reqps", "short", "currencyUSD"}
-
-
-def _panel_problems(panel: Object, source: Object) -> Problems:
-    title = panel.get("title", "")
-    keys = {"id", "type", "title", "datasource", "gridPos", "fieldConfig", "targets"}
-    if (
-        panel.keys() - {"description"} != keys
-        or panel.get("type") != "timeseries"
-        or panel.get("datasource") != source
-    ):
-        yield f"panel {title}: expected {sorted(keys)}, a time series of ${{datasource}}"
-        return
-    config = panel["fieldConfig"]
-    defaults = config.get("defaults", {})
-    if (
-        config.keys() != {"defaults", "overrides"}
-        or defaults.get("unit") not in UNITS
-        or config["overrides"] != []
-    ):
-        yield f"panel {title}: unit and overrides"
-    if defaults.keys() - {"unit", "min"} or defaults.get("min", 0) != 0:
-        yield f"panel {title}: begins at zero, or says nothing of it"
-    if (defaults.get("unit") == "currencyUSD") != (title == "Cost per hour"):
-        yield f"panel {title}: dollars are of the cost"
-    if not panel["targets"]:
-        yield f"panel {title}: shows nothing"
-    for letter, target in zip("ABC", panel["targets"], strict=False):
-        if target.keys() != {"refId", "expr", "legendFormat"} or target["refId"] != letter:
-            yield f"panel {title}: a target has refId {letter}, expr and legendFormat"
-            continue
-        yield from _expression_problems(target["expr"].replace("$price", "2.5"))
-        for label in re.findall(r"{{(\w+)}}", target["legendFormat"]):
-            if label not in SCRAPED | {"status", "kind", "State", "figure", "instance"}:
-                yield f"panel {title}: there is no label {label}"
-        if target["legendFormat"].count("{{") != len(re.findall(r"{{\w+}}", target["legendFormat"])):
-            yield f"panel {title}: a broken legend"
 
 
 # --- across objects -------------------------------------------------------------------------------
@@ -1031,7 +644,7 @@ def _same_everywhere(objects: list[Object]) -> Problems:
             yield f"more than one {what}: {sorted(found)}"
     if len(selected) != 1:
         yield "some pods choose their nodes, others do not"
-    has_gpu = any("nvidia.com/gpu" in _requests(spec) for one in objects for spec in _pod_specs(one))
+    has_gpu = any("nvidia.com/gpu" in requests_of(spec) for one in objects for spec in _pod_specs(one))
     if not all(image.endswith("-gpu" if has_gpu else "-cpu") for image in images):
         yield f"{images} is not the image of pods {'with' if has_gpu else 'without'} GPUs"
     version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -1041,8 +654,8 @@ def _same_everywhere(objects: list[Object]) -> Problems:
     if cluster is None:
         return
     head = cluster["headGroupSpec"]["template"]["spec"]
-    yield from (f"head: {problem}" for problem in _selector_problems("head", head))
-    if "nvidia.com/gpu" in _requests(head):
+    yield from (f"head: {problem}" for problem in selector_problems("head", head))
+    if "nvidia.com/gpu" in requests_of(head):
         yield "the head has a GPU"
     pods = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     for one in objects:
@@ -1123,7 +736,7 @@ def _room_problems(verb: str, config: Any, groups: list[Object]) -> Problems:
     if verb == "study":
         config = _trainings(config.model_dump_json())[0]
     actors = config.actors if verb in ("generate", "evaluate") else config.workers
-    requests = _requests(group["template"]["spec"])
+    requests = requests_of(group["template"]["spec"])
     per_pod = int(int(requests["cpu"]) // actors.cpus)
     gpus = int(requests.get("nvidia.com/gpu", 0))
     if actors.gpus:
@@ -1149,7 +762,7 @@ def _targets_are_scraped(objects: list[Object]) -> Problems:
         if len({rule["alert"] for rule in rules}) != len(rules) or len(rules) != 6:
             yield "PrometheusRule: six alerts, each with a name of its own, were expected"
         for rule in rules:
-            yield from _expression_problems(rule["expr"])
+            yield from expression_problems(rule["expr"])
             if "for" not in rule and rule["alert"] not in ("DualviewPoisonRows",):
                 yield f"{rule['alert']}: fires at the first bad moment"
             if "$labels.ray_io_cluster" not in rule["annotations"]["summary"]:

@@ -18,7 +18,8 @@ import sys
 import tempfile
 from typing import Any
 
-from manifest_checks import ROOT, built, problems
+from manifest_checks import built, problems
+from manifests import ROOT
 from test_manifests import with_option
 import yaml
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import shutil
 
 from kuberay_schema import CRDS, SCHEMA, from_crds
-from manifest_checks import ROOT, built, problems, read_entrypoint
+from manifest_checks import built, problems, read_entrypoint
+from manifests import ROOT
 import pytest
 import yaml
 

@@ -8,7 +8,7 @@ import time
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-from manifest_checks import ROOT
+from manifests import ROOT
 
 SERVER = ROOT / "k8s/overlays/kind/settings/s3.py"
 DEADLINE_SECONDS = 120  # against a hang: moto takes seconds to import
