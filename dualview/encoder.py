@@ -77,11 +77,6 @@ def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> Sen
     return SentenceTransformer(modules=[router], device="cpu")
 
 
-def pad_id(encoder: SentenceTransformer) -> int:
-    """The token that fills up shorter texts of a chunk; the mask hides it."""
-    return int(encoder.tokenizer.pad_token_id)
-
-
 def num_dense_parameters(encoder: SentenceTransformer) -> int:
     """Those that every token passes through: all but the embeddings of words."""
     words = encoder[0].model.get_input_embeddings().weight
@@ -111,53 +106,56 @@ def tokenize_with(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list
     return tokens
 
 
-def padded(tokens: Sequence[Tokens], pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Texts as the one rectangle that a transformer takes, and the mask that hides its padding."""
+def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
+    """Texts as the encoder takes them, on its device: without padding where its attention can go without."""
+    # None: a module of the model's makers.
+    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
+    features = (
+        _unpadded(transformer, tokens)
+        if transformer is not None and transformer.can_flatten_inputs
+        else _padded(tokens, encoder.tokenizer.pad_token_id)
+    )
+    return {
+        name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value
+        for name, value in features.items()
+    }
+
+
+def _padded(tokens: Sequence[Tokens], pad: int) -> dict[str, torch.Tensor]:
+    """Texts as one rectangle, and the mask that hides its padding."""
     input_ids_NL = np.full((len(tokens), max(map(len, tokens))), pad, dtype=np.int64)
     mask_NL = np.zeros_like(input_ids_NL)
     for row, ids in enumerate(tokens):
         input_ids_NL[row, : len(ids)] = ids
         mask_NL[row, : len(ids)] = 1
-    rectangle = {"input_ids": input_ids_NL, "attention_mask": mask_NL}
-    return {name: torch.from_numpy(values).to(device) for name, values in rectangle.items()}
+    return {"input_ids": torch.from_numpy(input_ids_NL), "attention_mask": torch.from_numpy(mask_NL)}
 
 
-def unpadded(transformer: Transformer, tokens: Sequence[Tokens], device: torch.device) -> dict[str, Any]:
+def _unpadded(transformer: Transformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
     """Texts one behind the other, (1, sum of lengths), for attention that knows where each begins."""
-    features = transformer.data_collator([{"input_ids": list(map(int, ids))} for ids in tokens])
+    features: dict[str, Any] = transformer.data_collator(
+        [{"input_ids": list(map(int, ids))} for ids in tokens]
+    )
     del features["labels"]
     # sentence-transformers' own; RoBERTa's children count positions from another number.
     features["position_ids"] = features["position_ids"] + transformer._flatten_position_offset
-    return {
-        name: value.to(device) if isinstance(value, torch.Tensor) else value
-        for name, value in features.items()
-    }
+    return features
 
 
 def embed(
-    encoder: torch.nn.Module, tokens: Sequence[Tokens], pad: int, *, side: Side, chunk_tokens: int
+    encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, chunk_tokens: int
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
 
     Texts of like length share a chunk of at most chunk_tokens tokens, padding counted, so that short
     texts are not padded to the longest.
     """
-    device = next(encoder.parameters()).device
-    # None: a module of the model's makers.
-    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
     for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
-        texts = [tokens[order[n]] for n in chunk]
-        features = (
-            unpadded(transformer, texts, device)
-            if transformer is not None and transformer.can_flatten_inputs
-            else padded(texts, pad, device)
-        )
+        features = inputs_of(encoder, [tokens[order[n]] for n in chunk])
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())
-    back = torch.empty(len(order), dtype=torch.long, device=device)
-    back[torch.tensor(order, device=device)] = torch.arange(len(order), device=device)
-    return torch.cat(vectors)[back]
+    return torch.cat(vectors)[np.argsort(order)]
 
 
 def _chunks(lengths: Sequence[int], chunk_tokens: int) -> Iterator[range]:
@@ -184,17 +182,17 @@ def encode_texts(
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 on the CPU, without gradients."""
     tokens = tokenize(encoder, texts, max_tokens)
-    return encode_tokens(encoder, tokens, pad_id(encoder), side=side, precision=precision)
+    return encode_tokens(encoder, tokens, side=side, precision=precision)
 
 
 def encode_tokens(
-    encoder: SentenceTransformer, tokens: Sequence[Tokens], pad: int, *, side: Side, precision: Precision
+    encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, precision: Precision
 ) -> torch.Tensor:
     """The same of texts that are tokens already."""
     encoder.eval()
     chunk_tokens = CPU_CHUNK_TOKENS if encoder.device.type == "cpu" else GPU_CHUNK_TOKENS
     with torch.inference_mode(), autocast(precision, encoder.device):
-        return embed(encoder, tokens, pad, side=side, chunk_tokens=chunk_tokens).cpu()
+        return embed(encoder, tokens, side=side, chunk_tokens=chunk_tokens).cpu()
 
 
 CPU_CHUNK_TOKENS = 2048  # its activations stay in the caches of a core: 1.3 times as fast as 8192 with MiniLM

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from dualview.config import TrainConfig, load
-from dualview.encoder import encode_tokens, new_encoder, pad_id, padded, tokenize
+from dualview.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.models import local_model
 from dualview.records import Passage, Requirement
 from dualview.training.groups import Group, Label, View
@@ -136,7 +136,7 @@ def prepared_of(groups, config: TrainConfig, encoder, folder: Path, pieces: int 
 def retained_by(encoder, prepared):
     """Anchors away from where the encoder is, so that retention has a gradient."""
     tokens = prepared.retained()
-    vectors_RH = encode_tokens(encoder, tokens, pad_id(encoder), side="query", precision="fp32")
+    vectors_RH = encode_tokens(encoder, tokens, side="query", precision="fp32")
     return Retained(tokens, torch.nn.functional.normalize(vectors_RH + 0.1, dim=1))
 
 
@@ -165,7 +165,7 @@ def learned(learner, config, prepared, retained, rank=0, world_size=1, frozen=No
         work_for(config, prepared, retained, rank, world_size, frozen),
         config,
         retained,
-        pad=pad_id(learner.encoder),
+        inputs=partial(inputs_of, learner.encoder),
         world_size=world_size,
     )
     return loss.item(), {
@@ -195,10 +195,9 @@ EVERYTHING = {
 def plainly(learner, config, prepared, retained):
     """The same loss from every text encoded alone, without ranks, chunks or caches; float64."""
     work = work_for(config, prepared, retained)
-    pad = pad_id(learner.encoder)
 
     def encode(tokens):
-        return learner(padded([tokens], pad, torch.device("cpu")), "query")[0]
+        return learner(inputs_of(learner.encoder, [tokens]), "query")[0]
 
     views_VH = torch.stack([encode(tokens) for tokens in work.batch.view_tokens])
     passages_DH = torch.stack([encode(prepared.tokens(number)) for number in work.batch.passages])

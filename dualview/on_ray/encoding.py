@@ -112,7 +112,7 @@ class KeepUnit:
         return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.encoder import comparable, encode_tokens, num_cut, own_prompt, pad_id, tokenize
+        from dualview.encoder import comparable, encode_tokens, num_cut, own_prompt, tokenize
 
         space, texts = Space(**unit["space"]), list(unit["texts"])
         try:
@@ -123,9 +123,7 @@ class KeepUnit:
             for start in range(0, len(texts), ENCODING_GROUP):
                 some = prompted[start : start + ENCODING_GROUP]
                 tokens = tokenize(encoder, some, space.max_tokens)
-                found = encode_tokens(
-                    encoder, tokens, pad_id(encoder), side=space.side, precision=space.precision
-                )
+                found = encode_tokens(encoder, tokens, side=space.side, precision=space.precision)
                 vectors.append(comparable(encoder, found).numpy())
                 at_limit += [
                     text for text, ids in zip(some, tokens, strict=True) if len(ids) == space.max_tokens

@@ -22,7 +22,6 @@ from dualview.encoder import (
     load_tokenizer,
     new_encoder,
     num_dense_parameters,
-    pad_id,
     tokenize_with,
 )
 from dualview.on_ray.cluster import errors_of_workers, map_in_order
@@ -236,9 +235,7 @@ class EncodePassages:
         start = row["unit"] * PASSAGES_PER_UNIT
         numbers = range(start, min(start + PASSAGES_PER_UNIT, self.prepared.num_passages))
         tokens = [self.prepared.tokens(number) for number in numbers]
-        vectors = encode_tokens(
-            self.encoder, tokens, pad_id(self.encoder), side="document", precision=self.config.precision
-        )
+        vectors = encode_tokens(self.encoder, tokens, side="document", precision=self.config.precision)
         buffer = io.BytesIO()
         np.save(buffer, vectors.numpy(), allow_pickle=False)
         open_store(self.config.output).put_new(_unit_key(row["unit"]), buffer.getvalue(), attempt="actor")

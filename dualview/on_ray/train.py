@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 import json
 import math
 from pathlib import Path
@@ -27,7 +28,7 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import asymmetric, encode_tokens, new_encoder, num_dense_parameters, pad_id
+from dualview.encoder import asymmetric, encode_tokens, inputs_of, new_encoder, num_dense_parameters
 from dualview.errors import InputError, Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
@@ -196,7 +197,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     num_steps = num_steps_of(config, sampler)
     encoder = encoder_to_train(config)
     num_parameters = num_dense_parameters(encoder)
-    pad = pad_id(encoder)
     retained = _retain(encoder, prepared, config)
     frozen = frozen_passages(config, prepared.num_passages) if config.documents == "frozen" else None
     learner = Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
@@ -245,7 +245,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 work,
                 config,
                 retained,
-                pad=pad,
+                inputs=partial(inputs_of, encoder),
                 world_size=world_size,
             )
             loss = _mean_over_ranks(share)
@@ -332,7 +332,7 @@ def _retain(encoder: SentenceTransformer, prepared: Prepared, config: TrainConfi
     if config.loss.retention == 0:
         return Retained([], torch.empty(0))
     tokens = prepared.retained()
-    vectors_RH = encode_tokens(encoder, tokens, pad_id(encoder), side="query", precision=config.precision)
+    vectors_RH = encode_tokens(encoder, tokens, side="query", precision=config.precision)
     return Retained(tokens, vectors_RH.clone())
 
 

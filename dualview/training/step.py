@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 import random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig
-from dualview.encoder import Side, Tokens, autocast, padded
+from dualview.encoder import Side, Tokens, autocast
 from dualview.errors import InputError
 from dualview.training.batches import Batch, deal, make_batch
 from dualview.training.collectives import gather_vectors
@@ -31,7 +32,7 @@ class Learner(torch.nn.Module):
         self.encoder = encoder
         self.temperature = Temperature(temperature, learned=learned)
 
-    def forward(self, features: dict[str, torch.Tensor], side: Side) -> torch.Tensor:
+    def forward(self, features: dict[str, Any], side: Side) -> torch.Tensor:
         vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
@@ -193,7 +194,7 @@ def learn(
     config: TrainConfig,
     retained: Retained,
     *,
-    pad: int,
+    inputs: Callable[[Sequence[Tokens]], dict[str, Any]],
     world_size: int,
 ) -> torch.Tensor:
     """Gradients of this rank's share of the loss, through `backward`; returns that share, detached.
@@ -206,7 +207,7 @@ def learn(
     With a gradient cache every text is encoded twice, the second time chunk by chunk with the gradient of
     its vector known, so that only one chunk's activations exist at a time [GradCache, 2101.06983]; `several`
     is then a context in which `backward` may be called many times for one step. Randomness (dropout) is
-    seeded for each chunk, so both passes see the same.
+    seeded for each chunk, so both passes see the same. `inputs`: texts as the encoder takes them.
     """
     device = next(learner.parameters()).device
     texts = [work.queries, *([work.passages] if work.passages is not None else [])]
@@ -214,7 +215,7 @@ def learn(
     def encode(side: int, number: int) -> torch.Tensor:
         own = texts[side]
         torch.manual_seed(work.seed + 100_000 * side + number)
-        features = padded([own.tokens[place] for place in own.chunks[number]], pad, device)
+        features = inputs([own.tokens[place] for place in own.chunks[number]])
         with autocast(config.precision, device):
             vectors: torch.Tensor = learner(features, own.side)
         return vectors

@@ -31,7 +31,7 @@ from rich.table import Table
 import torch
 
 from dualview.config import FactbookSource, TrainConfig, load
-from dualview.encoder import new_encoder, pad_id, tokenize
+from dualview.encoder import inputs_of, new_encoder, tokenize
 from dualview.sources import open_source
 from dualview.training.groups import Group, Label, View
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
@@ -168,7 +168,7 @@ def ours(made: list[Group], cache: bool, groups_per_step: int, folder: Path) -> 
             work,
             settings,
             nothing,
-            pad=pad_id(encoder),
+            inputs=partial(inputs_of, encoder),
             world_size=1,
         )
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)

@@ -1,5 +1,6 @@
 """What DeepSpeed makes of a step on two ranks is the gradient of one process, at every stage, with and without cache."""
 
+from functools import partial
 import os
 
 import deepspeed
@@ -17,7 +18,7 @@ from tiny import (
 import torch
 import torch.multiprocessing
 
-from dualview.encoder import new_encoder, pad_id
+from dualview.encoder import inputs_of, new_encoder
 from dualview.on_ray.train import _backward, _deepspeed_engine, _mean_over_ranks, _several
 from dualview.training.step import Learner, learn
 
@@ -70,7 +71,6 @@ def _rank(rank, world_size, folder):
         learner = learner_of(own / "first", config)
         prepared = prepared_of(GROUPS, config, learner.encoder, own)
         retained = retained_by(learner.encoder, prepared)
-        pad = pad_id(learner.encoder)
         engine = _deepspeed_engine(learner, config, num_steps=1)
         loss = learn(
             engine,
@@ -80,7 +80,7 @@ def _rank(rank, world_size, folder):
             work_for(config, prepared, retained, rank, world_size),
             config,
             retained,
-            pad=pad,
+            inputs=partial(inputs_of, learner.encoder),
             world_size=world_size,
         )
         found = {"loss": torch.tensor(_mean_over_ranks(loss))}

@@ -68,6 +68,7 @@ def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
         def __init__(self, model):
             super().__init__()
             self.model = model
+            self.tokenizer = encoder.tokenizer
 
         def forward(self, features, **_):
             asked = {name: features[name] for name in ("input_ids", "attention_mask")}
@@ -77,7 +78,7 @@ def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
         modules=[Theirs(encoder[0].model), *list(encoder.children())[1:]], device="cpu"
     )
     tokens = tokenize(encoder, ["exports of chad", "what"], 64)
-    found = [embed(each, tokens, 0, side="query", chunk_tokens=1000) for each in (theirs, encoder)]
+    found = [embed(each, tokens, side="query", chunk_tokens=1000) for each in (theirs, encoder)]
     torch.testing.assert_close(*found)
 
 
@@ -104,18 +105,25 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
     transformers.AttentionInterface.register("one_after_the_other", _one_text_after_the_other)
     transformers.AttentionMaskInterface.register("one_after_the_other", lambda *_, **__: None)
     texts = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
+    config = train_config(encoder__pooling=pooling)
 
     found = []
     for flat in (False, True):
         encoder = new_encoder(str(folder), pooling=pooling, trust_remote_code=False).eval()
         if flat:
             _take_texts_without_padding(encoder[0])
-        vectors = embed(encoder, tokenize(encoder, texts, 64), 0, side="query", chunk_tokens=1000)
-        (vectors * torch.arange(vectors.shape[1])).sum().backward()
-        gradients = {
-            name: weight.grad for name, weight in encoder.named_parameters() if weight.grad is not None
-        }
-        found.append((vectors, gradients))
+        with torch.no_grad():
+            vectors = embed(encoder, tokenize(encoder, texts, 64), side="query", chunk_tokens=1000)
+        asked: list[int] = []
+        hook = encoder.register_forward_pre_hook(
+            lambda _, features, asked=asked: asked.append(len(features[0]["input_ids"]))
+        )
+        learner = Learner(encoder, 0.05, learned=False).eval()
+        prepared = prepared_of(random_groups(), config, encoder, tmp_path)
+        loss, gradients = learned(learner, config, prepared, retained_by(encoder, prepared))
+        hook.remove()
+        assert {rows == 1 for rows in asked} == {flat}  # all texts of a chunk are one row
+        found.append(({"vectors": vectors, "loss": torch.tensor(loss)}, gradients))
     (padded, of_padded), (flat, of_flat) = found
     torch.testing.assert_close(flat, padded)
     assert of_flat.keys() == of_padded.keys()

@@ -19,7 +19,7 @@ from tiny import (
 import torch
 import torch.multiprocessing
 
-from dualview.encoder import asymmetric, encode_texts, encode_tokens, load_encoder, pad_id, padded
+from dualview.encoder import asymmetric, encode_texts, encode_tokens, inputs_of, load_encoder
 from dualview.training.losses import info_nce
 from dualview.training.step import (
     Retained,
@@ -69,14 +69,13 @@ def test_documents_encoded_once_give_the_loss_of_encoding_them_for_each_view(tmp
     prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
     loss, gradients = learned(learner, config, prepared, Retained([], torch.empty(0)))
     work = work_for(config, prepared, Retained([], torch.empty(0)))
-    pad = pad_id(learner.encoder)
     relation_VD = torch.from_numpy(work.batch.relation(range(len(work.batch.views))))
     losses = []
     for tokens, row in zip(work.batch.view_tokens, relation_VD, strict=True):
-        query = learner(padded([tokens], pad, torch.device("cpu")), "query")
+        query = learner(inputs_of(learner.encoder, [tokens]), "query")
         own = [place for place, label in enumerate(row.tolist()) if label]
         texts = [prepared.tokens(work.batch.passages[place]) for place in own]
-        passages = learner(padded(texts, pad, torch.device("cpu")), "document")
+        passages = learner(inputs_of(learner.encoder, texts), "document")
         losses.append(info_nce(query @ passages.T, row[own][None], learner.temperature()))
     learner.zero_grad()
     expected = torch.cat(losses).mean()
@@ -135,9 +134,7 @@ def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
     learner = learner_in(tmp_path, config)
     prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
     everything = [prepared.tokens(number) for number in range(prepared.num_passages)]
-    vectors = encode_tokens(
-        learner.encoder, everything, pad_id(learner.encoder), side="document", precision="fp32"
-    ).numpy()
+    vectors = encode_tokens(learner.encoder, everything, side="document", precision="fp32").numpy()
     nothing = Retained([], torch.empty(0))
     trained_loss, trained = learned(learner, config, prepared, nothing)
     frozen_loss, of_queries = learned(
@@ -148,7 +145,7 @@ def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
 
     work = work_for(config, prepared, nothing)
     learner.zero_grad()
-    features = padded(work.batch.view_tokens, pad_id(learner.encoder), torch.device("cpu"))
+    features = inputs_of(learner.encoder, work.batch.view_tokens)
     scores_VD = learner(features, "query") @ torch.from_numpy(vectors[list(work.batch.passages)]).T
     relation_VD = torch.from_numpy(work.batch.relation(range(len(work.batch.views))))
     info_nce(scores_VD, relation_VD, 0.05).mean().backward()
