@@ -724,9 +724,10 @@ class StudyConfig(Settings):
     evaluate_changes: dict[str, Any]
     axes: dict[str, dict[str, dict[str, Any]]]  # axis -> name of a value -> KEY: VALUE as for --set
     seeds: str  # the axis of repeats: intervals are over its values too
+    baselines: dict[Name, RankingModel]  # not trained here, and scored as the runs are
     compare: Several[
         Annotated[tuple[str, str], Strict(False)]
-    ]  # values of the first axis: first minus second, at equal budget
+    ]  # values of the first axis: first minus second, at equal budget; or a value minus a baseline
     metrics: Annotated[Several[str], Field(min_length=1)]  # "BENCHMARK METRIC" of the evaluation
     trade_off: (
         Annotated[tuple[str, str], Strict(False)] | None
@@ -744,12 +745,16 @@ class StudyConfig(Settings):
         for name in self.trade_off or ():
             if name not in self.metrics:
                 raise ValueError(f"trade_off: `{name}` is none of the metrics: {', '.join(self.metrics)}")
-        recipes = next(iter(self.axes.values()))
-        for name in (name for pair in self.compare for name in pair):
-            if name not in recipes:
-                raise ValueError(
-                    f"compare: `{name}` is none of the values of the first axis: {', '.join(recipes)}"
-                )
+        recipes = list(next(iter(self.axes.values())))
+        for name in self.baselines:
+            if name in recipes:
+                raise ValueError(f"baselines: `{name}` is a value of the first axis too; choose another name")
+        for first, second in self.compare:
+            for name, known in ((first, recipes), (second, [*recipes, *self.baselines])):
+                if name not in known:
+                    raise ValueError(
+                        f"compare: `{name}` is none of the values of the first axis: {', '.join(known)}"
+                    )
         return self
 
 

@@ -14,12 +14,11 @@ import torch
 from transformers import AutoTokenizer
 
 from dualview.errors import InputError
-from dualview.models import local_model
+from dualview.models import Side, local_model
 
 Precision = Literal["bf16", "fp32"]
 Tokens = Sequence[int] | NDArray[np.int32]
 Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
-Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
 
 
 def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:

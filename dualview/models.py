@@ -1,14 +1,20 @@
 """Where a model's files lie on this machine, whatever the name it goes by."""
 
+from collections.abc import Callable, Sequence
 from functools import cache
 import hashlib
 import importlib.util
+import json
 from pathlib import Path
 import tempfile
+from typing import Literal
 
 from dualview.config import fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, check_reachable, download_tree, open_store
+
+Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
+ROUTER = "router_config.json"
 
 
 def local_model(model: str) -> str:
@@ -41,18 +47,25 @@ def check_model(model: str) -> None:
         )
 
 
-def model_fingerprint(model: str) -> str:
-    """Tells the content of a model's files, wherever they lie. Raises InputError where nothing is there.
+def model_fingerprint(model: str, side: Side) -> str:
+    """Tells the content of the files that decide one side's vectors, wherever they lie.
 
-    For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no hub.
+    Encoders that were trained beside frozen documents have one fingerprint of their document side in common.
+    Raises InputError where nothing is there. For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no hub.
     """
     check_model(model)
     if model.startswith("s3://"):  # whose stamps are of the content
-        return fingerprint([[entry.key, entry.stamp] for entry in open_store(model).list()])
+        store = open_store(model)
+        stamps = {entry.key: entry.stamp for entry in store.list()}
+        return fingerprint([[name, stamps[name]] for name in _of_side(side, sorted(stamps), store.get)])
     folder = Path(local_model(model))
     if folder.is_dir():
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return fingerprint([[str(path.relative_to(folder)), _sha256(path)] for path in files])
+        names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        read = [
+            [name, _sha256(folder / name)]
+            for name in _of_side(side, names, lambda name: (folder / name).read_bytes())
+        ]
+        return fingerprint(read)
     from huggingface_hub import (
         model_info,
         snapshot_download,
@@ -67,6 +80,13 @@ def model_fingerprint(model: str) -> str:
             raise InputError(
                 f"model {model}: is no folder, and cannot be had from the hub ({type(error).__name__})"
             ) from None
+
+
+def _of_side(side: str, names: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
+    """Without what is only to read, and without the modules that sentence-transformers' Router keeps for another side."""
+    folders_of: dict[str, list[str]] = json.loads(read(ROUTER))["structure"] if ROUTER in names else {}
+    others = {folder for folders in folders_of.values() for folder in folders} - set(folders_of.get(side, ()))
+    return [name for name in names if name != "README.md" and name.partition("/")[0] not in others]
 
 
 def _sha256(path: Path) -> str:

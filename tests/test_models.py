@@ -1,6 +1,7 @@
 """Where a model lies: folders, Python packages, stores; and what is said where nothing lies."""
 
 from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import boto3
@@ -8,7 +9,7 @@ from moto.server import ThreadedMotoServer
 import pytest
 
 from dualview.errors import InputError
-from dualview.models import check_model, local_model
+from dualview.models import check_model, local_model, model_fingerprint
 from dualview.storage import open_store, upload_tree
 
 
@@ -70,6 +71,31 @@ def test_a_store_is_copied_once(request: pytest.FixtureRequest, folder: Path, sc
     assert copy != str(folder)
     assert files(copy) == files(folder)
     assert local_model(url) == copy
+
+
+@pytest.mark.parametrize("scheme", ["s3", "file"])
+def test_encoders_beside_the_same_documents_have_their_side_in_common(
+    request: pytest.FixtureRequest, tmp_path: Path, scheme: str
+) -> None:
+    routes = {"structure": {"query": ["query_0_Transformer"], "document": ["document_0_Transformer"]}}
+    prints = []
+    for number in range(2):
+        folder = tmp_path / f"model-{number}"
+        for name, weights in (("query_0_Transformer", str(number)), ("document_0_Transformer", "untouched")):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "model.safetensors").write_text(weights)
+        (folder / "config.json").write_text("{}")
+        (folder / "router_config.json").write_text(json.dumps(routes))
+        (folder / "README.md").write_text(f"run {number}")
+        url = str(folder)
+        if scheme == "s3":
+            bucket = request.getfixturevalue("bucket")
+            upload_tree(folder, open_store(bucket), f"asymmetric-{number}", attempt="test")
+            url = f"{bucket}/asymmetric-{number}"
+        prints.append((model_fingerprint(url, "query"), model_fingerprint(url, "document")))
+    (first_query, first_document), (second_query, second_document) = prints
+    assert first_document == second_document
+    assert len({first_query, second_query, first_document}) == 3
 
 
 @pytest.mark.parametrize("look", [check_model, local_model])

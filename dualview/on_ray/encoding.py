@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy
 
 from dualview.config import ENCODING_GROUP, Pool, fingerprint
 from dualview.errors import InputError
+from dualview.models import Side
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.storage import Store, arrow_filesystem
@@ -31,7 +32,7 @@ from dualview.storage import Store, arrow_filesystem
 if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the actors need it
     from sentence_transformers import SentenceTransformer
 
-    from dualview.encoder import Precision, Side
+    from dualview.encoder import Precision
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Space:
     """All that decides the vector of a text."""
 
     fingerprint: str  # of the model's files
-    side: "Side"
+    side: Side
     max_tokens: int
     precision: "Precision"
     prompt: str | None  # before every text; None: the model's own

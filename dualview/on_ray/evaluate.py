@@ -40,7 +40,7 @@ from dualview.evaluation.report import Summary, html_report, summary
 from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.evaluation.scores import KINDS, Kind, QueryScore, mteb_result, score, scores_to_table
 from dualview.evaluation.search import QUERIES_AT_A_TIME
-from dualview.models import check_model, model_fingerprint
+from dualview.models import Side, check_model, model_fingerprint
 from dualview.on_ray.cluster import join_cluster, map_on_cluster
 from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
 from dualview.shards import claim
@@ -205,13 +205,12 @@ class _Index:
         self.store = open_store(config.embeddings or f"{config.output.rstrip('/')}/embeddings")
         self.config = config
         encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
-        prints = {model: model_fingerprint(model) for model in {each.model for each in encoders.values()}}
         self.queries: dict[tuple[str, int], list[Shard]] = {}
         self.passages: dict[tuple[str, int], list[Shard]] = {}
         for name, model in encoders.items():
-            space = partial(Space, prints[model.model], precision=config.precision)
-            of_query = space("query", config.max_query_tokens, prompt=model.query_prompt)
-            of_passage = space("document", config.max_passage_tokens, prompt=model.passage_prompt)
+            space = partial(_space, model.model, precision=config.precision)
+            of_query = space("query", max_tokens=config.max_query_tokens, prompt=model.query_prompt)
+            of_passage = space("document", max_tokens=config.max_passage_tokens, prompt=model.passage_prompt)
             for benchmark in benchmarks:
                 for collection in benchmark.collections:
                     place, size = (name, id(collection)), config.rows_per_shard
@@ -267,6 +266,10 @@ class _Index:
                 f"num_{side}_texts_cut": sum(each["num_cut"] for each in of_shards),
             }
         return notes
+
+
+def _space(model: str, side: Side, **settings: Any) -> Space:
+    return Space(model_fingerprint(model, side), side, **settings)
 
 
 def _candidates(collection: Collection) -> list[NDArray[np.int32]] | None:

@@ -17,7 +17,7 @@ deleted once all parts stand.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -31,7 +31,7 @@ import dualview
 from dualview.config import ENCODING_GROUP, BeirSource, DenseRetriever, Mining
 from dualview.evaluation.ranking import inner_products
 from dualview.evaluation.search import QUERIES_AT_A_TIME, Score, search
-from dualview.models import check_model
+from dualview.models import Side, check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
@@ -47,9 +47,6 @@ from dualview.sources.beir import (
     seed_of,
 )
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
-
-if TYPE_CHECKING:  # torch takes seconds to import, and only the actors that encode need it
-    from dualview.encoder import Side
 
 PLAN_KEY = "mined/plan.json"
 STATISTICS_KEY = "mined/work/bm25-statistics.npy"
@@ -104,7 +101,7 @@ def _index_key(shard: int) -> str:
     return f"mined/work/bm25-{shard:06d}.npz"
 
 
-def _vectors_key(side: "Side", shard: int) -> str:
+def _vectors_key(side: Side, shard: int) -> str:
     return f"mined/work/{'queries' if side == 'query' else 'passages'}-{shard:06d}.npy"
 
 
@@ -137,7 +134,7 @@ class _Work:
     num_passages: int
     num_queries: int
 
-    def rows_of(self, side: "Side", shard: int) -> range:
+    def rows_of(self, side: Side, shard: int) -> range:
         """Of queries or passages."""
         size, num = (
             (self.mining.queries_per_shard, self.num_queries)
@@ -215,7 +212,7 @@ def _encode(dense: DenseRetriever, work: _Work, parts: Sequence[int]) -> None:
 Unit = dict[str, Any]  # side, shard, and how many rows the shard has
 
 
-def _unit(work: _Work, side: "Side", shard: int) -> Unit:
+def _unit(work: _Work, side: Side, shard: int) -> Unit:
     return {"side": side, "shard": shard, "rows": len(work.rows_of(side, shard))}
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from dualview.config import StudyConfig, TrainConfig, fingerprint
+from dualview.config import EvaluateConfig, StudyConfig, TrainConfig, fingerprint
 from dualview.costs import Spent, TrainingCost
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
@@ -19,8 +19,8 @@ from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
 from dualview.shards import spent_so_far
 from dualview.storage import check_reachable, open_store
-from dualview.studies.plans import Run, plan_study
-from dualview.studies.report import as_markdown, as_page, study_sections
+from dualview.studies.plans import Run, plan_study, scoring_of_baselines
+from dualview.studies.report import Values, as_markdown, as_page, study_sections
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
@@ -46,6 +46,8 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     missing = [run for run in runs if not _is_finished(run)]
     to_do = deque(sorted(missing, key=lambda run: repeats.index(run.point[study.seeds])))
     print(f"{len(runs) - len(to_do)} of {len(runs)} runs are finished, {len(to_do)} to do")
+    if study.baselines:
+        evaluate(scoring_of_baselines(study))
     failed: dict[str, str] = {}
     tries: dict[str, int] = {}
     under_way: dict[Any, Run] = {}
@@ -71,7 +73,9 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
                 to_do.append(run)
             continue
         print(f"finished: {run.name}", flush=True)
-        _values_of(run, study)  # a metric that is not measured ends the study now, and not at its end
+        _values_of(
+            run.evaluate, study
+        )  # a metric that is not measured ends the study now, and not at its end
     return runs, failed
 
 
@@ -120,10 +124,11 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
-            values[run.folder] = _values_of(run, study)
+            [values[run.folder]] = _values_of(run.evaluate, study).values()
             costs[run.folder] = _cost_of(run)
+    baselines = _values_of(scoring_of_baselines(study), study) if study.baselines else {}
     title = f"Study: {' x '.join(study.axes)}"
-    sections = study_sections(study, runs, values, costs, failed)
+    sections = study_sections(study, runs, values, baselines, costs, failed)
     text = as_markdown(title, sections)
     store, name = open_store(study.output), f"report-{fingerprint(text)}"
     store.put_new(f"{name}.md", text.encode(), attempt="driver")
@@ -131,18 +136,23 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     return f"{text}\n{store.url}/{name}.html"
 
 
-def _values_of(run: Run, study: StudyConfig) -> Mapping[str, Mapping[str, float]]:
-    """BENCHMARK METRIC -> query id -> value. Raises InputError where one of the study's is not among them."""
-    scores = open_store(run.evaluate.output).get(SCORES_KEY)
-    of_benchmarks = values_of(pq.read_table(pa.BufferReader(scores)))["run"]
+def _values_of(evaluated: EvaluateConfig, study: StudyConfig) -> Mapping[str, Values]:
+    """Of each of its encoders. Raises InputError where a metric of the study's is not among them."""
+    scores = open_store(evaluated.output).get(SCORES_KEY)
     values = {
-        f"{benchmark} {metric}": of_metric
-        for benchmark, of_metrics in of_benchmarks.items()
-        for metric, of_metric in of_metrics.items()
+        encoder: {
+            f"{benchmark} {metric}": of_metric
+            for benchmark, of_metrics in of_benchmarks.items()
+            for metric, of_metric in of_metrics.items()
+        }
+        for encoder, of_benchmarks in values_of(pq.read_table(pa.BufferReader(scores))).items()
     }
     for metric in study.metrics:
-        if metric not in values:
-            raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+        for measured in values.values():
+            if metric not in measured:
+                raise InputError(
+                    f"metrics: `{metric}` was not measured; expected some of {', '.join(measured)}"
+                )
     return values
 
 

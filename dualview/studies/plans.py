@@ -84,6 +84,16 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
     )
 
 
+def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
+    """Their evaluation, with the settings of the runs'."""
+    evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
+    settings = {"encoders": study.baselines, "compare": ()}
+    named = fingerprint(
+        evaluate.model_copy(update=settings).model_dump(mode="json", exclude={"output", "actors"})
+    )
+    return evaluate.model_copy(update={**settings, "output": f"{study.output}/baselines/{named}"})
+
+
 def _assignments(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={canonical_json(value)}" for key, value in settings.items()]
 
@@ -98,8 +108,8 @@ def _check_equal_budgets(study: StudyConfig, runs: Sequence[Run]) -> None:
     by_point = {tuple(run.point.values()): run for run in runs}
     for first, second in study.compare:
         for (recipe, *rest), run in by_point.items():
-            other = by_point[second, *rest]
-            if recipe == first and budget_of(run) != budget_of(other):
+            other = by_point.get((second, *rest))  # none of a baseline
+            if recipe == first and other is not None and budget_of(run) != budget_of(other):
                 raise InputError(
                     f"compare: the budgets of ({run.name}) and ({other.name}) are not equal: {budget_of(run)} and"
                     f" {budget_of(other)}; set them equal, or leave the pair out of compare"

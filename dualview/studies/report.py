@@ -52,15 +52,17 @@ def study_sections(
     study: StudyConfig,
     runs: Sequence[Run],
     values: Mapping[str, Values],
+    baselines: Mapping[str, Values],
     costs: Mapping[str, TrainingCost],
     failed: Mapping[str, str],
 ) -> list[Section]:
-    """All of it; a part without material is left out. values, costs, failed: by a run's folder."""
-    cells = _cells(study, runs, values)
+    """All of it; a part without material is left out. values, costs, failed: by a run's folder; baselines: by name."""
+    axes = [axis for axis in study.axes if axis != study.seeds]
+    of_baselines = {(name, *[""] * (len(axes) - 1)): [own] for name, own in baselines.items()}
+    cells = {**of_baselines, **_cells(study, runs, values)}
     units = {unit for run in runs for unit in budget_of(run)}
     curves = _curves(study, runs, values) if len(units) == 1 else {}  # budgets of one unit make a curve
     named = _short_names(study)
-    axes = [axis for axis in study.axes if axis != study.seeds]
     intervals = {
         point: {metric: _interval(study, of_seeds, metric) for metric in study.metrics}
         for point, of_seeds in cells.items()
@@ -73,7 +75,11 @@ def study_sections(
                 Table(
                     [*axes, "seeds", *named.values()],
                     [
-                        [*point, str(len(of_seeds)), *map(_shown, intervals[point].values())]
+                        [
+                            *point,
+                            "" if point in of_baselines else str(len(of_seeds)),
+                            *map(_shown, intervals[point].values()),
+                        ]
                         for point, of_seeds in cells.items()
                     ],
                 )
@@ -207,8 +213,9 @@ def _differences(study: StudyConfig, cells: Cells) -> list[list[str]]:
     rows = []
     for first, second in study.compare:
         for (recipe, *rest), of_seeds in cells.items():
-            others = cells.get((second, *rest), [])
-            if recipe != first or len(others) != len(of_seeds):
+            is_baseline = second in study.baselines  # one for all seeds, and for all points
+            others = cells.get((second, *[""] * len(rest)) if is_baseline else (second, *rest), [])
+            if recipe != first or not (len(others) == len(of_seeds) or (is_baseline and others)):
                 continue
             differences = [_matrix(of_seeds, metric) - _matrix(others, metric) for metric in study.metrics]
             intervals = [seed_and_query_interval(own, study.bootstrap_samples, seed=0) for own in differences]

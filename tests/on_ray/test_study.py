@@ -49,6 +49,7 @@ def study_at(facets_data, s3, tmp_path_factory):
                 "seed": {"0": {"seed": 0}},
             },
             "seeds": "seed",
+            "baselines": {"untouched": model},
             "compare": [["dual", "single"]],
             "metrics": ["factbook-development p-MRR", "factbook-development nDCG@10"],
             "trade_off": None,

@@ -68,6 +68,8 @@ def test_unequal_budgets_are_refused_with_the_difference(tmp_path):
     [
         ({"seeds": "repeat"}, "seeds: `repeat` is none of the axes: recipe, budget, seed"),
         ({"compare": [["dual", "triple"]]}, "`triple` is none of the values of the first axis"),
+        ({"compare": [["untouched", "dual"]]}, "`untouched` is none of the values of the first axis"),
+        ({"baselines": {"dual": "some/model"}}, "`dual` is a value of the first axis too"),
         ({"axes": {}}, "at least one axis"),
         ({"trade_off": ["factbook-test p-MRR", "nDCG"]}, "trade_off: `nDCG` is none of the metrics"),
     ],

@@ -46,11 +46,12 @@ def made_up(study, runs):
         generation = Spent(100 * budget, 10 * budget) if run.point["recipe"] == "dual" else Spent()
         tokens = budget * (50 if run.point["recipe"] == "dual" else 100)
         costs[run.folder] = TrainingCost(budget, tokens, 6e7 * tokens, 60.0, generation)
-    return values, costs
+    untouched = {metric: {f"q{n}": 0.05 + 0.2 * np.sin(n) for n in range(40)} for metric in study.metrics}
+    return values, {"untouched": untouched}, costs
 
 
-def markdown(study, runs, values, costs, failed):
-    return as_markdown("Study", study_sections(study, runs, values, costs, failed))
+def markdown(study, runs, values, baselines, costs, failed):
+    return as_markdown("Study", study_sections(study, runs, values, baselines, costs, failed))
 
 
 def cells(line):
@@ -66,6 +67,13 @@ def test_figures_differences_and_curves_are_those_of_the_scores(study):
     runs = plan_study(study)
     text = markdown(study, runs, *made_up(study, runs), failed={})
     assert text.count("| dual minus single |") == 3
+    assert cells(line_of(text, "| untouched |"))[:4] == ["untouched", "", "", "5.6 [1.4, 9.7]"]
+    assert text.count("| dual minus untouched |") == 3  # one baseline for all budgets and seeds
+    own, difference = (
+        float(re.search(r"[+]?(\d+\.\d) \[", line_of(text, start))[1])
+        for start in ("| dual | 960 |", "| dual minus untouched | 960 |")
+    )
+    assert difference == pytest.approx(own - 5.6, abs=0.11)
     largest = line_of(text, "| dual minus single | 960 |")
     assert "**+10.0 [" in largest or "**+9.9 [" in largest or "**+10.1 [" in largest
     assert "## Curves" in text
@@ -97,10 +105,10 @@ def test_with_a_price_costs_are_in_dollars_too(study):
 
 def test_what_failed_is_said_and_the_rest_reported(study):
     runs = plan_study(study)
-    values, costs = made_up(study, runs)
+    values, baselines, costs = made_up(study, runs)
     lost = runs[-1]
     del values[lost.folder], costs[lost.folder]
-    text = markdown(study, runs, values, costs, failed={lost.folder: "out of memory"})
+    text = markdown(study, runs, values, baselines, costs, failed={lost.folder: "out of memory"})
     assert f"- {lost.name}: out of memory" in text
     assert "| dual | 960 | 2 |" in text  # seeds
     assert text.count("| dual minus single |") == 2  # unequal seeds are no pairs
@@ -122,7 +130,7 @@ def test_the_page_has_the_pictures_and_fetches_nothing(study):
 
 def test_budgets_of_two_units_make_no_curve(study):
     runs = plan_study(study)
-    values, costs = made_up(study, runs)
+    values, baselines, costs = made_up(study, runs)
     steps = TrainBudget(instances=None, tokens=None, steps=15, petaflop=None)
     runs = [
         replace(run, train=run.train.model_copy(update={"budget": steps}))
@@ -130,12 +138,12 @@ def test_budgets_of_two_units_make_no_curve(study):
         else run
         for run in runs
     ]
-    assert "## Curves" not in markdown(study, runs, values, costs, failed={})
+    assert "## Curves" not in markdown(study, runs, values, baselines, costs, failed={})
 
 
 def test_nothing_finished_is_a_report_too(study):
     runs = plan_study(study)
-    text = markdown(study, runs, {}, {}, failed={runs[0].folder: "out of memory"})
+    text = markdown(study, runs, {}, {}, {}, failed={runs[0].folder: "out of memory"})
     assert "out of memory" in text
 
 
