@@ -71,7 +71,7 @@ def test_figures_differences_and_curves_are_those_of_the_scores(study):
     assert text.count("| dual minus untouched |") == 3  # one baseline for all budgets and seeds
     own, difference = (
         float(re.search(r"[+]?(\d+\.\d) \[", line_of(text, start))[1])
-        for start in ("| dual | 960 |", "| dual minus untouched | 960 |")
+        for start in ("| dual | 960 | 3 |", "| dual minus untouched | 960 |")
     )
     assert difference == pytest.approx(own - 5.6, abs=0.11)
     largest = line_of(text, "| dual minus single | 960 |")
