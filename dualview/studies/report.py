@@ -20,8 +20,8 @@ from dualview.studies.plans import Run, budget_of, table_of
 
 # Values of one run: "BENCHMARK METRIC" -> query id -> value, as a fraction.
 Values = Mapping[str, Mapping[str, float]]
-# A point of the grid without its seed -> the values of each of its seeds.
-Cells = Mapping[tuple[str, ...], Sequence[Values]]
+# A point of the grid without its seed -> seed -> values.
+Cells = Mapping[tuple[str, ...], Mapping[str, Values]]
 
 MOST_WORTH = 1000  # what is above, or never reached, is shown as such
 FIT_SAMPLES = 200  # each is a fit: fewer than for a mean, and enough for the 2.5th percentile
@@ -58,13 +58,13 @@ def study_sections(
 ) -> list[Section]:
     """All of it; a part without material is left out. values, costs, failed: by a run's folder; baselines: by name."""
     axes = [axis for axis in study.axes if axis != study.seeds]
-    of_baselines = {(name, *[""] * (len(axes) - 1)): [own] for name, own in baselines.items()}
+    of_baselines = {(name, *[""] * (len(axes) - 1)): {"": own} for name, own in baselines.items()}
     cells = {**of_baselines, **_cells(study, runs, values)}
     units = {unit for run in runs for unit in budget_of(run)}
     curves = _curves(study, runs, values) if len(units) == 1 else {}  # budgets of one unit make a curve
     named = _short_names(study)
     intervals = {
-        point: {metric: _interval(study, of_seeds, metric) for metric in study.metrics}
+        point: {metric: _interval(study, list(of_seeds.values()), metric) for metric in study.metrics}
         for point, of_seeds in cells.items()
     }
     sections = [
@@ -86,10 +86,10 @@ def study_sections(
             ],
         )
     ]
-    if rows := _differences(study, cells):
-        note = "Paired: the same queries, and the same seeds of training. Bold where the interval does not hold 0."
+    if rows := _differences(study, cells, baselines):
+        note = "Paired: the same queries, and the seeds of training that both have. Bold where the interval does not hold 0."
         sections.append(
-            Section("Differences", note, [Table(["difference", *axes[1:], *named.values()], rows)])
+            Section("Differences", note, [Table(["difference", *axes[1:], "seeds", *named.values()], rows)])
         )
     if curves:
         sections.append(_curves_section(study, runs, curves, costs))
@@ -169,11 +169,11 @@ def _short_names(study: StudyConfig) -> dict[str, str]:
 
 
 def _cells(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> Cells:
-    cells: dict[tuple[str, ...], list[Values]] = {}
+    cells: dict[tuple[str, ...], dict[str, Values]] = {}
     for run in runs:
         if run.folder in values:
             point = tuple(value for axis, value in run.point.items() if axis != study.seeds)
-            cells.setdefault(point, []).append(values[run.folder])
+            cells.setdefault(point, {})[run.point[study.seeds]] = values[run.folder]
     return cells
 
 
@@ -209,17 +209,22 @@ def _difference(interval: Interval) -> str:
     return text if interval.low <= 0 <= interval.high else f"**{text}**"
 
 
-def _differences(study: StudyConfig, cells: Cells) -> list[list[str]]:
+def _differences(study: StudyConfig, cells: Cells, baselines: Mapping[str, Values]) -> list[list[str]]:
     rows = []
     for first, second in study.compare:
         for (recipe, *rest), of_seeds in cells.items():
-            is_baseline = second in study.baselines  # one for all seeds, and for all points
-            others = cells.get((second, *[""] * len(rest)) if is_baseline else (second, *rest), [])
-            if recipe != first or not (len(others) == len(of_seeds) or (is_baseline and others)):
+            if recipe != first:
                 continue
-            differences = [_matrix(of_seeds, metric) - _matrix(others, metric) for metric in study.metrics]
+            # A baseline is one for all points, and for all seeds.
+            of_baseline = dict.fromkeys(of_seeds, baselines[second]) if second in baselines else {}
+            others = of_baseline or cells.get((second, *rest), {})
+            pairs = [(own, others[seed]) for seed, own in of_seeds.items() if seed in others]
+            if not pairs:
+                continue
+            firsts, seconds = zip(*pairs, strict=True)
+            differences = [_matrix(firsts, metric) - _matrix(seconds, metric) for metric in study.metrics]
             intervals = [seed_and_query_interval(own, study.bootstrap_samples, seed=0) for own in differences]
-            rows.append([f"{first} minus {second}", *rest, *map(_difference, intervals)])
+            rows.append([f"{first} minus {second}", *rest, str(len(pairs)), *map(_difference, intervals)])
     return rows
 
 
