@@ -51,7 +51,8 @@ def model_fingerprint(model: str, side: Side) -> str:
     """Tells the content of the files that decide one side's vectors, wherever they lie.
 
     Encoders that were trained beside frozen documents have one fingerprint of their document side in common.
-    Raises InputError where nothing is there. For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no hub.
+    For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no
+    hub. Raises InputError where nothing is there.
     """
     check_model(model)
     if model.startswith("s3://"):  # whose stamps are of the content

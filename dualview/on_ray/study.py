@@ -73,9 +73,7 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
                 to_do.append(run)
             continue
         print(f"finished: {run.name}", flush=True)
-        _values_of(
-            run.evaluate, study
-        )  # a metric that is not measured ends the study now, and not at its end
+        _values_of(run.evaluate, study)  # a metric that was not measured ends the study here
     return runs, failed
 
 
