@@ -77,6 +77,7 @@ class FactbookSource(Settings):
     split: Literal["train", "development"]
     num_seeds: Positive
     seed: int
+    num_templates: Positive | None  # of the split's templates of each polarity, for fewer wordings; null: all
 
 
 class TuplesSource(Settings):
@@ -543,6 +544,7 @@ class TrainConfig(Settings):
     seed: int
     encoder: EncoderConfig
     documents: Literal["trained", "frozen"]  # frozen: an index of the untouched encoder stays valid
+    embeddings: str | None  # where vectors of frozen passages are kept for several runs; null: the output
     mixture: Mixture
     budget: TrainBudget
     batch: Batch
@@ -561,6 +563,10 @@ class TrainConfig(Settings):
         if self.encoder.attention != "sdpa" and (not self.workers.gpus or self.precision != "bf16"):
             raise ValueError(
                 f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
+            )
+        if self.embeddings is not None and self.documents == "trained":
+            raise ValueError(
+                f"embeddings: {self.embeddings} keeps vectors that documents: trained does not have; expected null"
             )
         if self.budget.petaflop is not None and self.documents == "frozen":
             raise ValueError(

@@ -6,7 +6,7 @@ that shards.py needs for its commits. Keys are relative to the store's prefix an
 A store that fails for a while is waited for. One that stays away, refuses or is full raises Interruption.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -387,8 +387,8 @@ def _check_bucket(store: S3Store) -> None:
         ) from None
 
 
-def download_tree(url: str, folder: Path) -> Path:
-    """Copies all objects under `url` into `folder`, which appears whole or not at all, and returns it.
+def download_tree(url: str, folder: Path, keys: Iterable[str] | None = None) -> Path:
+    """Copies these or all objects under `url` into `folder`, which appears whole or not at all, and returns it.
 
     A folder that has content is kept as it is, so that several processes may ask for the same one.
     """
@@ -397,18 +397,18 @@ def download_tree(url: str, folder: Path) -> Path:
     store = open_store(url)
     if isinstance(store, S3Store):
         _check_bucket(store)
-    entries = store.list()
-    if not entries:
+    keys = [entry.key for entry in store.list()] if keys is None else list(keys)
+    if not keys:
         raise InputError(
             f"{url}: nothing lies there; expected a folder, for example with a model's config.json"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=folder.parent) as partial:
         tree = Path(partial) / "tree"
-        for entry in entries:
-            path = tree / entry.key
+        for key in keys:
+            path = tree / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            store.download(entry.key, path)
+            store.download(key, path)
         try:
             tree.rename(folder)
         except OSError:

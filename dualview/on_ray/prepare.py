@@ -1,41 +1,29 @@
-"""From generate runs to tokenised groups on the store, by Ray tasks, and the vectors of frozen passages."""
+"""From generate runs to tokenised groups on the store, by Ray tasks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-import io
 from itertools import groupby
 import json
 from pathlib import Path
 import tempfile
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
-import ray
-from ray.data import ActorPoolStrategy
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import (
-    encode_tokens,
-    load_tokenizer,
-    new_encoder,
-    num_dense_parameters,
-    tokenize_with,
-)
-from dualview.on_ray.cluster import errors_of_workers, map_in_order
+from dualview.encoder import load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
+from dualview.on_ray.cluster import map_in_order
 from dualview.progress import Progress
 from dualview.records import dual_views_from_table
 from dualview.shards import left_out_of_training, read_plan, read_shard, trainable_rows
-from dualview.storage import LocalStore, download_tree, open_store
+from dualview.storage import LocalStore, Store, download_tree, open_store
 from dualview.training.groups import groups_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
 from dualview.training.step import operations
 
 INDEX_KEY = "prepared.json"
-PASSAGES_PER_UNIT = 4096
 ROWS_LOOKED_AT = 64  # for an estimate
 
 
@@ -176,70 +164,10 @@ def read_counts(config: TrainConfig) -> list[dict[str, Any]]:
 
 def open_prepared(config: TrainConfig) -> Prepared:
     """The run's groups, memory-mapped; from a bucket they are first copied to this node, once for all ranks."""
-    pieces = json.loads(open_store(config.output).get(INDEX_KEY))["pieces"]
-    folder = _on_this_node(config, "prepared")
-    return Prepared([folder / Path(piece).name for piece in pieces])
-
-
-def _on_this_node(config: TrainConfig, name: str) -> Path:
     store = open_store(config.output)
-    if isinstance(store, LocalStore):
-        return Path(store.url) / name
-    copy = (
-        Path(tempfile.gettempdir())
-        / f"dualview-{fingerprint([store.url, store.get(INDEX_KEY).decode()])}-{name}"
-    )
-    return download_tree(f"{store.url}/{name}", copy)
-
-
-# --- frozen passages ------------------------------------------------------------------------------
-
-
-def encode_passages(config: TrainConfig, num_passages: int) -> None:
-    """Puts the untouched encoder's vectors of all passages beside the run, unit by unit, each once."""
-    store = open_store(config.output)
-    standing = {entry.key for entry in store.list("vectors/")}
-    units = [
-        number for number in range(-(-num_passages // PASSAGES_PER_UNIT)) if _unit_key(number) not in standing
-    ]
-    if not units:
-        return
-    workers = config.workers
-    rows = ray.data.from_items([{"unit": unit} for unit in units], override_num_blocks=len(units)).map(
-        EncodePassages,
-        fn_constructor_args=(config.model_dump(mode="json"),),
-        compute=ActorPoolStrategy(size=min(workers.num, len(units))),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus,
-    )
-    with errors_of_workers(), Progress("encoding passages", num_passages, "passages", trail=None) as progress:
-        for row in rows.iter_rows():
-            progress.advance(row["num_passages"])
-
-
-def _unit_key(number: int) -> str:
-    return f"vectors/unit-{number:06d}.npy"
-
-
-class EncodePassages:
-    """An actor with the untouched encoder."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.config = TrainConfig.model_validate(settings, strict=False)
-        self.prepared = open_prepared(self.config)
-        self.encoder = untouched_encoder(self.config)
-        if ray.get_gpu_ids():
-            self.encoder.to("cuda")
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        start = row["unit"] * PASSAGES_PER_UNIT
-        numbers = range(start, min(start + PASSAGES_PER_UNIT, self.prepared.num_passages))
-        tokens = [self.prepared.tokens(number) for number in numbers]
-        vectors = encode_tokens(self.encoder, tokens, side="document", precision=self.config.precision)
-        buffer = io.BytesIO()
-        np.save(buffer, vectors.numpy(), allow_pickle=False)
-        open_store(self.config.output).put_new(_unit_key(row["unit"]), buffer.getvalue(), attempt="actor")
-        return {"num_passages": len(numbers)}
+    pieces = json.loads(store.get(INDEX_KEY))["pieces"]
+    folder = on_this_node(store, pieces)
+    return Prepared([folder / piece for piece in pieces])
 
 
 def untouched_encoder(config: TrainConfig) -> Any:
@@ -247,17 +175,9 @@ def untouched_encoder(config: TrainConfig) -> Any:
     return new_encoder(settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code)
 
 
-def frozen_passages(config: TrainConfig, num_passages: int) -> Callable[[Sequence[int]], NDArray[np.float32]]:
-    """Passage numbers to their vectors (D, H), read through a memory map."""
-    folder = _on_this_node(config, "vectors")
-    units = [
-        np.load(folder / Path(_unit_key(number)).name, mmap_mode="r", allow_pickle=False)
-        for number in range(-(-num_passages // PASSAGES_PER_UNIT))
-    ]
-
-    def look_up(passages: Sequence[int]) -> NDArray[np.float32]:
-        return np.stack(
-            [units[number // PASSAGES_PER_UNIT][number % PASSAGES_PER_UNIT] for number in passages]
-        )
-
-    return look_up
+def on_this_node(store: Store, keys: Sequence[str]) -> Path:
+    """A folder of this node that holds these objects, copied from a bucket once for all who ask."""
+    if isinstance(store, LocalStore):
+        return Path(store.url)
+    copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([store.url, *keys])}"
+    return download_tree(store.url, copy, keys)

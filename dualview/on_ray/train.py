@@ -32,9 +32,8 @@ from dualview.encoder import asymmetric, encode_tokens, inputs_of, new_encoder, 
 from dualview.errors import InputError, Interruption
 from dualview.models import check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
+from dualview.on_ray.frozen import keep_vectors, look_up_vectors
 from dualview.on_ray.prepare import (
-    encode_passages,
-    frozen_passages,
     open_prepared,
     plan_mixture,
     prepare,
@@ -75,7 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check_model(config.encoder.model)
-    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures", "watching"})
+    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
     if store.list(RESULT_KEY):
         claim(store, CONFIG_KEY, claimed, notes={})
         print(f"{config.output} is finished; nothing to do")
@@ -101,7 +100,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         )
         print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
         if config.documents == "frozen":
-            encode_passages(placed, prepared.num_passages)
+            keep_vectors(placed, prepared)
         with errors_of_workers():
             _trainer(placed, fingerprint(claimed)).fit()
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
@@ -120,6 +119,7 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
     return config.model_copy(
         update={
             "output": open_store(config.output).url,
+            "embeddings": config.embeddings and open_store(config.embeddings).url,
             "mixture": config.mixture.model_copy(update={"parts": parts}),
             "encoder": config.encoder.model_copy(update={"model": model}),
             "watching": config.watching.model_copy(update={"logs": logs and str(Path(logs).absolute())}),
@@ -198,7 +198,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     encoder = encoder_to_train(config)
     num_parameters = num_dense_parameters(encoder)
     retained = _retain(encoder, prepared, config)
-    frozen = frozen_passages(config, prepared.num_passages) if config.documents == "frozen" else None
+    frozen = look_up_vectors(config, prepared) if config.documents == "frozen" else None
     learner = Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
 
     with _latest_checkpoint() as checkpoint:
@@ -531,7 +531,9 @@ def model_card(config: TrainConfig, result: dict[str, Any]) -> str:
         for evaluation in result["evaluations"]
     )
     example = config.encoder.query_template.format(query="main exports", instruction="Only islands.")
-    identity = fingerprint(config.model_dump(mode="json", exclude={"workers", "max_failures", "watching"}))
+    identity = fingerprint(
+        config.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
+    )
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity

@@ -38,7 +38,7 @@ def open_source(settings: Settings) -> Source:
     """The source that a generate config names. Touches nothing yet."""
     match settings:
         case FactbookSource():
-            return Factbook(settings.split, settings.num_seeds, settings.seed)
+            return Factbook(settings.split, settings.num_seeds, settings.seed, settings.num_templates)
         case TuplesSource():
             return Tuples(settings.paths, settings.max_bad_share)
         case PromptrieverSource():
@@ -56,9 +56,11 @@ def vocabulary_of(settings: Settings) -> Vocabulary | None:
     """The wordings of the source's attributes, where it has any; drafts have those of their own source."""
     match settings:
         case FactbookSource():
-            return factbook.vocabulary(settings.split)
+            return factbook.vocabulary(settings.split, settings.num_templates)
         case TuplesSource() | PromptrieverSource() | BeirSource():
             return None
         case DraftsSource():
             source = read_plan(open_store(settings.run)).settings.get("source", {})
-            return factbook.vocabulary(source["split"]) if source.get("kind") == "factbook" else None
+            if source.get("kind") != "factbook":
+                return None
+            return factbook.vocabulary(source["split"], source["num_templates"])

@@ -57,29 +57,36 @@ class Factbook:
     split: Split
     num_seeds: int
     seed: int
+    num_templates: int | None = None
 
     def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002
         """One input, its checksum over all that its seeds say; made anew, which takes no longer than reading."""
-        rows = seeds(self.split, self.num_seeds, self.seed)
+        rows = self._seeds()
         checksum = hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
         return [Input(f"factbook-{self.split}", len(rows), checksum)]
 
     def read(self, source: Input, start: int, stop: int) -> list[Seed]:
         if source.name != f"factbook-{self.split}":
             raise ValueError(f"no input {source.name!r} in the {self.split} split of the Factbook")
-        return list(seeds(self.split, self.num_seeds, self.seed)[start:stop])
+        return list(self._seeds()[start:stop])
+
+    def _seeds(self) -> tuple[Seed, ...]:
+        return seeds(self.split, self.num_seeds, self.seed, self.num_templates)
 
 
-def vocabulary(split: Split) -> Vocabulary:
-    """A split's wordings. Only the test's can say the unseen values; all can read them."""
+def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
+    """A split's wordings, with the first so many templates of each polarity or all.
+
+    Only the test's can say the unseen values; all can read them.
+    """
     values = [(facet, value) for facet, specs in _recipe()["facets"].items() for value in specs]
     sayable = [value for value in values if split == "test" or value not in unseen_values()]
     templates = _recipe()["templates"][split]
     return Vocabulary(
         phrases={value: tuple(_spec(*value)["phrases"]) for value in sayable},
         names={value: tuple(_spec(*value)["names"]) for value in values},
-        inclusions=tuple(templates["inclusions"]),
-        exclusions=tuple(templates["exclusions"]),
+        inclusions=tuple(templates["inclusions"][:num_templates]),
+        exclusions=tuple(templates["exclusions"][:num_templates]),
     )
 
 
@@ -317,10 +324,10 @@ class _Original:
 
 
 @cache
-def seeds(split: Split, num_seeds: int, seed: int) -> tuple[Seed, ...]:
+def seeds(split: Split, num_seeds: int, seed: int, num_templates: int | None = None) -> tuple[Seed, ...]:
     """`num_seeds` seeds, decided by the arguments alone."""
     rng = random.Random(seed)
-    originals = list(_originals(split, rng))
+    originals = list(_originals(split, vocabulary(split, num_templates), rng))
     rows = []
     for index in range(num_seeds):
         original = rng.choice(originals)
@@ -342,9 +349,8 @@ def seeds(split: Split, num_seeds: int, seed: int) -> tuple[Seed, ...]:
     return tuple(rows)
 
 
-def _originals(split: Split, rng: random.Random) -> Iterator[_Original]:
+def _originals(split: Split, words: Vocabulary, rng: random.Random) -> Iterator[_Original]:
     """One instruction for each phrasing of each topic; an exact share of them are exclusions."""
-    words = vocabulary(split)
     phrasings = [
         (topic, query) for topic, spec in _recipe()["topics"][split].items() for query in spec["phrasings"]
     ]
@@ -385,7 +391,8 @@ def collection(split: Literal["development", "test"], num_queries: int, seed: in
     Kinds of change: "negation" of the original requirement; "same_facet" and "other_facet", a new
     requirement instead; "narrowing", a further sentence. Candidates are the passages of the topic whose
     label is known under both instructions, and some of other topics. Labels: kind; polarity, which is
-    "exclusion" if either instruction excludes; seen, "unseen" if one names a value that training never saw.
+    "exclusion" if either instruction excludes; seen, "unseen" if one names a value that training never saw,
+    and unseen, the polarity of such a query.
 
     Raises InputError where the passages do not yield so many.
     """
@@ -445,6 +452,7 @@ def _draw_flip(query_id: str, split: Split, kind: str, rng: random.Random) -> Fl
         if other_topic != topic
     ]
     named = {(requirement.facet, requirement.value) for requirement in (original, other)}
+    polarity = "inclusion" if original.include and other.include else "exclusion"
     return FlipQuery(
         id=query_id,
         query=rng.choice(_recipe()["topics"][split][topic]["phrasings"]),
@@ -456,8 +464,8 @@ def _draw_flip(query_id: str, split: Split, kind: str, rng: random.Random) -> Fl
         candidates=(*(passage.id for passage in on_topic), *rng.sample(off_topic, _NUM_OTHER_TOPIC)),
         labels={
             "kind": kind,
-            "polarity": "inclusion" if original.include and other.include else "exclusion",
-            "seen": "unseen" if named & unseen_values() else "seen",
+            "polarity": polarity,
+            **({"seen": "unseen", "unseen": polarity} if named & unseen_values() else {"seen": "seen"}),
         },
     )
 

@@ -65,10 +65,10 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
     train = load(TrainConfig, study.train, _assignments(settings))
     evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
     trained = fingerprint(
-        train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching"})
+        train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching", "embeddings"})
     )
     scored = fingerprint(
-        evaluate.model_dump(mode="json", exclude={"output", "encoders", "compare", "actors"})
+        evaluate.model_dump(mode="json", exclude={"output", "encoders", "compare", "actors", "embeddings"})
     )
     folder = f"{study.output}/runs/{trained}"
     return Run(
@@ -89,7 +89,9 @@ def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
     evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
     settings = {"encoders": study.baselines, "compare": ()}
     named = fingerprint(
-        evaluate.model_copy(update=settings).model_dump(mode="json", exclude={"output", "actors"})
+        evaluate.model_copy(update=settings).model_dump(
+            mode="json", exclude={"output", "actors", "embeddings"}
+        )
     )
     return evaluate.model_copy(update={**settings, "output": f"{study.output}/baselines/{named}"})
 

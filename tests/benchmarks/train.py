@@ -65,7 +65,8 @@ def config(cache: bool) -> TrainConfig:
 
 def groups(num_steps: int) -> list[Group]:
     """Groups no two of which share a passage, each with a query of its own."""
-    source = open_source(FactbookSource(kind="factbook", split="train", num_seeds=8000, seed=0))
+    settings = FactbookSource(kind="factbook", split="train", num_seeds=8000, seed=0, num_templates=None)
+    source = open_source(settings)
     [whole] = source.inputs()
     seeds = source.read(whole, 0, whole.num_rows)
     made: list[Group] = []

@@ -15,13 +15,15 @@ import mteb
 from mteb.mocks.mock_tasks.reranking import MockInstructionReranking
 from mteb.results.task_result import TaskResult
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray_processes import workers_of
 from sentence_transformers import SentenceTransformer
+import torch
 
 from dualview.config import EvaluateConfig, load
+from dualview.encoder import asymmetric, load_encoder
 from dualview.errors import InputError
 from dualview.evaluation.metrics import p_mrr
 from dualview.models import local_model
@@ -100,6 +102,34 @@ def test_the_number_of_actors_changes_nothing(config, finished):
     alone = config("one-actor", **{"actors.num": 1})
     evaluate(alone)
     assert scores_of(alone) == scores_of(finished)
+
+
+def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages(config, tmp_path):
+    shelf = tmp_path / "vectors"
+
+    def units_of_sides() -> dict[str, int]:
+        sides = [
+            json.loads(pq.read_metadata(path).metadata[b"dualview"])["side"]
+            for path in shelf.rglob("*.parquet")
+        ]
+        return {side: sides.count(side) for side in ("query", "document")}
+
+    found = []
+    for name in ("one", "other"):
+        query = load_encoder(MINILM, trust_remote_code=False)
+        torch.manual_seed(len(name))
+        with torch.no_grad():
+            for parameter in query.parameters():
+                parameter += 0.01 * torch.randn_like(parameter)
+        asymmetric(query, load_encoder(MINILM, trust_remote_code=False)).save_pretrained(str(tmp_path / name))
+        own = config(
+            f"asymmetric-{name}", encoders={"run": str(tmp_path / name)}, embeddings=str(shelf), compare=[]
+        )
+        evaluate(own)
+        found.append((units_of_sides(), scores_of(own)))
+    (of_one, scores), (of_both, other_scores) = found
+    assert of_both == {"query": 2 * of_one["query"], "document": of_one["document"]}
+    assert scores != other_scores
 
 
 def test_a_comparison_with_an_encoder_that_is_not_there_is_one_sentence(config):
@@ -309,10 +339,10 @@ def test_the_size_of_shards_and_a_killed_actor_change_nothing(over_mirrors, besi
         kept = copy.stat().st_mtime_ns
     run = Thread(target=evaluate, args=(killed,))
     run.start()
-    actors: list[psutil.Process] = []
+    actors = workers_of("KeepUnit")
     while not actors and run.is_alive():
         time.sleep(0.1)
-        actors = [each for each in psutil.process_iter(["name"]) if "KeepUnit" in each.info["name"]]
+        actors = workers_of("KeepUnit")
     actors[0].kill()
     run.join()
     assert scores_of(killed) == scores_of(beside_mteb)

@@ -17,9 +17,9 @@ from urllib.request import urlopen
 
 from faulty_s3 import FaultyS3
 import numpy as np
-import psutil
 import pytest
 import ray
+from ray_processes import workers_of
 import yaml
 
 from dualview.config import GenerateConfig
@@ -40,7 +40,13 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 600  # against a hang, and not a measure
 
 LLM = {
-    "source": {"kind": "factbook", "split": "train", "num_seeds": 60, "seed": 1},
+    "source": {
+        "kind": "factbook",
+        "split": "train",
+        "num_seeds": 60,
+        "seed": 1,
+        "num_templates": None,
+    },
     "writer": {
         "kind": "llm",
         "prompt": "write-v1",
@@ -437,15 +443,6 @@ class Job:
         return sentence
 
 
-def engine_processes() -> list[psutil.Process]:
-    """The actors of this test's own cluster, whose raylet is a child of this process."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if any("ShardActor" in part for part in child.cmdline())
-    ]
-
-
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
@@ -593,7 +590,7 @@ def test_a_run_survives_the_death_of_its_engine(
     with faulty_s3.hold_after(5):
         job = Job(config, tmp_path)
         assert faulty_s3.holds.wait(DEADLINE_SECONDS)
-        (engine,) = engine_processes()
+        (engine,) = workers_of("ShardActor")
         engine.kill()
         engine.wait()
 

@@ -27,7 +27,16 @@ def config_of(folder: Path, **changes: Any) -> JudgeConfig:
             "min_margin": 0.0,
             "exam": {"num_pairs": 20, "min_auc": 0.8, "seed": 1, "gold": None},
         },
-        "gold": [{"kind": "factbook", "split": "train", "num_seeds": 40, "seed": 1}, claims(folder)],
+        "gold": [
+            {
+                "kind": "factbook",
+                "split": "train",
+                "num_seeds": 40,
+                "seed": 1,
+                "num_templates": None,
+            },
+            claims(folder),
+        ],
         "wanted_precision": 0.9,
         "bootstrap_samples": 20,
         "actors": {"num": 2, "cpus": 1.0, "gpus": 0.0},

@@ -54,6 +54,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
                 "budget.instances=16",
                 "batch.instances=8",
                 "batch.queries=4",
+                "workers.num=1",
             ],
         },
         "evaluate": {

@@ -1,6 +1,6 @@
 """Training with the real parts: Ray Train, DeepSpeed on gloo, a BERT, checkpoints on a real S3 server."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import json
 from pathlib import Path
 import random
@@ -10,20 +10,30 @@ from threading import Thread
 import time
 
 import numpy as np
-import psutil
+from numpy.typing import NDArray
+import pyarrow as pa
 import pytest
+from ray_processes import workers_of
 from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder
 import yaml
 
 from dualview.config import TrainConfig, load
-from dualview.encoder import encode_texts, load_encoder, new_encoder, num_dense_parameters
+from dualview.encoder import encode_texts, encode_tokens, load_encoder, new_encoder, num_dense_parameters
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
-from dualview.on_ray.prepare import expected_tokens, open_prepared
+from dualview.on_ray.frozen import keep_vectors, look_up_vectors
+from dualview.on_ray.prepare import (
+    expected_tokens,
+    open_prepared,
+    plan_mixture,
+    prepare,
+    untouched_encoder,
+)
 from dualview.on_ray.train import num_steps_of, sampler_of, train
 from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
+from dualview.training.prepared import Prepared
 from dualview.training.step import operations
 
 STEPS = 8
@@ -92,7 +102,7 @@ def test_a_killed_worker_costs_nothing_but_time(config, uninterrupted, s3):
 
 def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
     _wait_for_a_checkpoint(output)
-    victim = next(_train_workers())
+    victim = workers_of("RayTrainWorker")[0]
     victim.kill()
     victims.append(victim.pid)
 
@@ -110,12 +120,6 @@ def _wait_for_a_checkpoint(output: str) -> None:
 def _checkpoints(output: str) -> set[str]:
     keys = [entry.key for entry in open_store(output).list("checkpoints-")]
     return {key.split("/")[1] for key in keys if key.endswith("position.json")}
-
-
-def _train_workers() -> Iterator[psutil.Process]:
-    for process in psutil.Process().children(recursive=True):  # of this test's own cluster
-        if any("RayTrainWorker" in part for part in process.cmdline()):
-            yield process
 
 
 def _kill_a_driver_after_a_checkpoint(own: TrainConfig, folder: Path) -> None:
@@ -190,13 +194,54 @@ def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
 
 
 def test_with_frozen_documents_an_existing_index_stays_valid(config):
-    frozen = config("frozen", documents="frozen", **{"batch.candidates": "queries", "move_back": 0.25})
+    settings = {"batch.candidates": "queries", "move_back": 0.25, "workers.num": 1}
+    frozen = config("frozen", documents="frozen", **settings)
     train(frozen)
     texts = ["main ports", "Chad: Central Africa; landlocked"]
     exported = SentenceTransformer(local_model(f"{frozen.output}/encoder"), device="cpu")
     untouched = new_encoder(frozen.encoder.model, pooling="mean", trust_remote_code=False)
     np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
+
+
+def test_runs_share_the_vectors_of_frozen_passages(config, s3):
+    shelf = f"{s3}/shared-vectors"
+
+    def units() -> set[str]:
+        return {entry.key for entry in open_store(shelf).list()}
+
+    def kept_by(num_instances: int) -> tuple[Prepared, NDArray[np.float32]]:
+        run = config(
+            f"shares-{num_instances}-{len(units())}",
+            documents="frozen",
+            embeddings=shelf,
+            **{"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances},
+        )
+        prepare(run, *plan_mixture(run))
+        prepared = open_prepared(run)
+        keep_vectors(run, prepared)
+        return prepared, look_up_vectors(run, prepared)(range(prepared.num_passages))
+
+    few, vectors_of_few = kept_by(16)
+    after_few = units()
+    many, vectors_of_many = kept_by(160)
+    new = units() - after_few
+    _, again = kept_by(160)
+    assert units() == after_few | new  # another run over the same passages encodes none
+    np.testing.assert_array_equal(again, vectors_of_many)
+
+    encoder = untouched_encoder(config("shares"))
+    for prepared, vectors in ((few, vectors_of_few), (many, vectors_of_many)):
+        tokens = [prepared.tokens(number) for number in range(prepared.num_passages)]
+        expected = encode_tokens(encoder, tokens, side="document", precision="fp32").numpy()
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    texts_of_few, texts_of_many = (
+        {prepared.tokens(number).tobytes() for number in range(prepared.num_passages)}
+        for prepared in (few, many)
+    )
+    assert texts_of_few & texts_of_many  # or nothing is shown
+    tables = [pa.ipc.open_file(open_store(shelf).get(key)).read_all() for key in new]
+    assert sum(table.num_rows for table in tables) == len(texts_of_many - texts_of_few)
 
 
 @pytest.mark.slow
@@ -325,7 +370,7 @@ def test_five_kills_cost_nothing_but_time(config):
                 continue
             known |= new
             time.sleep(rng.uniform(0, 1.5))  # at any of the next steps, or while the checkpoint is put
-            victim = rng.choice(list(_train_workers()))
+            victim = rng.choice(workers_of("RayTrainWorker"))
             victim.kill()
             victims.append(victim.pid)
 

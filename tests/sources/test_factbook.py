@@ -213,6 +213,21 @@ def test_every_value_that_training_can_show_often_is_demanded():
     assert demanded >= {"small", "medium", "large", "middle", "rich", "tropical", "temperate"}
 
 
+def test_fewer_templates_say_the_same_in_fewer_ways():
+    words = vocabulary("train", num_templates=3)
+    assert (words.inclusions, words.exclusions) == (
+        vocabulary("train").inclusions[:3],
+        vocabulary("train").exclusions[:3],
+    )
+    all_said = {row.instruction for row in seeds("train", 2000, 0, num_templates=3)}
+    phrases = [phrase for phrases in words.phrases.values() for phrase in phrases]
+    assert all_said <= {
+        template.format(phrase=phrase)
+        for template in (*words.inclusions, *words.exclusions)
+        for phrase in phrases
+    }
+
+
 def test_read_slices_what_inputs_announces():
     source = Factbook("train", num_seeds=20, seed=3)
     (announced,) = source.inputs()
