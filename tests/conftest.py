@@ -13,6 +13,16 @@ import pytest
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
+HAVE_RAY = ("on_ray", "jobs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process has all tests with a cluster, while another has the rest: two clusters would disturb each other."""
+    for item in items:
+        if item.path.parent.name in HAVE_RAY:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.
 Answer = tuple[int, dict[str, str], Any] | Callable[[BaseHTTPRequestHandler], None]
 
