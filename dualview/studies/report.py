@@ -70,7 +70,7 @@ def study_sections(
     sections = [
         Section(
             "Scores",
-            f"Means x100, with 95% bootstrap intervals over queries and {len(study.axes[study.seeds])} seeds of training.",
+            "Means x100, with 95% bootstrap intervals over queries and seeds of training.",
             [
                 Table(
                     [*axes, "seeds", *named.values()],
@@ -95,11 +95,12 @@ def study_sections(
         sections.append(_curves_section(study, runs, curves, costs))
     if study.trade_off is not None and cells:
         picture = trade_off_picture(study.trade_off, intervals)
+        larger = f"; larger points are later values of {', '.join(axes[1:])}" if axes[1:] else ""
         sections.append(
             Section(
                 "Trade-off",
-                f"{study.trade_off[0]} against {study.trade_off[1]}; larger points are later values of"
-                f" {', '.join(axes[1:]) or 'nothing else'}, bars are 95% intervals. Up and to the right is better.",
+                f"{study.trade_off[0]} against {study.trade_off[1]}{larger}; bars are 95% intervals."
+                " Up and to the right is better.",
                 pictures=[picture],
             )
         )
