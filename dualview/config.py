@@ -544,7 +544,7 @@ class TrainConfig(Settings):
     seed: int
     encoder: EncoderConfig
     documents: Literal["trained", "frozen"]  # frozen: an index of the untouched encoder stays valid
-    embeddings: str | None  # where vectors of frozen passages are kept for several runs; null: the output
+    embeddings: str | None = None  # where frozen vectors are kept for other runs too; null: under the output
     mixture: Mixture
     budget: TrainBudget
     batch: Batch
@@ -557,6 +557,10 @@ class TrainConfig(Settings):
     max_failures: Annotated[int, Field(ge=0)]
     workers: Actors
     watching: Watching
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the encoder, and where it lies: all but how the work is done."""
+        return self.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -715,6 +719,10 @@ class EvaluateConfig(Settings):
     trust_remote_code: bool
     rows_per_shard: WholeGroups  # texts whose vectors are one object
     actors: Pool
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the scores, and where they lie: all but how the work is done."""
+        return self.model_dump(mode="json", exclude={"actors", "rows_per_shard", "embeddings"})
 
 
 # --- study ----------------------------------------------------------------------------------------

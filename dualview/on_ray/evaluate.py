@@ -78,8 +78,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         if isinstance(model, EncoderModel):
             check_model(model.model)
     benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
-    settings = config.model_dump(mode="json", exclude={"actors", "rows_per_shard", "embeddings"})
-    claim(store, "config.json", settings, notes={})
+    claim(store, "config.json", config.deciding(), notes={})
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:

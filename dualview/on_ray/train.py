@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 import json
 import math
@@ -13,24 +12,17 @@ import time
 from typing import Any
 
 import deepspeed
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 import ray.train
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointUploadMode,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-)
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config import TrainConfig, fingerprint
-from dualview.encoder import asymmetric, encode_tokens, inputs_of, new_encoder, num_dense_parameters
-from dualview.errors import InputError, Interruption
+from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
+from dualview.errors import Interruption
 from dualview.models import check_model
+from dualview.on_ray.checkpoints import latest_checkpoint, save_checkpoint
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.frozen import keep_vectors, look_up_vectors
 from dualview.on_ray.prepare import (
@@ -44,6 +36,7 @@ from dualview.on_ray.watch import Watch
 from dualview.shards import claim, left_out_of_training
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
 from dualview.training.batches import Sampler
+from dualview.training.export import encoder_to_train, finished_encoder, model_card
 from dualview.training.prepared import Prepared
 from dualview.training.step import (
     Backward,
@@ -52,7 +45,6 @@ from dualview.training.step import (
     Work,
     learn,
     learning_rate_scale,
-    move_back,
     operations,
     plan_work,
 )
@@ -60,8 +52,6 @@ from dualview.training.step import (
 CHECKPOINTS_KEPT = 2
 CONFIG_KEY = "config.json"
 RESULT_KEY = "result.json"
-CHECKPOINT_TAG = "state"
-POSITION = "position.json"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -74,7 +64,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check_model(config.encoder.model)
-    claimed = config.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
+    claimed = config.deciding()
     if store.list(RESULT_KEY):
         claim(store, CONFIG_KEY, claimed, notes={})
         print(f"{config.output} is finished; nothing to do")
@@ -201,7 +191,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     frozen = look_up_vectors(config, prepared) if config.documents == "frozen" else None
     learner = Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
 
-    with _latest_checkpoint() as checkpoint:
+    with latest_checkpoint() as checkpoint:
         if checkpoint is not None and checkpoint.world_size != world_size:
             checkpoint.load_weights(learner, config.deepspeed.stage)
         engine = _deepspeed_engine(learner, config, num_steps)
@@ -265,7 +255,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                     "tokens": tokens_before + num_tokens,
                     "seconds": seconds_before + time.monotonic() - started,
                 }
-                _save(engine, position, rank)
+                save_checkpoint(engine, position, rank)
             every = config.watching.evaluate_every_steps
             if every is not None and ((step + 1) % every == 0 or last):
                 weights = _weights(learner, config)
@@ -296,36 +286,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         _export(finished_encoder(config, weights), config, result, context.get_experiment_name())
         store.put_new(RESULT_KEY, json.dumps(result).encode(), attempt="rank-0")
     ray.train.report({"loss": losses[-1]})
-
-
-def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
-    """The encoder with the prompts of the config and, where asked for, adapters and checkpointed activations."""
-    settings = config.encoder
-    encoder = new_encoder(
-        settings.model,
-        pooling=settings.pooling,
-        trust_remote_code=settings.trust_remote_code,
-        attention=settings.attention,
-    )
-    encoder.prompts = settings.prompts.model_dump()
-    transformer = encoder[0]
-    if not settings.train_word_embeddings:
-        transformer.model.get_input_embeddings().requires_grad_(False)
-    if settings.lora is not None:
-        from peft import LoraConfig, get_peft_model  # seconds to import, and few use it
-
-        modules = settings.lora.target_modules
-        transformer.model = get_peft_model(
-            transformer.model,
-            LoraConfig(
-                r=settings.lora.rank,
-                lora_alpha=settings.lora.alpha,
-                target_modules=modules if isinstance(modules, str) else list(modules),
-            ),
-        )
-    if settings.activation_checkpointing:
-        transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return encoder
 
 
 def _retain(encoder: SentenceTransformer, prepared: Prepared, config: TrainConfig) -> Retained:
@@ -407,80 +367,6 @@ def _refuse_known_failure(store: Store) -> None:
         )
 
 
-# --- checkpoints ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A checkpoint, in a local folder."""
-
-    folder: Path
-    world_size: int
-    losses: list[float]
-    tokens: int
-    seconds: float
-
-    def load_weights(self, learner: Learner, stage: int) -> None:
-        """Only the weights, from the parts of all ranks that were then; those that do not learn are not among them.
-
-        Raises InputError where they are another model's.
-        """
-        if stage:
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
-        else:
-            file = self.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
-            weights = torch.load(file, map_location="cpu", weights_only=False)["module"]  # our own file
-        missing, unexpected = learner.load_state_dict(weights, strict=False)
-        learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
-        if wrong := sorted({*unexpected, *(learned & set(missing))}):
-            raise InputError(
-                f"{self.folder}: is a checkpoint of another model ({wrong[0]} does not fit); choose another output"
-            )
-
-    def load_rest(self, engine: deepspeed.DeepSpeedEngine, world_size: int) -> None:
-        """Everything on the same number of ranks; else the place in the schedule only."""
-        if world_size == self.world_size:
-            engine.load_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
-            return
-        for _ in self.losses:
-            engine.lr_scheduler.step()
-        if ray.train.get_context().get_world_rank() == 0:
-            print(
-                f"going on with {world_size} ranks where there were {self.world_size}: weights, learning rate and the"
-                " order of the data are what they would have been, AdamW's moments start anew",
-                flush=True,
-            )
-
-
-@contextmanager
-def _latest_checkpoint() -> Iterator[Saved | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Saved(Path(folder), **json.loads((Path(folder) / POSITION).read_text()))
-
-
-def _save(engine: deepspeed.DeepSpeedEngine, position: dict[str, Any], rank: int) -> None:
-    """Every rank reports its own files, which are put off the training path.
-
-    Ray Train merges them, registers the whole or nothing, and removes the local folder.
-    """
-    folder = tempfile.mkdtemp(prefix="dualview-checkpoint-")
-    engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, save_latest=False)
-    if rank == 0:
-        (Path(folder) / POSITION).write_text(json.dumps(position))
-    ray.train.report(
-        {"loss": position["losses"][-1]},
-        checkpoint=Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-    )
-
-
-# --- export ---------------------------------------------------------------------------------------
-
-
 def _weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
     """The encoder's weights on the CPU; at stage 3 all ranks give their parts. Empty on ranks other than 0."""
     sharded = list(learner.parameters()) if config.deepspeed.stage == 3 else []
@@ -490,84 +376,8 @@ def _weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
         return {name: weight.detach().cpu().clone() for name, weight in learner.encoder.state_dict().items()}
 
 
-def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
-    """What is exported of these weights: adapters merged, moved back, beside the untouched encoder if that stays."""
-    # Whoever loads it may have no GPU.
-    portable = config.encoder.model_copy(update={"attention": "sdpa"})
-    encoder = encoder_to_train(config.model_copy(update={"encoder": portable}))
-    encoder.load_state_dict(weights)
-    if config.encoder.lora is not None:
-        encoder[0].model = encoder[0].model.merge_and_unload()
-    untouched = new_encoder(
-        config.encoder.model,
-        pooling=config.encoder.pooling,
-        trust_remote_code=config.encoder.trust_remote_code,
-    )
-    move_back(encoder, untouched.state_dict(), config.move_back)
-    if config.documents == "trained":
-        return encoder
-    both = asymmetric(encoder, untouched)
-    both.prompts = config.encoder.prompts.model_dump()
-    return both
-
-
 def _export(encoder: SentenceTransformer, config: TrainConfig, result: dict[str, Any], attempt: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         encoder.save(folder)
         (Path(folder) / "README.md").write_text(model_card(config, result))
         upload_tree(Path(folder), open_store(config.output), "encoder", attempt)
-
-
-def model_card(config: TrainConfig, result: dict[str, Any]) -> str:
-    """A README for the encoder's folder: how to use it, and all that decided it."""
-    parts = "\n".join(
-        f"- `{part.data}`, views: {part.views}"
-        + (f", {part.num_instances:,} instances" if part.num_instances else f", weight {part.weight:g}")
-        for part in config.mixture.parts
-    )
-    scores = "\n".join(
-        f"- step {evaluation['step']}: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in evaluation["scores"].items())
-        for evaluation in result["evaluations"]
-    )
-    example = config.encoder.query_template.format(query="main exports", instruction="Only islands.")
-    identity = fingerprint(
-        config.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
-    )
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-base_model: {config.encoder.model}
----
-
-# An encoder that reads instructions
-
-Trained with dualview from `{config.encoder.model}`; documents: {config.documents}.
-
-```python
-from sentence_transformers import SentenceTransformer
-
-encoder = SentenceTransformer("this folder")
-query = encoder.encode_query({example!r})
-passage = encoder.encode_document("Chad: Central Africa; landlocked.")
-```
-
-Queries were cut at {config.encoder.max_query_tokens} tokens, passages at {config.encoder.max_passage_tokens}.
-
-Data:
-
-{parts}
-
-Budget: {result["instances"]:,} instances in {result["steps"]:,} steps of {config.batch.instances}; seed {
-        config.seed
-    }.
-Config fingerprint: `{identity}`. Last loss: {result["losses"][-1]:.4f}.
-{
-        f'''
-While it trained, on `{config.watching.benchmark.kind}`:
-
-{scores}
-'''
-        if scores and config.watching.benchmark is not None
-        else ""
-    }"""

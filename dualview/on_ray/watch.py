@@ -20,6 +20,7 @@ from dualview.errors import InputError
 from dualview.evaluation.ranking import Ranking, rank_candidates
 from dualview.evaluation.scores import score
 from dualview.on_ray.evaluate import open_benchmark
+from dualview.training.export import finished_encoder
 from dualview.training.prepared import view_text
 from dualview.training.step import Work, operations
 
@@ -140,8 +141,6 @@ def hook_of(name: str | None) -> Callable[[dict[str, float]], object] | None:
 
 
 def _score_weights(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> Figures:
-    from dualview.on_ray.train import finished_encoder  # which imports this module
-
     config = TrainConfig.model_validate(settings, strict=False)
     return score_encoder(finished_encoder(config, weights), config)
 

@@ -64,12 +64,8 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
         settings |= study.axes[axis][value]
     train = load(TrainConfig, study.train, _assignments(settings))
     evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
-    trained = fingerprint(
-        train.model_dump(mode="json", exclude={"output", "workers", "max_failures", "watching", "embeddings"})
-    )
-    scored = fingerprint(
-        evaluate.model_dump(mode="json", exclude={"output", "encoders", "compare", "actors", "embeddings"})
-    )
+    trained = _named(train.deciding(), but=("output",))
+    scored = _named(evaluate.deciding(), but=("output", "encoders", "compare"))
     folder = f"{study.output}/runs/{trained}"
     return Run(
         point,
@@ -88,12 +84,12 @@ def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
     """Their evaluation, with the settings of the runs'."""
     evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
     settings = {"encoders": study.baselines, "compare": ()}
-    named = fingerprint(
-        evaluate.model_copy(update=settings).model_dump(
-            mode="json", exclude={"output", "actors", "embeddings"}
-        )
-    )
+    named = _named(evaluate.model_copy(update=settings).deciding(), but=("output",))
     return evaluate.model_copy(update={**settings, "output": f"{study.output}/baselines/{named}"})
+
+
+def _named(settings: Mapping[str, Any], but: Sequence[str]) -> str:
+    return fingerprint({key: value for key, value in settings.items() if key not in but})
 
 
 def _assignments(settings: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What is trained of an encoder, and what comes out of it; without Ray."""
+"""What is trained of an encoder, and what comes out of it."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import save_tiny_encoder, train_config
 import torch
 
-from dualview.errors import InputError
-from dualview.on_ray.train import CHECKPOINT_TAG, Saved, encoder_to_train, finished_encoder, model_card
-from dualview.training.step import Learner
+from dualview.training.export import encoder_to_train, finished_encoder, model_card
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
 LORA = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
@@ -85,24 +83,3 @@ def test_the_card_says_what_decided_the_encoder(config_of):
         "fingerprint",
     ):
         assert part in card
-
-
-def test_weights_of_another_model_are_refused_and_those_that_do_not_learn_may_be_absent(config_of, tmp_path):
-    config = config_of(encoder__train_word_embeddings=False)
-    learner, other = (Learner(encoder_to_train(config), 0.05, learned=False) for _ in range(2))
-    moved(other.encoder)
-    words = "encoder.0.model.embeddings.word_embeddings.weight"
-    weights = {name: weight for name, weight in other.state_dict().items() if name != words}
-    saved = Saved(tmp_path / "checkpoint", world_size=2, losses=[], tokens=0, seconds=0.0)
-    (saved.folder / CHECKPOINT_TAG).mkdir(parents=True)
-    file = saved.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
-    torch.save({"module": weights}, file)
-    saved.load_weights(learner, stage=0)
-    np.testing.assert_array_equal(learner.encoder.encode(TEXTS), other.encoder.encode(TEXTS))
-    torch.save({"module": {**weights, "head.weight": torch.zeros(1)}}, file)
-    with pytest.raises(InputError, match="a checkpoint of another model"):
-        saved.load_weights(learner, stage=0)
-    weights.popitem()
-    torch.save({"module": weights}, file)
-    with pytest.raises(InputError, match="a checkpoint of another model"):
-        saved.load_weights(learner, stage=0)
