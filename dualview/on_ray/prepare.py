@@ -166,7 +166,7 @@ def open_prepared(config: TrainConfig) -> Prepared:
     """The run's groups, memory-mapped; from a bucket they are first copied to this node, once for all ranks."""
     store = open_store(config.output)
     pieces = json.loads(store.get(INDEX_KEY))["pieces"]
-    folder = on_this_node(store, pieces)
+    folder = on_this_node(store, pieces, under="prepared/")
     return Prepared([folder / piece for piece in pieces])
 
 
@@ -175,9 +175,11 @@ def untouched_encoder(config: TrainConfig) -> Any:
     return new_encoder(settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code)
 
 
-def on_this_node(store: Store, keys: Sequence[str]) -> Path:
-    """A folder of this node that holds these objects, copied from a bucket once for all who ask."""
+def on_this_node(store: Store, keys: Sequence[str], under: str = "") -> Path:
+    """A folder of this node with these objects, all `under` one prefix; of a bucket a copy, once for all who ask."""
     if isinstance(store, LocalStore):
         return Path(store.url)
-    copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([store.url, *keys])}"
+    stamps = {entry.key: entry.stamp for entry in store.list(under)}
+    # Named by content: another run may have had this place before.
+    copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([[key, stamps[key]] for key in keys])}"
     return download_tree(store.url, copy, keys)

@@ -209,7 +209,7 @@ MIRRORS = {"kind": "followir", "name": "core17", "subset": None, "score": "MAP@1
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mirrors")
-    write_parquet_dataset(folder / "core17", followir(6, 500, 60, 40))
+    write_parquet_dataset(folder / "core17", followir(6, 300, 60, 40))
     mock = MockInstructionReranking()
     mock.load_data()
     data = mock.dataset["default"]["test"]
@@ -295,7 +295,7 @@ def test_how_it_was_asked_is_in_the_result(beside_mteb):
         "num_query_texts_cut": 0,
         "passage_prompt": "",
         "passage_max_tokens": 256,
-        "num_passage_texts": 500,
+        "num_passage_texts": 300,
         "num_passage_texts_cut": 0,
     }
 
