@@ -50,7 +50,7 @@ mutations: .venv/ready
 	$(BIN)/python tests/k8s/mutate.py --mistakes 200 --seed 1
 
 test: .venv/ready lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: .venv/ready
 	$(BIN)/ruff check

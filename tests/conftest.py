@@ -9,18 +9,21 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
-HAVE_RAY = ("on_ray", "jobs")
+
+class OneCluster(LoadScopeScheduling):
+    """One process has all tests that start clusters, as two would disturb each other; others are dealt by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid.startswith(("tests/on_ray/", "tests/jobs/")) else nodeid.partition("::")[0]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has all tests with a cluster, while another has the rest: two clusters would disturb each other."""
-    for item in items:
-        if item.path.parent.name in HAVE_RAY:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneCluster(config, log)
 
 
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.
