@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray_processes import workers_of
 from sentence_transformers import SentenceTransformer
+from tiny import save_small_encoder
 import torch
 
 from dualview.config import EvaluateConfig, load
@@ -114,14 +115,15 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
         ]
         return {side: sides.count(side) for side in ("query", "document")}
 
+    model = str(save_small_encoder(tmp_path / "model"))
     found = []
     for name in ("one", "other"):
-        query = load_encoder(MINILM, trust_remote_code=False)
+        query = load_encoder(model, trust_remote_code=False)
         torch.manual_seed(len(name))
         with torch.no_grad():
             for parameter in query.parameters():
                 parameter += 0.01 * torch.randn_like(parameter)
-        asymmetric(query, load_encoder(MINILM, trust_remote_code=False)).save_pretrained(str(tmp_path / name))
+        asymmetric(query, load_encoder(model, trust_remote_code=False)).save_pretrained(str(tmp_path / name))
         own = config(
             f"asymmetric-{name}", encoders={"run": str(tmp_path / name)}, embeddings=str(shelf), compare=[]
         )

@@ -132,6 +132,7 @@ def _kill_a_driver_after_a_checkpoint(own: TrainConfig, folder: Path) -> None:
         driver.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp_path):
     own = config("driver-killed", **SLOW)
     _kill_a_driver_after_a_checkpoint(own, tmp_path)
@@ -193,6 +194,7 @@ def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
     assert float((ours - untouched).abs().max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_with_frozen_documents_an_existing_index_stays_valid(config):
     settings = {"batch.candidates": "queries", "move_back": 0.25, "workers.num": 1}
     frozen = config("frozen", documents="frozen", **settings)
