@@ -73,6 +73,8 @@ def evaluate(config: EvaluateConfig) -> Summary:
     """
     store = open_store(config.output)
     check_reachable(store)
+    if config.embeddings is not None:
+        check_reachable(open_store(config.embeddings))
     _check_comparisons(config)
     for model in config.encoders.values():
         if isinstance(model, EncoderModel):

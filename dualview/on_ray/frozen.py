@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from dualview.config import TrainConfig, fingerprint
 from dualview.encoder import encode_tokens
+from dualview.errors import InputError
 from dualview.models import model_fingerprint
 from dualview.on_ray.cluster import errors_of_workers
 from dualview.on_ray.prepare import on_this_node, open_prepared, untouched_encoder
@@ -33,12 +34,21 @@ PASSAGES_PER_UNIT = 4096
 
 
 def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
-    """Encodes the passages whose vectors are not kept yet. What an interrupted run or another one kept is used."""
+    """Encodes the passages whose vectors are not kept yet. What an interrupted run or another one kept is used.
+
+    Raises InputError where vectors that the run has begun with are not there any more, or a file is no whole one.
+    """
     store, shelf = open_store(config.output), _shelf(config)
+    names = [entry.key for entry in shelf.list()]
     if store.list(UNITS_KEY):
+        if lost := sorted(set(json.loads(store.get(UNITS_KEY))) - set(names)):
+            raise InputError(
+                f"{shelf.url}/{lost[0]}: the vectors that {store.url} began with are not there; expected `embeddings`"
+                " as when it began and nothing removed there, or another output"
+            )
         return
     keys_P = _keys(prepared)
-    standing = {entry.key: _keys_of_unit(shelf, entry.key) for entry in shelf.list()}
+    standing = {name: _keys_of_unit(shelf, name) for name in names}
     known = np.concatenate([np.empty(0, np.uint64), *standing.values()])
     keys, first = np.unique(keys_P, return_index=True)  # texts that occur twice are encoded once
     missing = ~np.isin(keys, known)
@@ -96,9 +106,15 @@ def _key(tokens: NDArray[np.int32]) -> int:
 
 def _keys_of_unit(shelf: Store, name: str) -> NDArray[np.uint64]:
     filesystem, path = arrow_filesystem(f"{shelf.url}/{name}")
-    with filesystem.open_input_file(path) as file:  # not its vectors
-        keys = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0])).read_all()["key"]
-    found: NDArray[np.uint64] = keys.to_numpy()
+    with filesystem.open_input_file(path) as file:
+        try:  # not its vectors
+            options = pa.ipc.IpcReadOptions(included_fields=[0])
+            found: NDArray[np.uint64] = pa.ipc.open_file(file, options=options).read_all()["key"].to_numpy()
+        except (pa.ArrowInvalid, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{shelf.url}/{name}: is not a whole Arrow file of vectors ({reason}); remove it, and it is encoded again"
+            ) from None
     return found
 
 

@@ -63,6 +63,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     store = open_store(config.output)
     check_reachable(store)
+    if config.embeddings is not None:
+        check_reachable(open_store(config.embeddings))
     check_model(config.encoder.model)
     claimed = config.deciding()
     if store.list(RESULT_KEY):

@@ -77,11 +77,17 @@ class Factbook:
 def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
     """A split's wordings, with the first so many templates of each polarity or all.
 
-    Only the test's can say the unseen values; all can read them.
+    Only the test's can say the unseen values; all can read them. Raises InputError where there are not so many.
     """
     values = [(facet, value) for facet, specs in _recipe()["facets"].items() for value in specs]
     sayable = [value for value in values if split == "test" or value not in unseen_values()]
     templates = _recipe()["templates"][split]
+    fewest = min(map(len, templates.values()))
+    if num_templates is not None and num_templates > fewest:
+        raise InputError(
+            f"num_templates: the {split} split of the Factbook has {fewest} of each polarity, but {num_templates}"
+            " are wanted; null takes all"
+        )
     return Vocabulary(
         phrases={value: tuple(_spec(*value)["phrases"]) for value in sayable},
         names={value: tuple(_spec(*value)["names"]) for value in values},

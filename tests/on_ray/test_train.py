@@ -212,23 +212,21 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3):
     def units() -> set[str]:
         return {entry.key for entry in open_store(shelf).list()}
 
-    def kept_by(num_instances: int) -> tuple[Prepared, NDArray[np.float32]]:
-        run = config(
-            f"shares-{num_instances}-{len(units())}",
-            documents="frozen",
-            embeddings=shelf,
-            **{"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances},
-        )
+    def run_of(name: str, num_instances: int) -> TrainConfig:
+        sizes = {"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances}
+        return config(f"shares-{name}", documents="frozen", embeddings=shelf, **sizes)
+
+    def kept_by(run: TrainConfig) -> tuple[Prepared, NDArray[np.float32]]:
         prepare(run, *plan_mixture(run))
         prepared = open_prepared(run)
         keep_vectors(run, prepared)
         return prepared, look_up_vectors(run, prepared)(range(prepared.num_passages))
 
-    few, vectors_of_few = kept_by(16)
+    few, vectors_of_few = kept_by(run_of("few", 16))
     after_few = units()
-    many, vectors_of_many = kept_by(160)
+    many, vectors_of_many = kept_by(run_of("many", 160))
     new = units() - after_few
-    _, again = kept_by(160)
+    _, again = kept_by(run_of("again", 160))
     assert units() == after_few | new  # another run over the same passages encodes none
     np.testing.assert_array_equal(again, vectors_of_many)
 
@@ -244,6 +242,15 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3):
     assert texts_of_few & texts_of_many  # or nothing is shown
     tables = [pa.ipc.open_file(open_store(shelf).get(key)).read_all() for key in new]
     assert sum(table.num_rows for table in tables) == len(texts_of_many - texts_of_few)
+
+    # A run that has begun does not find its vectors elsewhere, nor does another take what is broken.
+    elsewhere = run_of("many", 160).model_copy(update={"embeddings": f"{s3}/other-vectors"})
+    with pytest.raises(InputError, match=r"the vectors that .*shares-many began with are not there"):
+        keep_vectors(elsewhere, many)
+    [space] = {key.partition("/")[0] for key in units()}
+    open_store(shelf).put_new(f"{space}/broken.arrow", b"ARROW1", attempt="test")
+    with pytest.raises(InputError, match=r"broken\.arrow: is not a whole Arrow file of vectors"):
+        kept_by(run_of("broken", 160))
 
 
 @pytest.mark.slow

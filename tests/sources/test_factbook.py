@@ -228,6 +228,12 @@ def test_fewer_templates_say_the_same_in_fewer_ways():
     }
 
 
+def test_more_templates_than_there_are_is_an_input_error():
+    assert len(vocabulary("train", num_templates=18).exclusions) == 18
+    with pytest.raises(InputError, match="has 18 of each polarity, but 19 are wanted"):
+        vocabulary("train", num_templates=19)
+
+
 def test_read_slices_what_inputs_announces():
     source = Factbook("train", num_seeds=20, seed=3)
     (announced,) = source.inputs()
