@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Self
 
-from dualview.config import Budget, Price
+from dualview.config.engines import Price
+from dualview.config.generate import Budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,11 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.config import EvaluateConfig, GenerateConfig, TrainConfig, canonical_json, load
+from dualview.config.base import canonical_json
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
 from dualview.engines.smollm2 import checkpoint
 from dualview.evaluation.page import page
 from dualview.evaluation.report import Summary, print_table

@@ -9,7 +9,7 @@ from pathlib import Path
 import tempfile
 from typing import Literal
 
-from dualview.config import fingerprint
+from dualview.config.base import fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, check_reachable, download_tree, open_store
 

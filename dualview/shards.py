@@ -29,7 +29,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualview.config import canonical_json, fingerprint
+from dualview.config.base import canonical_json, fingerprint
 from dualview.costs import Spent
 from dualview.errors import InputError, Interruption
 from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, WRITTEN, DualView, dual_views_to_table

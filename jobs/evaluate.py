@@ -1,6 +1,7 @@
 """Measures encoders that read instructions: python jobs/evaluate.py --config configs/demo/evaluate.yaml"""
 
-from dualview.config import EvaluateConfig, from_command_line
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.loading import from_command_line
 from dualview.errors import one_sentence
 
 

@@ -2,7 +2,8 @@
 
 import json
 
-from dualview.config import GenerateConfig, from_command_line
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import from_command_line
 from dualview.errors import one_sentence
 
 

@@ -1,6 +1,7 @@
 """Measures an LLM judge against gold labels: python jobs/judge.py --config configs/demo/judge.yaml"""
 
-from dualview.config import JudgeConfig, from_command_line
+from dualview.config.judge import JudgeConfig
+from dualview.config.loading import from_command_line
 from dualview.errors import one_sentence
 
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from dualview.config import StudyConfig, from_command_line
+from dualview.config.loading import from_command_line
+from dualview.config.study import StudyConfig
 from dualview.errors import one_sentence
 
 

@@ -1,6 +1,7 @@
 """Trains an encoder on dual views: python jobs/train.py --config configs/demo/train-dual.yaml"""
 
-from dualview.config import TrainConfig, from_command_line
+from dualview.config.loading import from_command_line
+from dualview.config.train import TrainConfig
 from dualview.errors import one_sentence
 
 

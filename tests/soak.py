@@ -38,7 +38,7 @@ sys.path.append(str(Path(__file__).parent / "on_ray"))  # the runs, jobs and nod
 from test_faults import AnotherNode
 from test_generate import LLM, Job, config_of, engine_processes, rows_of, undisturbed
 
-from dualview.config import GenerateConfig
+from dualview.config.generate import GenerateConfig
 from dualview.records import DualView
 from dualview.storage import Store, open_store
 

@@ -6,18 +6,13 @@ import sys
 
 import pytest
 
-from dualview.config import (
-    EvaluateConfig,
-    GenerateConfig,
-    JudgeConfig,
-    Settings,
-    StudyConfig,
-    TrainConfig,
-    canonical_json,
-    fingerprint,
-    from_command_line,
-    load,
-)
+from dualview.config.base import Settings, canonical_json, fingerprint
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.generate import GenerateConfig
+from dualview.config.judge import JudgeConfig
+from dualview.config.loading import from_command_line, load
+from dualview.config.study import StudyConfig
+from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from dualview.config import TrainConfig, load
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.models import local_model
 from dualview.records import Passage, Requirement

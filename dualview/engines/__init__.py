@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from dualview.config import HttpEngine, ScriptedEngine, VllmEngine
+from dualview.config.engines import HttpEngine, ScriptedEngine, VllmEngine
 from dualview.models import check_model
 
 

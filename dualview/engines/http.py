@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from dualview.config import HttpEngine
+from dualview.config.engines import HttpEngine
 from dualview.engines import Completion, EngineUnavailable, Request, Turn
 from dualview.errors import InputError
 

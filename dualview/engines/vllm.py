@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from dualview.config import VllmEngine
+from dualview.config.engines import VllmEngine
 from dualview.engines import Completion, EngineDied, Request
 from dualview.models import local_model
 

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from dualview.beir import Row, check_qrels, read_lines, read_qrels, read_rows
-from dualview.config import Beir, Flips, FollowIR, HubBenchmark, Mair, Trec
+from dualview.config.evaluate import Beir, Flips, FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
 from dualview.evaluation.mirrors import Mirror, rows_of_json, rows_of_mirrored
 from dualview.models import local_data

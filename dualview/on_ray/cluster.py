@@ -14,7 +14,7 @@ import ray.data
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.train import TrainingFailedError
 
-from dualview.config import Actors
+from dualview.config.base import Actors
 from dualview.errors import InputError, Interruption
 
 Item = TypeVar("Item")

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from dualview.config import GenerateConfig, VllmEngine
+from dualview.config.engines import VllmEngine
+from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
 from dualview.models import local_model
 from dualview.on_ray.generate import check

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy
 
-from dualview.config import ENCODING_GROUP, Pool, fingerprint
+from dualview.config.base import ENCODING_GROUP, Pool, fingerprint
 from dualview.errors import InputError
 from dualview.models import Side
 from dualview.on_ray.cluster import errors_of_workers, join_cluster

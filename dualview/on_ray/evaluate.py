@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from dualview.config import (
-    Actors,
+from dualview.config.base import Actors
+from dualview.config.evaluate import Benchmark as BenchmarkSettings
+from dualview.config.evaluate import (
     Bm25Model,
     EncoderModel,
     EvaluateConfig,
@@ -32,7 +33,6 @@ from dualview.config import (
     FollowIR,
     RunFiles,
 )
-from dualview.config import Benchmark as BenchmarkSettings
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import Collection, View, from_flips, read_benchmark
 from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of

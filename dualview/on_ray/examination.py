@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 import random
 
-from dualview.config import GenerateConfig, LlmJudge
+from dualview.config.generate import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
 from dualview.errors import Interruption
 from dualview.records import Seed

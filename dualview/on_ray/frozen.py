@@ -19,7 +19,8 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
-from dualview.config import TrainConfig, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens
 from dualview.errors import InputError
 from dualview.models import model_fingerprint

@@ -12,17 +12,9 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
 import dualview
-from dualview.config import (
-    BeirSource,
-    Budget,
-    DraftsSource,
-    GenerateConfig,
-    GivenWriter,
-    Price,
-    PromptrieverSource,
-    TuplesSource,
-    VllmEngine,
-)
+from dualview.config.engines import Price, VllmEngine
+from dualview.config.generate import Budget, GenerateConfig, GivenWriter
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.costs import Spent, used_up
 from dualview.engines import check_engine
 from dualview.errors import InputError, Interruption

@@ -17,7 +17,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import dualview
-from dualview.config import FactbookSource, Flips, JudgeConfig, TuplesSource
+from dualview.config.evaluate import Flips
+from dualview.config.judge import JudgeConfig
+from dualview.config.sources import FactbookSource, TuplesSource
 from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.benchmarks import read_flips

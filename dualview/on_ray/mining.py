@@ -28,7 +28,8 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 import dualview
-from dualview.config import ENCODING_GROUP, BeirSource, DenseRetriever, Mining
+from dualview.config.base import ENCODING_GROUP
+from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.evaluation.ranking import inner_products
 from dualview.evaluation.search import QUERIES_AT_A_TIME, Score, search
 from dualview.models import Side, check_model

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.config import TrainConfig, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.train import TrainConfig
 from dualview.encoder import load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
 from dualview.on_ray.cluster import map_in_order
 from dualview.progress import Progress

@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 import ray.util.metrics
 
 import dualview
-from dualview.config import GenerateConfig, HttpEngine
+from dualview.config.engines import HttpEngine
+from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
 from dualview.engines import EngineDied, EngineUnavailable, open_engine
 from dualview.errors import InputError, Interruption

@@ -9,7 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from dualview.config import EvaluateConfig, StudyConfig, TrainConfig, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.study import StudyConfig
+from dualview.config.train import TrainConfig
 from dualview.costs import Spent, TrainingCost
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of

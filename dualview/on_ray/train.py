@@ -18,7 +18,8 @@ from ray.train.torch import TorchTrainer
 from sentence_transformers import SentenceTransformer
 import torch
 
-from dualview.config import TrainConfig, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
 from dualview.errors import Interruption
 from dualview.models import check_model

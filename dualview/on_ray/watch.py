@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from tensorboardX import SummaryWriter
 import torch
 
-from dualview.config import TrainConfig
+from dualview.config.train import TrainConfig
 from dualview.encoder import encode_texts
 from dualview.errors import InputError
 from dualview.evaluation.ranking import Ranking, rank_candidates

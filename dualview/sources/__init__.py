@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.config import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
 from dualview.errors import InputError
 from dualview.records import Seed
 from dualview.shards import Input, read_plan

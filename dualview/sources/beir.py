@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualview.beir import Row, check_qrels, read_qrels, read_rows
-from dualview.config import BeirSource, Mining, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.sources import BeirSource, Mining
 from dualview.errors import InputError
 from dualview.records import Passage, Seed
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store

@@ -24,7 +24,7 @@ from bm25s.scoring import (
 import numpy as np
 from numpy.typing import NDArray
 
-from dualview.config import Bm25
+from dualview.config.sources import Bm25
 
 _METHOD = "lucene"  # idf log(1 + (N - n + 0.5) / (n + 0.5)), never negative
 

@@ -5,15 +5,11 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dualview.config import (
-    EvaluateConfig,
-    StudyConfig,
-    TrainConfig,
-    canonical_json,
-    fingerprint,
-    load,
-    named_encoder,
-)
+from dualview.config.base import canonical_json, fingerprint
+from dualview.config.evaluate import EvaluateConfig, named_encoder
+from dualview.config.loading import load
+from dualview.config.study import StudyConfig
+from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 
 

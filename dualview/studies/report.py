@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 import yaml
 
-from dualview.config import StudyConfig
+from dualview.config.study import StudyConfig
 from dualview.costs import TrainingCost
 from dualview.evaluation.page import PAGE
 from dualview.evaluation.significance import Interval

@@ -8,7 +8,7 @@ retrieval collection is enough to start from.
 import asyncio
 from dataclasses import replace
 
-from dualview.config import Bootstrap, LlmJudge, Rules
+from dualview.config.generate import Bootstrap, LlmJudge, Rules
 from dualview.engines import Engine
 from dualview.records import ACCEPTED, Draft, Seed
 from dualview.synthesis.contamination import BenchmarkTexts

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualview.config import Benchmarks
+from dualview.config.generate import Benchmarks
 from dualview.errors import InputError
 from dualview.storage import S3Store, check_reachable, open_store
 from dualview.synthesis.words import runs, words

@@ -16,7 +16,7 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 import numpy as np
 import pyarrow as pa
 
-from dualview.config import NearDuplicates
+from dualview.config.generate import NearDuplicates
 from dualview.shards import NEAR_DUPLICATES_SCHEMA, Shard, put_near_duplicates, read_plan, read_shard
 from dualview.storage import Store
 from dualview.synthesis.words import runs, words

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
-from dualview.config import LlmJudge
+from dualview.config.generate import LlmJudge
 from dualview.engines import Engine
 from dualview.errors import InputError
 from dualview.records import FlipCollection, Passage, Seed

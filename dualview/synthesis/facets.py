@@ -4,7 +4,7 @@ from collections.abc import Iterator
 import random
 from typing import Literal
 
-from dualview.config import FacetsWriter
+from dualview.config.generate import FacetsWriter
 from dualview.records import Passage, Requirement, Seed
 from dualview.vocabulary import Vocabulary
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 import math
 
-from dualview.config import AttributesJudge, LlmJudge
+from dualview.config.generate import AttributesJudge, LlmJudge
 from dualview.engines import Engine, Request
 from dualview.records import ACCEPTED, Condition, Passage, Requirement, Verdict, all_hold
 from dualview.synthesis import prompts

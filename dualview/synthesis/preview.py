@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dualview.config import LlmJudge, LlmRewording, LlmWriter, Synthesis
+from dualview.config.generate import LlmJudge, LlmRewording, LlmWriter, Synthesis
 from dualview.engines import Turn
 from dualview.records import Passage, Seed
 from dualview.synthesis import prompts

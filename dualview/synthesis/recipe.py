@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualview.config import (
+from dualview.config.base import canonical_json, fingerprint
+from dualview.config.generate import (
     AttributesJudge,
     FacetsWriter,
     GivenWriter,
@@ -11,8 +12,6 @@ from dualview.config import (
     LlmWriter,
     Sampling,
     Synthesis,
-    canonical_json,
-    fingerprint,
 )
 from dualview.engines import Engine
 from dualview.errors import InputError

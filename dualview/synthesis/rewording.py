@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from dualview.config import LlmRewording, VocabularyRewording
+from dualview.config.generate import LlmRewording, VocabularyRewording
 from dualview.records import ACCEPTED, Rewording, Seed
 from dualview.synthesis import prompts
 from dualview.synthesis.judging import Claim, decide, judge_passages

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 import re
 
-from dualview.config import Rules
+from dualview.config.generate import Rules
 from dualview.records import Seed
 from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.language import in_different_languages

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dualview.config import FacetsWriter, GivenWriter, LlmJudge, LlmWriter
+from dualview.config.generate import FacetsWriter, GivenWriter, LlmJudge, LlmWriter
 from dualview.engines import Completion, Engine, Request
 from dualview.records import (
     ACCEPTED,

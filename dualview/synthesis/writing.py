@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import hashlib
 import random
 
-from dualview.config import Bootstrap, FacetsWriter, LlmWriter, Sampling
+from dualview.config.generate import Bootstrap, FacetsWriter, LlmWriter, Sampling
 from dualview.engines import Engine, Request, Turn
 from dualview.records import Passage, Requirement, Seed
 from dualview.synthesis import facets, prompts

@@ -10,7 +10,7 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from dualview.config import Batch as BatchSettings
+from dualview.config.train import Batch as BatchSettings
 from dualview.errors import InputError
 from dualview.records import all_hold
 from dualview.training.groups import LEFT_OUT, NEGATIVE, POSITIVE

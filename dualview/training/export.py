@@ -5,7 +5,8 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 import torch
 
-from dualview.config import TrainConfig, fingerprint
+from dualview.config.base import fingerprint
+from dualview.config.train import TrainConfig
 from dualview.encoder import asymmetric, new_encoder
 from dualview.training.step import move_back
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 
-from dualview.config import Part
+from dualview.config.train import Part
 from dualview.errors import InputError
 from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement
 

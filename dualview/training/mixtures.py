@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 import random
 
-from dualview.config import Part, TrainConfig
+from dualview.config.train import Part, TrainConfig
 from dualview.errors import InputError
 
 

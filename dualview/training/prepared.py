@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 import pyarrow as pa
 
-from dualview.config import EncoderConfig
+from dualview.config.train import EncoderConfig
 from dualview.errors import InputError
 from dualview.records import Requirement
 from dualview.training.groups import Group, View

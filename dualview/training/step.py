@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 import torch
 
-from dualview.config import TrainConfig
+from dualview.config.train import TrainConfig
 from dualview.encoder import Tokens, autocast
 from dualview.errors import InputError
 from dualview.models import Side

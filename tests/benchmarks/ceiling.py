@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
 
-from dualview.config import GenerateConfig
+from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Engine, Request
 from dualview.on_ray.examination import set_exam
 from dualview.on_ray.generate import run_settings

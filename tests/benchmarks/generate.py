@@ -25,7 +25,8 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.config import GenerateConfig, load
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
 from dualview.engines import Completion, Request, open_engine
 from dualview.engines.smollm2 import checkpoint
 from dualview.on_ray.generate import generate

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualview.beir import read_qrels
-from dualview.config import BeirSource
+from dualview.config.sources import BeirSource
 from dualview.on_ray.mining import Mined, mine
 
 BM25 = {"k1": 0.9, "b": 0.4, "stopwords": "english"}

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-from dualview.config import GenerateConfig, VllmEngine
+from dualview.config.engines import VllmEngine
+from dualview.config.generate import GenerateConfig
 from dualview.engines import Request
 from dualview.synthesis.judging import yes_no_margin
 

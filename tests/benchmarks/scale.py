@@ -28,7 +28,9 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
 
-from dualview.config import GenerateConfig, Pool, load
+from dualview.config.base import Pool
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
 
 ROWS_PER_SHARD = 500
 _SECONDS_BETWEEN_LOOKS = 0.05

@@ -30,7 +30,9 @@ from rich.console import Console
 from rich.table import Table
 import torch
 
-from dualview.config import FactbookSource, TrainConfig, load
+from dualview.config.loading import load
+from dualview.config.sources import FactbookSource
+from dualview.config.train import TrainConfig
 from dualview.encoder import inputs_of, new_encoder, tokenize
 from dualview.sources import open_source
 from dualview.training.groups import Group, Label, View

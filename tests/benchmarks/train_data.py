@@ -23,7 +23,8 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from dualview.config import TrainConfig, load
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
 from dualview.training.batches import Sampler, make_batch
 from dualview.training.prepared import PIECE_SCHEMA, Prepared
 

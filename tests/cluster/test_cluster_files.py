@@ -16,7 +16,9 @@ from packaging.utils import canonicalize_name
 import pytest
 import yaml
 
-from dualview.config import GenerateConfig, TrainConfig, load
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "cluster/Dockerfile").read_text()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dualview.config import HttpEngine, VllmEngine
+from dualview.config.engines import HttpEngine, VllmEngine
 from dualview.engines import Completion, EngineUnavailable, Request, Turn, check_engine, open_engine
 from dualview.engines.http import TEXT_MARGIN, Http
 from dualview.engines.smollm2 import checkpoint

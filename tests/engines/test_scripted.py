@@ -1,7 +1,7 @@
 import asyncio
 from dataclasses import replace
 
-from dualview.config import ScriptedEngine
+from dualview.config.engines import ScriptedEngine
 from dualview.engines import Request, Turn, open_engine
 from dualview.engines.scripted import seeded_answers
 from dualview.synthesis.judging import yes_no_margin

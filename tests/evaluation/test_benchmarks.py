@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dualview.config import Beir, Flips
+from dualview.config.evaluate import Beir, Flips
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import Collection, Topic, View, read_beir, read_benchmark, read_flips
 from dualview.records import FlipCollection, FlipQuery, Passage

@@ -9,7 +9,7 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 from mteb.tasks.instruction_reranking.multilingual import m_follow_ir
 import pytest
 
-from dualview.config import FollowIR, HubBenchmark, Mair, Trec
+from dualview.config.evaluate import FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import Collection, Topic, View, read_benchmark
 from dualview.records import Passage

@@ -31,7 +31,11 @@ from pod_checks import (
 from watching_checks import SCRAPED, dashboard_problems, expression_problems
 import yaml
 
-from dualview.config import EvaluateConfig, GenerateConfig, StudyConfig, TrainConfig, load
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
+from dualview.config.study import StudyConfig
+from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 from dualview.studies.plans import plan_study
 

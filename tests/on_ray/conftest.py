@@ -8,7 +8,8 @@ from faulty_s3 import FaultyS3, bucket
 import pytest
 import ray
 
-from dualview.config import GenerateConfig, load
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
 from dualview.on_ray.generate import generate
 
 

@@ -12,7 +12,7 @@ from ray.data import ActorPoolStrategy
 from ray.train import WorkerGroupError
 from test_faults import DEADLINE_SECONDS, AnotherNode
 
-from dualview.config import Actors
+from dualview.config.base import Actors
 from dualview.errors import InputError, Interruption
 from dualview.on_ray import cluster as cluster_module
 from dualview.on_ray.cluster import (

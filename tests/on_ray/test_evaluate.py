@@ -23,7 +23,8 @@ from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder
 import torch
 
-from dualview.config import EvaluateConfig, load
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.loading import load
 from dualview.encoder import asymmetric, load_encoder
 from dualview.errors import InputError
 from dualview.evaluation.metrics import p_mrr

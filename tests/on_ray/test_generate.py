@@ -22,7 +22,7 @@ import ray
 from ray_processes import workers_of
 import yaml
 
-from dualview.config import GenerateConfig
+from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, EngineDied, EngineUnavailable, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError, Interruption

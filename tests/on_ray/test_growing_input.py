@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_generate import LLM
 
-from dualview.config import Actors, GenerateConfig
+from dualview.config.base import Actors
+from dualview.config.generate import GenerateConfig
 from dualview.errors import InputError
 from dualview.on_ray.cluster import map_on_cluster
 from dualview.on_ray.generate import generate

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.config import JudgeConfig
+from dualview.config.judge import JudgeConfig
 from dualview.errors import InputError, Interruption
 from dualview.on_ray.judge import PAIRS_SCHEMA, judge, print_judged, threshold_sentences
 from dualview.synthesis.exam import as_floats, measure

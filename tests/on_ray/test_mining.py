@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from dualview.config import BeirSource
+from dualview.config.sources import BeirSource
 from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.on_ray.mining import Mined, mine
@@ -240,7 +240,7 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
         f"{s3}/mining/data/run",
     )  # it stands before data/
     code = (
-        "import sys; from dualview.config import BeirSource; from dualview.on_ray.mining import mine;"
+        "import sys; from dualview.config.sources import BeirSource; from dualview.on_ray.mining import mine;"
         "mine(BeirSource.model_validate_json(sys.argv[1]), sys.argv[2])"
     )
     store = open_store(output)

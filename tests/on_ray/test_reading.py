@@ -2,7 +2,7 @@ import re
 
 from finished_run import finish_run, row, training_rows
 
-from dualview.config import NearDuplicates
+from dualview.config.generate import NearDuplicates
 from dualview.on_ray.cluster import map_in_order
 from dualview.shards import read_near_duplicates, read_plan
 from dualview.storage import open_store

@@ -10,7 +10,8 @@ import pytest
 from tiny import save_small_encoder
 import yaml
 
-from dualview.config import StudyConfig, load
+from dualview.config.loading import load
+from dualview.config.study import StudyConfig
 from dualview.errors import InputError
 from dualview.on_ray.study import estimate_study, report_study, run_study
 from dualview.storage import open_store

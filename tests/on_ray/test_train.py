@@ -18,7 +18,8 @@ from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder
 import yaml
 
-from dualview.config import TrainConfig, load
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
 from dualview.encoder import encode_texts, encode_tokens, load_encoder, new_encoder, num_dense_parameters
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model

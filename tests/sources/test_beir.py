@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from dualview.config import BeirSource
+from dualview.config.sources import BeirSource
 from dualview.errors import InputError
 from dualview.records import SEED_SCHEMA, Passage, seed_from_columns, seeds_to_table
 from dualview.sources.beir import (

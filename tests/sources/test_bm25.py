@@ -8,7 +8,7 @@ import bm25s
 import numpy as np
 import pytest
 
-from dualview.config import Bm25
+from dualview.config.sources import Bm25
 from dualview.sources import bm25
 
 SETTINGS = Bm25(k1=0.9, b=0.4, stopwords="english")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.config import PromptrieverSource
+from dualview.config.sources import PromptrieverSource
 from dualview.errors import InputError
 from dualview.records import SEED_SCHEMA, Passage, seed_from_columns
 from dualview.sources import open_source

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.config import TuplesSource
+from dualview.config.sources import TuplesSource
 from dualview.errors import InputError
 from dualview.records import SEED_SCHEMA, Passage, Requirement, Seed
 from dualview.sources import open_source

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dualview.config import StudyConfig, load
+from dualview.config.loading import load
+from dualview.config.study import StudyConfig
 from dualview.errors import InputError
 from dualview.studies.plans import budget_of, plan_study
 

@@ -10,7 +10,10 @@ from matplotlib.image import imread
 import numpy as np
 import pytest
 
-from dualview.config import Price, StudyConfig, TrainBudget, load
+from dualview.config.engines import Price
+from dualview.config.loading import load
+from dualview.config.study import StudyConfig
+from dualview.config.train import TrainBudget
 from dualview.costs import Spent, TrainingCost
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study

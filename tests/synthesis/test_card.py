@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from dualview.config import NearDuplicates
+from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
 from dualview.storage import open_store

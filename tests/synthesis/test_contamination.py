@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dualview.config import Benchmarks
+from dualview.config.generate import Benchmarks
 from dualview.errors import InputError
 from dualview.synthesis.contamination import benchmark_texts, load_benchmarks
 

@@ -4,7 +4,7 @@ import random
 from finished_run import finish_run, row, training_rows
 import pytest
 
-from dualview.config import NearDuplicates
+from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.shards import (
     is_complete,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from dualview.config import Exam, LlmJudge
+from dualview.config.generate import Exam, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
 from dualview.errors import InputError

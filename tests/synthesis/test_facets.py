@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from dualview.config import FacetsWriter
+from dualview.config.generate import FacetsWriter
 from dualview.records import Passage, Requirement, Seed, all_hold
 from dualview.synthesis.facets import compose
 from dualview.vocabulary import Vocabulary

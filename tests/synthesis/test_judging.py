@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from dualview.config import Exam, LlmJudge
+from dualview.config.generate import Exam, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
 from dualview.records import Passage, Requirement, Verdict

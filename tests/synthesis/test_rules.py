@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from dualview.config import FacetsWriter, Rules
+from dualview.config.generate import FacetsWriter, Rules
 from dualview.records import Passage, Seed
 from dualview.sources import factbook
 from dualview.synthesis import facets

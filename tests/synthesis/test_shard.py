@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dualview.config import (
+from dualview.config.generate import (
     Accept,
     AttributesJudge,
     Bootstrap,

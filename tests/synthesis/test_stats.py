@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dualview.config import NearDuplicates
+from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import Draft, Rewording, Verdict
 from dualview.storage import open_store

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from dualview.config import Part
+from dualview.config.train import Part
 from dualview.errors import InputError
 from dualview.records import DualView, Lineage, Passage, Rewording, Seed, Verdict
 from dualview.training.groups import groups_of

@@ -1,7 +1,7 @@
 import pytest
 from tiny import train_config
 
-from dualview.config import Part
+from dualview.config.train import Part
 from dualview.errors import InputError
 from dualview.training.mixtures import draw, instances_of_parts, num_views
 

@@ -1,0 +1,1 @@
+"""Each verb's settings, frozen and strict, and how YAML becomes them."""

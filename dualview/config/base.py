@@ -1,0 +1,64 @@
+"""What all settings share: strictness, common types, actors, fingerprints."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+
+
+class Settings(BaseModel):
+    """Values that matter have no default. Frozen, so that a run is its config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], Strict(False)]  # a YAML list
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern="^[^/]+$")]  # of files, too
+
+
+class Actors(Settings):
+    """How many Ray actors, and what each of them asks of the cluster."""
+
+    num: Positive
+    cpus: Annotated[float, Field(gt=0)]
+    gpus: Annotated[float, Field(ge=0)]
+
+
+class Pool(Actors):
+    """Of `num` actors, or of more while the cluster has room for them."""
+
+    max_num: Positive | None  # null: it stays at num
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_num is not None and self.max_num < self.num:
+            raise ValueError(f"max_num {self.max_num} is below num {self.num}")
+        return self
+
+    def size(self, num_pieces: int) -> dict[str, int]:
+        """The smallest and the largest number of actors for so many pieces of work, as Ray Data names them."""
+        return {
+            "min_size": min(self.num, num_pieces),
+            "max_size": min(self.max_num or self.num, num_pieces),
+        }
+
+
+# Texts are encoded in fixed groups of this many, so that a vector does not depend, in its last bits, on how
+# large a shard is.
+ENCODING_GROUP = 128
+WholeGroups = Annotated[int, Field(gt=0, multiple_of=ENCODING_GROUP)]
+
+
+def canonical_json(value: Any) -> str:
+    """One text for equal values: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def fingerprint(value: Any) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
