@@ -21,6 +21,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from dualview.commit.shards import read_tables
 from dualview.config.base import canonical_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -34,7 +35,6 @@ from dualview.on_ray.examination import exam_sentences
 from dualview.on_ray.generate import generate
 from dualview.on_ray.train import train
 from dualview.records import ACCEPTED, DualView, dual_views_from_table
-from dualview.shards import read_tables
 from dualview.storage import download_tree, open_store
 
 CONFIGS = Path("configs/demo")

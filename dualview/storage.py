@@ -1,7 +1,7 @@
 """One small store over local disk and S3: get (whole, or the end), list and create-only put.
 
 A put is atomic and never replaces: an object is absent or whole, and it stays what it was. That is all
-that shards.py needs for its commits. Keys are relative to the store's prefix and use "/".
+that commits need. Keys are relative to the store's prefix and use "/".
 
 A store that fails for a while is waited for. One that stays away, refuses or is full raises Interruption.
 """

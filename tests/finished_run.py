@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from dualview.commit.plan import Input, Shard, plan_run
+from dualview.commit.shards import commit, left_out_of_training, read_tables, trainable_rows
 from dualview.costs import Spent
 from dualview.records import (
     ACCEPTED,
@@ -18,8 +20,10 @@ from dualview.records import (
     Seed,
     Verdict,
 )
-from dualview.shards import Input, Shard, commit, left_out_of_training, plan_run, read_tables, trainable_rows
 from dualview.storage import Store
+
+SETTINGS = {"writer": {"model": "demo", "temperature": 0.7}, "rules": {"max_words": 40}, "judges": ["a", "b"]}
+INPUTS = [Input("north.jsonl", 5, "c0ffee"), Input("empty.jsonl", 0, "0"), Input("south.jsonl", 4, "beef")]
 
 
 def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave out Africa.", **changes: Any):
@@ -52,6 +56,21 @@ def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave o
         lineage=Lineage("demo", "write@1", "{}", ("attributes",), "", "0.1", "", "run", 0, "one"),
     )
     return replace(whole, **changes)
+
+
+def rows_of(shard: Shard, attempt: str) -> list[DualView]:
+    """One for each of the shard's seeds."""
+    return [
+        replace(each, lineage=replace(each.lineage, shard=shard.index, attempt=attempt))
+        for each in (row(f"{shard.input}-{index}") for index in range(shard.start, shard.stop))
+    ]
+
+
+def commit_rows(store: Store, shard: Shard, rows: Sequence[DualView], attempt: str) -> bool:
+    """As the plan of `rows_of` has it, whatever the rows are."""
+    planned = [(each.seed.id, each.target_id) for each in rows_of(shard, attempt)]
+    tokens = (sum(each.prompt_tokens for each in rows), sum(each.completion_tokens for each in rows))
+    return commit(store, shard, planned, rows, attempt, Spent(*tokens, gpu_seconds=1.5))
 
 
 def finish_run(

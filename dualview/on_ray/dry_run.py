@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from dualview.commit.plan import Plan
 from dualview.config.engines import VllmEngine
 from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
 from dualview.models import local_model
 from dualview.on_ray.generate import check
-from dualview.shards import Plan
 from dualview.sources import open_source
 from dualview.synthesis.preview import Prompt, estimate, fill_prompts
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from dualview.commit.claims import claim
 from dualview.config.base import Actors
 from dualview.config.evaluate import Benchmark as BenchmarkSettings
 from dualview.config.evaluate import (
@@ -43,7 +44,6 @@ from dualview.evaluation.search import QUERIES_AT_A_TIME
 from dualview.models import Side, check_model, model_fingerprint
 from dualview.on_ray.cluster import join_cluster, map_on_cluster
 from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
-from dualview.shards import claim
 from dualview.sources import bm25, factbook
 from dualview.storage import Store, check_reachable, open_store
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 import random
 
+from dualview.commit.plan import Input
 from dualview.config.generate import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
 from dualview.errors import Interruption
 from dualview.records import Seed
-from dualview.shards import Input
 from dualview.sources import Source, open_source
 from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
 from dualview.synthesis.judging import judge_name

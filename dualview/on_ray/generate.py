@@ -12,6 +12,9 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
 import dualview
+from dualview.commit.attempts import spent_so_far
+from dualview.commit.plan import Plan, Shard, known_inputs, missing, plan_run, read_plan
+from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_summaries
 from dualview.config.engines import Price, VllmEngine
 from dualview.config.generate import Budget, GenerateConfig, GivenWriter
 from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
@@ -24,19 +27,6 @@ from dualview.on_ray.mining import mine
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.progress import Progress
 from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
-from dualview.shards import (
-    Plan,
-    Shard,
-    known_inputs,
-    lacks_near_duplicates,
-    missing,
-    plan_run,
-    read_exam,
-    read_near_duplicates,
-    read_plan,
-    read_summaries,
-    spent_so_far,
-)
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.promptriever import keep_plain
 from dualview.storage import Store, check_reachable, open_store

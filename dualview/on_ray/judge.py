@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import dualview
+from dualview.commit.claims import claim
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
 from dualview.config.sources import FactbookSource, TuplesSource
@@ -27,7 +28,6 @@ from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.examination import first_seeds
 from dualview.on_ray.generate import CONNECTION
 from dualview.records import Passage
-from dualview.shards import claim
 from dualview.sources import open_source
 from dualview.storage import check_reachable, open_store
 from dualview.synthesis import prompts

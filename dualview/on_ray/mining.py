@@ -28,6 +28,7 @@ import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 import dualview
+from dualview.commit.claims import claim
 from dualview.config.base import ENCODING_GROUP
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.evaluation.ranking import inner_products
@@ -36,7 +37,6 @@ from dualview.models import Side, check_model
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
-from dualview.shards import claim
 from dualview.sources import bm25
 from dualview.sources.beir import (
     BeirCollection,

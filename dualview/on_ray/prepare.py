@@ -11,13 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from dualview.commit.plan import read_plan
+from dualview.commit.shards import left_out_of_training, read_shard, trainable_rows
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
 from dualview.encoder import load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
 from dualview.on_ray.cluster import map_in_order
 from dualview.progress import Progress
 from dualview.records import dual_views_from_table
-from dualview.shards import left_out_of_training, read_plan, read_shard, trainable_rows
 from dualview.storage import LocalStore, Store, download_tree, open_store
 from dualview.training.groups import groups_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts

@@ -16,6 +16,9 @@ from ray.actor import ActorHandle
 import ray.util.metrics
 
 import dualview
+from dualview.commit.attempts import begin_attempt, killers, mark_row, note_lost
+from dualview.commit.plan import Plan, Shard
+from dualview.commit.shards import EXAM_KEY, commit, read_exam
 from dualview.config.engines import HttpEngine
 from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
@@ -23,17 +26,6 @@ from dualview.engines import EngineDied, EngineUnavailable, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.on_ray.examination import Exam, exam_passed, sit_exams
 from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
-from dualview.shards import (
-    EXAM_KEY,
-    Plan,
-    Shard,
-    begin_attempt,
-    commit,
-    killers,
-    mark_row,
-    note_lost,
-    read_exam,
-)
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.drafts import Drafts
 from dualview.storage import Store

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from dualview.commit.attempts import spent_so_far
 from dualview.config.base import fingerprint
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.study import StudyConfig
@@ -20,7 +21,6 @@ from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
 from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
-from dualview.shards import spent_so_far
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
 from dualview.studies.report import Values, as_markdown, as_page, study_sections

@@ -18,6 +18,8 @@ from ray.train.torch import TorchTrainer
 from sentence_transformers import SentenceTransformer
 import torch
 
+from dualview.commit.claims import claim
+from dualview.commit.shards import left_out_of_training
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
@@ -34,7 +36,6 @@ from dualview.on_ray.prepare import (
     tokens_of,
 )
 from dualview.on_ray.watch import Watch
-from dualview.shards import claim, left_out_of_training
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
 from dualview.training.batches import Sampler
 from dualview.training.export import encoder_to_train, finished_encoder, model_card

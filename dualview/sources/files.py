@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
+from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import Seed
-from dualview.shards import Input
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store
 
 # Applies a function to items and yields the results in their order, as map does; perhaps on many machines.

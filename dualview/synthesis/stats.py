@@ -11,16 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dualview.commit.plan import Plan, missing, read_plan
+from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_tables
 from dualview.records import ACCEPTED, NEAR_DUPLICATE
-from dualview.shards import (
-    Plan,
-    lacks_near_duplicates,
-    missing,
-    read_exam,
-    read_near_duplicates,
-    read_plan,
-    read_tables,
-)
 from dualview.storage import Store
 from dualview.synthesis.words import words
 

@@ -13,8 +13,8 @@ from ray._private.parameter import RayParams
 from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from test_generate import LLM, Job, config_of, rows_of, undisturbed, wait_until
 
+from dualview.commit.shards import is_complete
 from dualview.records import DualView
-from dualview.shards import is_complete
 from dualview.storage import open_store
 
 DEADLINE_SECONDS = 600  # against a hang, and not a measure

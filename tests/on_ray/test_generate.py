@@ -22,6 +22,8 @@ import ray
 from ray_processes import workers_of
 import yaml
 
+from dualview.commit.plan import Plan, missing, plan_run
+from dualview.commit.shards import is_complete, read_exam, read_tables
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, EngineDied, EngineUnavailable, Request, Turn
 from dualview.engines.scripted import Scripted, seeded_answers
@@ -31,7 +33,6 @@ from dualview.on_ray.examination import exam_sentences, set_exam
 from dualview.on_ray.generate import check_accepted_share, generate, run_settings
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
-from dualview.shards import Plan, is_complete, missing, plan_run, read_exam, read_tables
 from dualview.sources import factbook, open_source
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts

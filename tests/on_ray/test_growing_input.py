@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_generate import LLM
 
+from dualview.commit.shards import is_complete, read_tables
 from dualview.config.base import Actors
 from dualview.config.generate import GenerateConfig
 from dualview.errors import InputError
 from dualview.on_ray.cluster import map_on_cluster
 from dualview.on_ray.generate import generate
 from dualview.records import dual_views_from_table
-from dualview.shards import is_complete, read_tables
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store
 

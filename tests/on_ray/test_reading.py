@@ -2,9 +2,10 @@ import re
 
 from finished_run import finish_run, row, training_rows
 
+from dualview.commit.plan import read_plan
+from dualview.commit.shards import read_near_duplicates
 from dualview.config.generate import NearDuplicates
 from dualview.on_ray.cluster import map_in_order
-from dualview.shards import read_near_duplicates, read_plan
 from dualview.storage import open_store
 from dualview.synthesis.card import put_card
 from dualview.synthesis.duplicates import mark_near_duplicates

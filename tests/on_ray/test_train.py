@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder
 import yaml
 
+from dualview.commit.plan import Input, plan_run
 from dualview.config.loading import load
 from dualview.config.train import TrainConfig
 from dualview.encoder import encode_texts, encode_tokens, load_encoder, new_encoder, num_dense_parameters
@@ -32,7 +33,6 @@ from dualview.on_ray.prepare import (
     untouched_encoder,
 )
 from dualview.on_ray.train import num_steps_of, sampler_of, train
-from dualview.shards import Input, plan_run
 from dualview.storage import download_tree, open_store
 from dualview.training.prepared import Prepared
 from dualview.training.step import operations

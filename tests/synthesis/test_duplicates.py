@@ -4,15 +4,10 @@ import random
 from finished_run import finish_run, row, training_rows
 import pytest
 
+from dualview.commit.plan import read_plan
+from dualview.commit.shards import is_complete, lacks_near_duplicates, read_near_duplicates, read_tables
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
-from dualview.shards import (
-    is_complete,
-    lacks_near_duplicates,
-    read_near_duplicates,
-    read_plan,
-    read_tables,
-)
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
 
