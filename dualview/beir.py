@@ -5,7 +5,7 @@
 query-id <tab> corpus-id <tab> score                       the first line of qrels, then one judgement a line
 """
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 import io
 import json
@@ -62,6 +62,19 @@ def _object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(columns, dict):
         raise InputError(f'{where}: expected a JSON object, for example {{"_id": "7", "text": "..."}}')
     return columns
+
+
+def by_id(
+    rows: Iterable[Row], key: str = "_id", read: Callable[[Row, str], str] = Row.text
+) -> dict[str, Row]:
+    """All rows, by what `read` finds under the key. Raises InputError where an id stands a second time."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        id = read(row, key)
+        if id in found:
+            raise InputError(f"{row.where}: the id {id!r} stands there a second time")
+        found[id] = row
+    return found
 
 
 def read_qrels(url: str) -> dict[str, dict[str, int]]:

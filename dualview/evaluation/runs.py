@@ -9,7 +9,7 @@ import numpy as np
 
 from dualview.beir import read_lines
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import Collection, View
+from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.metrics import rank_change
 from dualview.evaluation.ranking import Ranking, rank
 

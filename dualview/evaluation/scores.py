@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.evaluation.benchmarks import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
 from dualview.evaluation.metrics import (
     average_precision,
     instruction_compliance,

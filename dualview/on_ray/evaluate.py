@@ -35,7 +35,9 @@ from dualview.config.evaluate import (
     RunFiles,
 )
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import Collection, View, from_flips, read_benchmark
+from dualview.evaluation.benchmarks import read_benchmark
+from dualview.evaluation.benchmarks.collections import Collection, View
+from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
 from dualview.evaluation.report import Summary, html_report, summary
 from dualview.evaluation.runs import most_moved, read_run, run_lines

@@ -23,7 +23,7 @@ from dualview.config.judge import JudgeConfig
 from dualview.config.sources import FactbookSource, TuplesSource
 from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
-from dualview.evaluation.benchmarks import read_flips
+from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.examination import first_seeds
 from dualview.on_ray.generate import CONNECTION

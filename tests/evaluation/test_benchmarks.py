@@ -5,7 +5,10 @@ import pytest
 
 from dualview.config.evaluate import Beir, Flips
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import Collection, Topic, View, read_beir, read_benchmark, read_flips
+from dualview.evaluation.benchmarks import read_benchmark
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.flips import read_flips
+from dualview.evaluation.benchmarks.plain import read_beir
 from dualview.records import FlipCollection, FlipQuery, Passage
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

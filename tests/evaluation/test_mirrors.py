@@ -11,7 +11,8 @@ import pytest
 
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import Collection, Topic, View, read_benchmark
+from dualview.evaluation.benchmarks import read_benchmark
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
 from dualview.records import Passage
 
 

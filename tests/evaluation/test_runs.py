@@ -6,7 +6,7 @@ import pytest
 import pytrec_eval
 
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
 from dualview.evaluation.metrics import average_precision
 from dualview.evaluation.ranking import Ranking
 from dualview.evaluation.runs import most_moved, read_run, run_lines

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from dualview.evaluation.benchmarks import Collection, Topic, View, from_flips
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.ranking import Ranking, rank
 from dualview.evaluation.scores import KINDS, SCORES_SCHEMA, QueryScore, mteb_result, score, scores_to_table
 from dualview.records import FlipCollection, FlipQuery, Passage

@@ -1,0 +1,99 @@
+"""Our own simple layout: a query, its instructions, and the passages that are relevant under each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dualview.beir import Row
+from dualview.config.evaluate import Flips
+from dualview.errors import InputError
+from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.plain import read_corpus, rows_by_id
+from dualview.records import FlipCollection, FlipQuery, Passage
+
+
+def from_flips(flips: FlipCollection) -> Collection:
+    return Collection(
+        flips.name,
+        flips.passages,
+        tuple(
+            Topic(
+                query.id,
+                {
+                    name: View(
+                        f"{query.id}-{name}",
+                        query.query,
+                        query.instructions[name],
+                        dict.fromkeys(query.relevant[name], 1),
+                        query.candidates,
+                    )
+                    for name in ("original", "changed")
+                },
+                frozenset(query.relevant["original"]) - frozenset(query.relevant["changed"]),
+                query.labels,
+            )
+            for query in flips.queries
+        ),
+    )
+
+
+def read_flips(settings: Flips) -> FlipCollection:
+    """The folder's queries under the two named instructions.
+
+    corpus.jsonl stands in the folder or in its parent, which several splits may share. Candidates of
+    every query are all passages that are relevant to some query; the rest of the corpus is left out.
+    Raises InputError where a file is missing or a row is wrong.
+    """
+    folder = Path(settings.path)
+    own, shared = folder / "corpus.jsonl", folder.parent / "corpus.jsonl"
+    corpus_path = own if own.exists() or not shared.exists() else shared
+    corpus = read_corpus(str(corpus_path))
+    names = {"original": settings.original, "changed": settings.changed}
+    rows = rows_by_id(str(folder / "queries.jsonl"))
+    relevant = {id: _flip(row, names, corpus) for id, row in rows.items()}
+    candidates = tuple(sorted({id for views in relevant.values() for ids in views.values() for id in ids}))
+    return FlipCollection(
+        name=settings.name,
+        passages={id: corpus[id] for id in candidates},
+        queries=tuple(
+            FlipQuery(
+                id=id,
+                query=row.text("query"),
+                instructions={view: _instruction(row, name) for view, name in names.items()},
+                relevant=relevant[id],
+                candidates=candidates,
+            )
+            for id, row in rows.items()
+        ),
+    )
+
+
+def _instruction(row: Row, name: str) -> str:
+    instructions = row.columns.get("instructions")
+    if not isinstance(instructions, dict) or not isinstance(instructions.get(name), str):
+        raise InputError(f"{row.where}: `instructions` must map {name!r} to a text, found {instructions!r}")
+    return str(instructions[name])
+
+
+def _flip(row: Row, names: Mapping[str, str], corpus: Mapping[str, Passage]) -> dict[str, tuple[str, ...]]:
+    """view -> ids of the relevant passages, each once."""
+    relevant = {view: _relevant(row, name, corpus) for view, name in names.items()}
+    if set(relevant["original"]) == set(relevant["changed"]):
+        first, second = names.values()
+        raise InputError(
+            f"{row.where}: {first!r} and {second!r} have the same relevant passages; "
+            "expected that some passage changes its label"
+        )
+    return relevant
+
+
+def _relevant(row: Row, name: str, corpus: Mapping[str, Passage]) -> tuple[str, ...]:
+    relevant = row.columns.get("relevant")
+    ids = relevant.get(name) if isinstance(relevant, dict) else None
+    if not isinstance(ids, list) or not ids:
+        raise InputError(
+            f"{row.where}: `relevant` must map {name!r} to a list of at least one passage id, found {ids!r}"
+        )
+    for id in ids:
+        if not isinstance(id, str) or id not in corpus:
+            raise InputError(f"{row.where}: the relevant passage {id!r} is not in corpus.jsonl")
+    return tuple(dict.fromkeys(ids))  # people's label files name a passage twice now and then
