@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import count
+import logging
 import math
 import os
 from typing import Any
@@ -49,6 +50,10 @@ class Vllm:
                 disable_log_stats=True,
             )
         )
+        # An engine's process says itself why it dies, and requests that wait for it get EngineDied. This logger says
+        # it once more, and also where nothing is wrong: at an actor's end Ray kills the engine's process first.
+        # After the start, which sets all levels anew.
+        logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
         self._tokenizer = self._llm.get_tokenizer()
         self._request_ids = count()
 
