@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy
 from dualview.config.base import ENCODING_GROUP, Pool, fingerprint
 from dualview.errors import InputError
 from dualview.models import Side
-from dualview.on_ray.cluster import errors_of_workers, join_cluster
+from dualview.on_ray.cluster import ENCODING_ENVIRONMENT, errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.storage import Store, arrow_filesystem
 
@@ -88,6 +88,7 @@ def keep_vectors(store: Store, shards: Sequence[Shard], actors: Pool, *, trust_r
         compute=ActorPoolStrategy(**actors.size(len(units))),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
+        runtime_env=ENCODING_ENVIRONMENT,
     )
     total = sum(len(shard.texts) for shard in to_do.values())
     with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:

@@ -24,7 +24,7 @@ from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens
 from dualview.errors import InputError
 from dualview.models import model_fingerprint
-from dualview.on_ray.cluster import errors_of_workers
+from dualview.on_ray.cluster import ENCODING_ENVIRONMENT, errors_of_workers
 from dualview.on_ray.prepare import on_this_node, open_prepared, untouched_encoder
 from dualview.progress import Progress
 from dualview.storage import Store, arrow_filesystem, open_store
@@ -130,6 +130,7 @@ def _encode(config: TrainConfig, units: dict[str, list[int]]) -> None:
         compute=ActorPoolStrategy(size=min(workers.num, len(units))),
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
+        runtime_env=ENCODING_ENVIRONMENT,
     )
     total = sum(map(len, units.values()))
     with errors_of_workers(), Progress("encoding passages", total, "passages", trail=None) as progress:

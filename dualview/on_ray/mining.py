@@ -34,7 +34,7 @@ from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.evaluation.ranking import inner_products
 from dualview.evaluation.search import QUERIES_AT_A_TIME, Score, search
 from dualview.models import Side, check_model
-from dualview.on_ray.cluster import errors_of_workers, join_cluster
+from dualview.on_ray.cluster import ENCODING_ENVIRONMENT, errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
 from dualview.sources import bm25
@@ -203,6 +203,7 @@ def _encode(dense: DenseRetriever, work: _Work, parts: Sequence[int]) -> None:
         compute=ActorPoolStrategy(size=min(actors.num, len(units))),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
+        runtime_env=ENCODING_ENVIRONMENT,
     )
     for _ in _watched(rows, units, "encoding", "texts"):
         pass
