@@ -29,16 +29,16 @@ ENCODING_ENVIRONMENT = {
 }
 
 
-def join_cluster(actors: Actors) -> None:
+def join_cluster(actors: Actors, *, dashboard: bool = False) -> None:
     """Connects to the cluster of RAY_ADDRESS or a running local one, else starts one on this machine.
 
+    Such a one, of this job alone, has a dashboard only where asked for: it takes seconds of a laptop's cores.
     Credentials are not carried over: every node finds its own in its environment.
     Raises InputError where the cluster cannot hold the actors: Ray would wait for ever, quietly. A cluster
     that grows says so by DUALVIEW_WAIT_FOR_NODES_S in its head's environment, and is given that time.
     """
     if not ray.is_initialized():
-        # A cluster of this job alone, where none is found, has no dashboard: it takes seconds of a laptop's cores.
-        ray.init(logging_level=logging.WARNING, include_dashboard=False)
+        ray.init(logging_level=logging.WARNING, include_dashboard=dashboard)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # our own progress says it shorter
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -41,7 +41,8 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
                 f"metrics: `{metric}` is of none of the benchmarks of {study.evaluate}, {', '.join(names)};"
                 f" expected for example `{names[0]} nDCG@10`"
             )
-    join_cluster(max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus))
+    largest = max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus)
+    join_cluster(largest, dashboard=True)  # as in a training
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
     # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.

@@ -76,7 +76,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         _refuse_known_failure(store)
         for part in config.mixture.parts:
             left_out_of_training(open_store(part.data))  # at once, not after a cluster has been started
-        join_cluster(config.workers)
+        join_cluster(config.workers, dashboard=True)  # Ray Train asks it for the state of its workers
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
         claim(store, CONFIG_KEY, claimed, notes={})
