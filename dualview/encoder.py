@@ -198,7 +198,7 @@ def encode_tokens(
         return embed(encoder, tokens, side=side, chunk_tokens=chunk_tokens).cpu()
 
 
-CPU_CHUNK_TOKENS = 1024  # its activations stay in the caches of a core: 1.1 to 1.2 times as fast as 8192 with MiniLM
+CPU_CHUNK_TOKENS = 1024  # activations stay in a core's caches: 1.1 to 1.2 times as fast as 8192
 GPU_CHUNK_TOKENS = 8192  # small enough for the attention matrices at 512 tokens
 
 
