@@ -42,7 +42,9 @@ def test_judging_prompts_of_one_row_differ_only_after_query_and_instruction():
     assert second.startswith(shared)
 
 
-@pytest.mark.parametrize("name", [*WRITING, "judge-v1", "judge-query-v1", "original-v1", "reword-v1", "reword-small-v1"])
+@pytest.mark.parametrize(
+    "name", [*WRITING, "judge-v1", "judge-query-v1", "original-v1", "reword-v1", "reword-small-v1"]
+)
 def test_turns_alternate_and_leave_the_last_word_to_the_model(name):
     roles = [role for role, _ in prompts.load(name).turns]
     assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
