@@ -70,7 +70,8 @@ def study_sections(
     sections = [
         Section(
             "Scores",
-            "Means x100, with 95% bootstrap intervals over queries and seeds of training.",
+            "Means x100, with 95% bootstrap intervals over queries and seeds of training. Few seeds make them too narrow"
+            " where seeds spread more than queries do; every run's own scores are below.",
             [
                 Table(
                     [*axes, "seeds", *named.values()],
@@ -105,7 +106,7 @@ def study_sections(
             )
         )
     if costs:
-        sections.append(_costs_section(study, runs, costs))
+        sections.append(_runs_section(study, runs, values, costs))
     if failed:
         items = [f"{run.name}: {failed[run.folder]}" for run in runs if run.folder in failed]
         sections.append(Section("Failed", "The figures above are without them.", items=items))
@@ -340,20 +341,25 @@ def _worth(worth: Interval, ratio: float) -> str:
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def _costs_section(study: StudyConfig, runs: Sequence[Run], costs: Mapping[str, TrainingCost]) -> Section:
+def _runs_section(
+    study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values], costs: Mapping[str, TrainingCost]
+) -> Section:
+    """Each run alone: what it scored, and what it cost."""
     units = _units(study, costs)
+    finished = [run for run in runs if run.folder in costs]
+    in_units = [costs[run.folder].in_units(study.price) for run in finished]
     rows = [
         [
             *run.point.values(),
-            *(f"{costs[run.folder].in_units(study.price).get(unit, 0.0):,.6g}" for unit in units),
+            *(f"{100 * _matrix([values[run.folder]], metric).mean():.1f}" for metric in study.metrics),
+            *(f"{own.get(unit, 0.0):,.6g}" for unit in units),
         ]
-        for run in runs
-        if run.folder in costs
+        for run, own in zip(finished, in_units, strict=True)
     ]
-    total = [sum(cost.in_units(study.price).get(unit, 0.0) for cost in costs.values()) for unit in units]
-    rows.append(["all", *[""] * (len(study.axes) - 1), *(f"{amount:,.6g}" for amount in total)])
+    total = [f"{sum(own.get(unit, 0.0) for own in in_units):,.6g}" for unit in units]
+    rows.append(["all", *[""] * (len(study.axes) - 1 + len(study.metrics)), *total])
     note = (
-        "Of each run: what was trained on, floating-point operations of its matrix products, seconds times workers, and"
-        " the share of what writing and judging its data took."
+        "Each run's means x100, and its costs: what was trained on, floating-point operations of its matrix products,"
+        " seconds times workers, and the share of what writing and judging its data took."
     )
-    return Section("Costs", note, [Table([*study.axes, *units], rows)])
+    return Section("Runs", note, [Table([*study.axes, *_short_names(study).values(), *units], rows)])

@@ -100,10 +100,19 @@ def test_with_a_price_costs_are_in_dollars_too(study):
     runs = plan_study(study)
     price = Price(per_million_prompt_tokens=1.0, per_million_completion_tokens=10.0, per_gpu_hour=3.0)
     text = markdown(study.model_copy(update={"price": price}), runs, *made_up(study, runs), failed={})
-    head = cells(line_of(text, "| recipe | budget | seed | instances |"))
-    row = dict(zip(head, cells(line_of(text, "| dual | 960 | 0 | 960")), strict=True))
+    head = cells(line_of(text, "| recipe | budget | seed | p-MRR | instances |"))
+    row = dict(zip(head, cells(line_of(text, "| dual | 960 | 0 |")), strict=True))
     assert float(row["dollars"]) == pytest.approx(0.096 + 0.096 + 60 / 3600 * 3, rel=1e-4)
     assert row["LLM tokens"] == "105,600"
+
+
+def test_every_run_has_its_own_scores(study):
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+    text = markdown(study, runs, values, baselines, costs, failed={})
+    for run in runs:
+        mean = 100 * np.mean(list(values[run.folder][P_MRR].values()))
+        assert cells(line_of(text, f"| {' | '.join(run.point.values())} | "))[3] == f"{mean:.1f}"
 
 
 def test_what_failed_is_said_and_the_rest_reported(study):
@@ -157,6 +166,25 @@ def test_seeds_widen_the_interval():
     narrow, wide = (seed_and_query_interval(matrix, 500, seed=0) for matrix in (alike, apart))
     assert narrow.mean == pytest.approx(wide.mean)
     assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
+
+
+@pytest.mark.parametrize(
+    ("spread_of_seeds", "least", "most"),
+    [
+        (0.0, 0.91, 0.98),
+        (0.03, 0.89, 0.97),  # as much as the mean over the queries does
+        (0.06, 0.82, 0.92),
+        (0.30, 0.68, 0.80),  # of three seeds the bootstrap's interval is from the least to the largest
+    ],
+)
+def test_three_seeds_cover_the_truth_as_often_as_the_readme_says(spread_of_seeds, least, most):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        of_queries, of_seeds = rng.normal(0, 0.3, (1, 100)), rng.normal(0, spread_of_seeds, (3, 1))
+        interval = seed_and_query_interval(of_queries + of_seeds + rng.normal(0, 0.1, (3, 100)), 300, seed=0)
+        covered += interval.low <= 0 <= interval.high
+    assert least <= covered / 300 <= most
 
 
 def test_the_grid_shows_its_counts(study):
