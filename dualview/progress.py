@@ -98,7 +98,8 @@ class Progress:
         if self._done and elapsed_seconds > 0:
             rate = self._done / elapsed_seconds
             left = timedelta(seconds=round(max(self._total - self._done, 0) / rate))
-            parts += [f"{_readable(rate)} a second", f"{left} left"]
+            pace = f"{_readable(rate)} a second" if rate >= 0.05 else f"{_readable(3600 * rate)} an hour"
+            parts += [pace, f"{left} left"]
         parts += [f"{name.replace('_', ' ')} {_readable(value)}" for name, value in self._figures.items()]
         return ", ".join(parts)
 

@@ -50,6 +50,14 @@ def test_before_the_first_advance_there_is_no_rate() -> None:
     assert printed(console) == "train: 0/1,500 steps, 0:00:00 elapsed\n"
 
 
+def test_what_takes_minutes_is_counted_by_the_hour() -> None:
+    clock, console = Clock(), plain_console()
+    with Progress("study", 36, "runs", None, console, clock) as progress:
+        clock.seconds += 300
+        progress.advance(3)
+    assert printed(console).splitlines()[-1] == "study: 3/36 runs, 36 an hour, 0:55:00 left, 0:05:00 elapsed"
+
+
 def test_figures_stay_on_show_until_they_change() -> None:
     clock, console = Clock(), plain_console()
     with Progress("train", 2, "steps", None, console, clock) as progress:

@@ -21,6 +21,7 @@ from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
 from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
+from dualview.progress import Progress
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
 from dualview.studies.report import Values, as_markdown, as_page, study_sections
@@ -48,37 +49,46 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
     repeats = list(study.axes[study.seeds])
     missing = [run for run in runs if not _is_finished(run)]
-    to_do = deque(sorted(missing, key=lambda run: repeats.index(run.point[study.seeds])))
-    print(f"{len(runs) - len(to_do)} of {len(runs)} runs are finished, {len(to_do)} to do")
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished, {len(missing)} to do")
     if study.baselines:
         evaluate(scoring_of_baselines(study))
+    if not missing:
+        return runs, {}
+    return runs, _run_all(study, sorted(missing, key=lambda run: repeats.index(run.point[study.seeds])))
+
+
+def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
+    """As many at once as fit. Returns of those that failed the reason, by folder."""
+    to_do = deque(missing)
     failed: dict[str, str] = {}
     tries: dict[str, int] = {}
     under_way: dict[Any, Run] = {}
     # Training and evaluation ask for their own resources; the task that waits for them needs none.
     task = ray.remote(num_cpus=0, max_retries=0)(_train_and_evaluate)
-    while to_do or under_way:
-        while to_do and (not under_way or len(under_way) < _room(to_do[0].train)):
-            run = to_do.popleft()
-            tries[run.folder] = tries.get(run.folder, 0) + 1
-            under_way[task.remote(run)] = run
-        [done], _ = ray.wait(list(under_way), num_returns=1)
-        run = under_way.pop(done)
-        try:
-            with errors_of_workers():
-                ray.get(done)
-        except Exception as error:  # whatever it is, the other runs go on
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            final = isinstance(error, InputError | Interruption) or tries[run.folder] >= study.max_tries
-            print(f"{'failed' if final else 'tried again'}: {run.name}: {reason}", flush=True)
-            if final:
+    with Progress("study", total=len(missing), unit="runs", trail=None) as progress:
+        while to_do or under_way:
+            while to_do and (not under_way or len(under_way) < _room(to_do[0].train)):
+                run = to_do.popleft()
+                tries[run.folder] = tries.get(run.folder, 0) + 1
+                under_way[task.remote(run)] = run
+            [done], _ = ray.wait(list(under_way), num_returns=1)
+            run = under_way.pop(done)
+            try:
+                with errors_of_workers():
+                    ray.get(done)
+            except Exception as error:  # whatever it is, the other runs go on
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                if tries[run.folder] < study.max_tries and not isinstance(error, InputError | Interruption):
+                    print(f"tried again: {run.name}: {reason}", flush=True)
+                    to_do.append(run)
+                    continue
+                print(f"failed: {run.name}: {reason}", flush=True)
                 failed[run.folder] = reason
             else:
-                to_do.append(run)
-            continue
-        print(f"finished: {run.name}", flush=True)
-        _values_of(run.evaluate, study)  # a metric that was not measured ends the study here
-    return runs, failed
+                print(f"finished: {run.name}", flush=True)
+                _values_of(run.evaluate, study)  # a metric that was not measured ends the study here
+            progress.advance(1)
+    return failed
 
 
 def _train_and_evaluate(run: Run) -> None:

@@ -92,10 +92,11 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_stops_no_other_and_is_reported(study_at):
+def test_a_run_that_fails_stops_no_other_and_is_reported(study_at, capsys):
     recipes = {"single": {"encoder.model": "/nowhere"}, "dual": {}}
     study = load(StudyConfig, str(study_at("failing", **recipes)))
     runs, failed = run_study(study)
+    assert "study: 2/2 runs, " in capsys.readouterr().out
     assert failed == {
         runs[0].folder: "model /nowhere: no such folder; expected a folder, a hub name or s3://bucket/prefix"
     }
