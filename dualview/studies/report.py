@@ -95,7 +95,9 @@ def study_sections(
     if curves:
         sections.append(_curves_section(study, runs, curves, costs))
     if study.trade_off is not None and cells:
-        picture = trade_off_picture(study.trade_off, intervals)
+        # Baselines last, so that recipes have the colours that they have in the curves.
+        points = sorted(intervals, key=lambda point: point in of_baselines)
+        picture = trade_off_picture(study.trade_off, {point: intervals[point] for point in points})
         larger = f"; larger points are later values of {', '.join(axes[1:])}" if axes[1:] else ""
         sections.append(
             Section(

@@ -139,6 +139,7 @@ def test_the_page_has_the_pictures_and_fetches_nothing(study):
     for svg in pictures.values():
         text = " ".join(ElementTree.fromstring(svg).itertext())
         assert all(recipe in text for recipe in LAWS)
+        assert re.search("plain.*single.*unpaired.*dual", text, re.DOTALL)  # so in the same colours
 
 
 def test_budgets_of_two_units_make_no_curve(study):
