@@ -93,9 +93,12 @@ class Cells(Settings):
 
 
 class Accept(Settings):
-    """Whose verdicts decide, and on which conditions; on each, every labelled passage must be right."""
+    """Whose verdicts decide, and on which conditions; on each, every labelled passage must be right.
 
-    judge: Literal["llm", "attributes"]
+    With `none` no verdict decides: what the rules let through is trained on, to learn what verification buys.
+    """
+
+    judge: Literal["llm", "attributes", "none"]
     conditions: Annotated[Several[Condition], Field(min_length=1)]
 
 

@@ -62,7 +62,12 @@ def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) 
                     f"{key}: nothing is judged in a run with `accept: null`; leave it empty here, and put it"
                     " into the run that judges"
                 )
-    elif accept.judge not in kinds:
+    elif accept.judge == "none" and settings.rewording:
+        raise InputError(
+            "rewording: a wording stays only if the judge's verdicts stay, and accept.judge is none; name a judge"
+            " there, or set rewording to null"
+        )
+    elif accept.judge not in (*kinds, "none"):
         raise InputError(
             f"accept.judge: {accept.judge} needs a judge of that kind, for example"
             f" `judges: [{{kind: {accept.judge}, ...}}]`; found {', '.join(kinds) or 'none'}"

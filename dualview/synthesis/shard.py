@@ -175,12 +175,14 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
             return _Considered(draft, reason or WRITTEN, None, ())
         claim = _claim_of(seed, row.target_id, draft.instruction, draft.requirements)
         own = await judge_passages(recipe.engine, settings.judges, seed.query, claim, _labelled(seed))
-        status, surplus = decide([*shared, *own], recipe.min_margins, settings.accept.conditions)
-        return _Considered(draft, status, surplus, [*shared, *own])
+        verdicts = [*shared, *own]
+        if settings.accept.judge == "none":
+            return _Considered(draft, ACCEPTED, None, verdicts)
+        return _Considered(draft, *decide(verdicts, recipe.min_margins, settings.accept.conditions), verdicts)
 
     considered = await asyncio.gather(*map(consider, written, broken))
     best = max(considered, key=lambda each: each.preference)
-    trusted = settings.accept is not None and (settings.accept.judge == "attributes" or recipe.exam_passed)
+    trusted = settings.accept is not None and (settings.accept.judge != "llm" or recipe.exam_passed)
     drafts = [
         Draft("new", each.written.answer, each.written.instruction, each.status, each.surplus)
         for each in considered

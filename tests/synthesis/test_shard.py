@@ -209,6 +209,17 @@ def test_only_the_named_judge_decides_and_the_other_is_kept(accept, exam_passed,
     assert len(row.verdicts) == 6
 
 
+@pytest.mark.parametrize(
+    ("write", "status", "trainable"), [(block(ISLANDS), "accepted", True), (block("None"), "declined", False)]
+)
+def test_without_verification_all_that_the_rules_let_through_is_trained_on(write, status, trainable):
+    wrong = engine(write, lambda text: -islands_only(text))
+    (row,) = finish(recipe(engine=wrong, accept="none", exam_passed=False))
+    assert (row.status, row.trainable) == (status, trainable)
+    assert bool(row.verdicts) == trainable
+    assert all(verdict.surplus < 0 for verdict in row.verdicts)
+
+
 def test_an_llm_judge_that_failed_its_exam_accepts_but_trains_nothing():
     (row,) = finish(recipe(engine=engine(block(ISLANDS), islands_only), exam_passed=False))
     assert (row.status, row.trainable) == ("accepted", False)
@@ -331,6 +342,10 @@ def test_a_poison_row_carries_the_seed_and_nothing_else():
             "needs `query_prompt`",
         ),
         ({"accept": None}, "judges: nothing is judged"),
+        (
+            {"accept": "none", "rewording": VocabularyRewording(kind="vocabulary", num=1, seed=1)},
+            "a wording stays only if",
+        ),
         (
             {"bootstrap": BOOTSTRAP, "judges": (ATTRIBUTES,), "accept": "attributes"},
             "bootstrap: an LLM judge",
