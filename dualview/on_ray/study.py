@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import ray
 
 from dualview.commit.attempts import spent_so_far
+from dualview.commit.plan import read_plan
 from dualview.config.base import fingerprint
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.study import StudyConfig
@@ -174,7 +175,7 @@ def _cost_of(run: Run) -> TrainingCost:
     for part in result["mixture"]:
         if part["views"] in ("original", "plain"):
             continue  # no LLM had to write for it
-        generation += spent_so_far(open_store(part["data"])).share(part["seeds"], part["seeds_available"])
+        generation += spent_on(part["data"]).share(part["seeds"], part["seeds_available"])
     return TrainingCost(
         instances=result["instances"],
         tokens=result["tokens"],
@@ -182,3 +183,11 @@ def _cost_of(run: Run) -> TrainingCost:
         device_seconds=result["seconds"] * result["world_size"],
         generation=generation,
     )
+
+
+def spent_on(run: str) -> Spent:
+    """On the rows of a generate run; where it judges what another one wrote, on the writing too."""
+    store = open_store(run)
+    source = read_plan(store).settings["source"]
+    written = spent_on(source["run"]) if source["kind"] == "drafts" else Spent()
+    return written + spent_so_far(store)

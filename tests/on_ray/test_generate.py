@@ -22,6 +22,7 @@ import ray
 from ray_processes import workers_of
 import yaml
 
+from dualview.commit.attempts import spent_so_far
 from dualview.commit.plan import Plan, missing, plan_run
 from dualview.commit.shards import is_complete, read_exam, read_tables
 from dualview.config.generate import GenerateConfig
@@ -32,6 +33,7 @@ from dualview.on_ray.dry_run import dry_run
 from dualview.on_ray.examination import exam_sentences, set_exam
 from dualview.on_ray.generate import check_accepted_share, generate, run_settings
 from dualview.on_ray.shard_actor import ShardActor
+from dualview.on_ray.study import spent_on
 from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
 from dualview.sources import factbook, open_source
 from dualview.storage import Entry, Store, open_store
@@ -368,6 +370,9 @@ def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
     assert [(row.seed, row.new_instruction, row.status, row.verdicts) for row in judged] == [
         (row.seed, row.new_instruction, row.status, row.verdicts) for row in expected
     ]
+    of_writing, of_judging = (spent_so_far(open_store(run.output)) for run in (writes, judges))
+    assert min(of_writing.completion_tokens, of_judging.completion_tokens) > 0
+    assert spent_on(judges.output) == of_writing + of_judging
     assert {row.lineage.written_in for row in judged} == {
         plan_of(writes, open_store(writes.output)).fingerprint
     }
