@@ -15,6 +15,9 @@ class FactbookSource(Settings):
     num_seeds: Positive
     seed: int
     num_templates: Positive | None  # of the split's templates of each polarity, for fewer wordings; null: all
+    num_negatives: (
+        Annotated[int, Field(ge=1, le=4)] | None
+    )  # instruction negatives of each seed; null: one of most, two or three of some
 
 
 class TuplesSource(Settings):

@@ -38,7 +38,13 @@ def open_source(settings: Settings) -> Source:
     """The source that a generate config names. Touches nothing yet."""
     match settings:
         case FactbookSource():
-            return Factbook(settings.split, settings.num_seeds, settings.seed, settings.num_templates)
+            return Factbook(
+                settings.split,
+                settings.num_seeds,
+                settings.seed,
+                settings.num_templates,
+                settings.num_negatives,
+            )
         case TuplesSource():
             return Tuples(settings.paths, settings.max_bad_share)
         case PromptrieverSource():

@@ -58,6 +58,7 @@ class Factbook:
     num_seeds: int
     seed: int
     num_templates: int | None = None
+    num_negatives: int | None = None
 
     def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002
         """One input, its checksum over all that its seeds say; made anew, which takes no longer than reading."""
@@ -71,7 +72,7 @@ class Factbook:
         return list(self._seeds()[start:stop])
 
     def _seeds(self) -> tuple[Seed, ...]:
-        return seeds(self.split, self.num_seeds, self.seed, self.num_templates)
+        return seeds(self.split, self.num_seeds, self.seed, self.num_templates, self.num_negatives)
 
 
 def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
@@ -330,16 +331,22 @@ class _Original:
 
 
 @cache
-def seeds(split: Split, num_seeds: int, seed: int, num_templates: int | None = None) -> tuple[Seed, ...]:
-    """`num_seeds` seeds, decided by the arguments alone."""
+def seeds(
+    split: Split,
+    num_seeds: int,
+    seed: int,
+    num_templates: int | None = None,
+    num_negatives: int | None = None,
+) -> tuple[Seed, ...]:
+    """`num_seeds` seeds, decided by the arguments alone; instruction negatives by lot where their number is None."""
     rng = random.Random(seed)
     originals = list(_originals(split, vocabulary(split, num_templates), rng))
     rows = []
     for index in range(num_seeds):
         original = rng.choice(originals)
         positive = rng.choice(original.satisfying)
-        num_negatives = rng.choices(*zip(*_NUM_NEGATIVES_WEIGHTS.items(), strict=True))[0]
-        negatives = rng.sample(original.breaking, num_negatives + _NUM_HARD_NEGATIVES)
+        num = num_negatives or rng.choices(*zip(*_NUM_NEGATIVES_WEIGHTS.items(), strict=True))[0]
+        negatives = rng.sample(original.breaking, num + _NUM_HARD_NEGATIVES)
         rows.append(
             Seed(
                 id=f"factbook-{split}-{index:06d}",
@@ -347,8 +354,8 @@ def seeds(split: Split, num_seeds: int, seed: int, num_templates: int | None = N
                 query=original.query,
                 instruction=original.instruction,
                 positive=positive,
-                instruction_negatives=tuple(negatives[:num_negatives]),
-                hard_negatives=tuple(negatives[num_negatives:]),
+                instruction_negatives=tuple(negatives[:num]),
+                hard_negatives=tuple(negatives[num:]),
                 requirements=(original.requirement,),
             )
         )

@@ -67,7 +67,9 @@ def config(cache: bool) -> TrainConfig:
 
 def groups(num_steps: int) -> list[Group]:
     """Groups no two of which share a passage, each with a query of its own."""
-    settings = FactbookSource(kind="factbook", split="train", num_seeds=8000, seed=0, num_templates=None)
+    settings = FactbookSource(
+        kind="factbook", split="train", num_seeds=8000, seed=0, num_templates=None, num_negatives=None
+    )
     source = open_source(settings)
     [whole] = source.inputs()
     seeds = source.read(whole, 0, whole.num_rows)

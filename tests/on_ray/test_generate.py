@@ -49,6 +49,7 @@ LLM = {
         "num_seeds": 60,
         "seed": 1,
         "num_templates": None,
+        "num_negatives": None,
     },
     "writer": {
         "kind": "llm",

@@ -34,6 +34,7 @@ def config_of(folder: Path, **changes: Any) -> JudgeConfig:
                 "num_seeds": 40,
                 "seed": 1,
                 "num_templates": None,
+                "num_negatives": None,
             },
             claims(folder),
         ],

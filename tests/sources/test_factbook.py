@@ -234,6 +234,14 @@ def test_more_templates_than_there_are_is_an_input_error():
         vocabulary("train", num_templates=19)
 
 
+@pytest.mark.parametrize("num", [1, 4])
+def test_the_number_of_instruction_negatives_may_be_fixed(num):
+    made = seeds("train", 300, 1, num_negatives=num)
+    assert {len(row.instruction_negatives) for row in made} == {num}
+    assert {len(row.hard_negatives) for row in made} == {4}
+    assert {len(row.instruction_negatives) for row in seeds("train", 300, 1)} == {1, 2, 3}
+
+
 def test_read_slices_what_inputs_announces():
     source = Factbook("train", num_seeds=20, seed=3)
     (announced,) = source.inputs()
