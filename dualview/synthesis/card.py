@@ -30,7 +30,7 @@ COLUMNS = {
     "new_instruction": "the complementary instruction; empty where none was written",
     "new_requirements": "what it demands of attributes, where it is known",
     "status": "accepted, or why not",
-    "trainable": "accepted, and by a judge whose verdicts count",
+    "trainable": "accepted, and by a judge whose verdicts count or by none (accept.judge of the run)",
     "verdicts": "of each judge on each passage under each condition; margin is log p(yes) - log p(no), null where"
     " the judge could not tell; expected is null where the seed does not say",
     "drafts": "what the writer answered, and what became of each; surplus is the smallest deciding margin on the"
