@@ -25,10 +25,20 @@ Tokens = Sequence[int] | NDArray[np.int32]
 Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
 
 
+# transformers 5 keeps the precision of a model's file. In bf16 AdamW loses small updates, and `precision` would
+# mean another thing for each file.
+WEIGHTS = {"dtype": torch.float32}
+
+
 def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
-    """An encoder as it was saved, its own pooling and normalisation included."""
+    """An encoder as it was saved, its own pooling and normalisation included; weights in float32.
+
+    Raises InputError where it cannot be loaded, or runs code of its makers that is not trusted.
+    """
     try:
-        return SentenceTransformer(local_model(model), device="cpu", trust_remote_code=trust_remote_code)
+        return SentenceTransformer(
+            local_model(model), device="cpu", trust_remote_code=trust_remote_code, model_kwargs=dict(WEIGHTS)
+        )
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
 
@@ -40,15 +50,20 @@ def new_encoder(
     trust_remote_code: bool,
     attention: Attention = "sdpa",
 ) -> SentenceTransformer:
-    """An encoder to train: the transformer of `model`, then pooling, then unit length.
+    """An encoder to train: the transformer of `model`, then pooling, then unit length; weights in float32.
 
-    Raises InputError where the model cannot be loaded, or the attention cannot be had with it.
+    Raises InputError where the model cannot be loaded, runs code of its makers that is not trusted, or the
+    attention cannot be had with it.
     """
-    settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    # Each of the three loaders asks for itself. Without an answer, transformers asks at the terminal.
+    trust = {"trust_remote_code": trust_remote_code}
+    settings: dict[str, Any] = {**WEIGHTS, **trust}
     if attention != "sdpa":  # which is the default of all models that have it
         settings["attn_implementation"] = attention
     try:
-        transformer = Transformer(local_model(model), model_kwargs=settings)
+        transformer = Transformer(
+            local_model(model), model_kwargs=settings, config_kwargs=dict(trust), processor_kwargs=dict(trust)
+        )
     except ImportError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -94,6 +109,23 @@ def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
         raise _unreadable(model, error) from None
 
 
+def check_length(encoder: SentenceTransformer, key: str, max_tokens: int) -> None:
+    """Raises InputError where the encoder has too few positions for the `max_tokens` of a config's `key`."""
+    # None: a module of the model's makers.
+    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
+    if transformer is None:
+        return
+    positions = getattr(transformer.model.config, "max_position_embeddings", None)
+    if positions is None:  # any number will do, for example with ALiBi
+        return
+    # RoBERTa's children count positions from the number after their padding's.
+    limit = positions - transformer._infer_flatten_position_offset()
+    if max_tokens > limit:
+        raise InputError(
+            f"{key}: {max_tokens}, but the model has positions for {limit} tokens; expected at most {limit}"
+        )
+
+
 def tokenize(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Token ids of each text, special tokens included, cut at max_tokens."""
     return tokenize_with(encoder.tokenizer, texts, max_tokens)
@@ -124,9 +156,9 @@ def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[st
     }
 
 
-def _padded(tokens: Sequence[Tokens], pad: int) -> dict[str, torch.Tensor]:
-    """Texts as one rectangle, and the mask that hides its padding."""
-    input_ids_NL = np.full((len(tokens), max(map(len, tokens))), pad, dtype=np.int64)
+def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor]:
+    """Texts as one rectangle, and the mask that hides its padding. pad: None where the tokenizer has none."""
+    input_ids_NL = np.full((len(tokens), max(map(len, tokens))), pad or 0, dtype=np.int64)
     mask_NL = np.zeros_like(input_ids_NL)
     for row, ids in enumerate(tokens):
         input_ids_NL[row, : len(ids)] = ids

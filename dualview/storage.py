@@ -1,16 +1,18 @@
 """One small store over local disk and S3: get (whole, or the end), list and create-only put.
 
 A put is atomic and never replaces: an object is absent or whole, and it stays what it was. That is all
-that commits need. Keys are relative to the store's prefix and use "/".
+that commits need. Keys are relative to the store's prefix and use "/". Large files that one writer alone
+names may be uploaded in parts, and removed when nobody needs them any more: checkpoints are.
 
 A store that fails for a while is waited for. One that stays away, refuses or is full raises Interruption.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
+from operator import methodcaller
 import os
 from pathlib import Path
 import random
@@ -95,6 +97,12 @@ class Store(Protocol):
         and dashes) tells our own object from another's; each writer has its own.
         """
 
+    def upload(self, key: str, path: Path) -> None:
+        """Puts a local file of any size under a key that no other writer uses; absent or whole, as any object."""
+
+    def remove(self, prefix: str) -> None:
+        """Removes all objects whose key starts with `prefix`; those that others remove meanwhile are no error."""
+
 
 def open_store(url: str) -> Store:
     """The store at `s3://bucket/prefix`, `file:///folder` or a plain path. Touches nothing yet."""
@@ -160,6 +168,28 @@ class LocalStore:
                 partial.unlink(missing_ok=True)
             _fsync_folder(path.parent)
         return True
+
+    def upload(self, key: str, path: Path) -> None:
+        target = self.folder / key
+        partial = target.with_name(f"{_PARTIAL}{uuid4().hex}")
+        with _room_for(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(path, partial)
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.rename(target)
+            finally:
+                partial.unlink(missing_ok=True)
+            _fsync_folder(target.parent)
+
+    def remove(self, prefix: str) -> None:
+        for entry in self.list(prefix):
+            path = self.folder / entry.key
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # not empty, or removed by another
+                for parent in Path(entry.key).parents[:-2]:  # the topmost others may be about to use
+                    (self.folder / parent).rmdir()
 
 
 @contextmanager
@@ -314,6 +344,18 @@ class S3Store:
 
         return self._ask(put)
 
+    def upload(self, key: str, path: Path) -> None:
+        def put(client: Any) -> None:
+            with path.open("rb") as file:  # anew each time: a failed try has read some of it
+                client.upload_fileobj(file, self.bucket, self._full_key(key))
+
+        self._ask(put)
+
+    def remove(self, prefix: str) -> None:
+        for entry in self.list(prefix):
+            delete = methodcaller("delete_object", Bucket=self.bucket, Key=self._full_key(entry.key))
+            self._ask(delete)
+
 
 def _reason(error: Exception) -> str:
     """S3's code, or what happened on the way to it."""
@@ -417,17 +459,10 @@ def download_tree(url: str, folder: Path, keys: Iterable[str] | None = None) -> 
     return folder
 
 
-def upload_tree(folder: Path, store: Store, prefix: str, attempt: str) -> None:
-    """Puts every file of `folder` under `prefix`, each at most 5 GB (S3's limit for one put).
-
-    May be repeated after a crash: a file that stands with the same content is left. Raises InputError
-    where one stands with other content. Not atomic as a whole: announce it by a later put.
-    """
+def upload_tree(folder: Path, store: Store, prefix: str) -> None:
+    """Uploads every file of `folder` under `prefix`, which no other writer uses."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        key = f"{prefix}/{path.relative_to(folder).as_posix()}"
-        data = path.read_bytes()
-        if not store.put_new(key, data, attempt) and store.get(key) != data:
-            raise InputError(f"{store.url}/{key}: another file stands there already; choose another output")
+        store.upload(f"{prefix}/{path.relative_to(folder).as_posix()}", path)
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:

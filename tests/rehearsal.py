@@ -69,9 +69,7 @@ def verbs(base: str) -> dict[str, Verb]:
                 "budget.instances": num_steps * instances_a_step,
                 "checkpoint_every_steps": 4,
             },
-            lambda store: any(
-                entry.key.endswith("checkpoint_manager_snapshot.json") for entry in store.list("checkpoints-")
-            ),
+            lambda store: any("/rank-" in entry.key for entry in store.list("checkpoints/")),
             lambda store: store.get("encoder/model.safetensors"),
         ),
         "evaluate": Verb(

@@ -62,7 +62,7 @@ def test_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: py
 def test_a_store_is_copied_once(request: pytest.FixtureRequest, folder: Path, scheme: str) -> None:
     if scheme == "s3":
         url = f"{request.getfixturevalue('bucket')}/copied"
-        upload_tree(folder, open_store(url), "encoder", "me")
+        upload_tree(folder, open_store(url), "encoder")
         url += "/encoder"
     else:
         url = f"file://{folder}"
@@ -90,7 +90,7 @@ def test_encoders_beside_the_same_documents_have_their_side_in_common(
         url = str(folder)
         if scheme == "s3":
             bucket = request.getfixturevalue("bucket")
-            upload_tree(folder, open_store(bucket), f"asymmetric-{number}", attempt="test")
+            upload_tree(folder, open_store(bucket), f"asymmetric-{number}")
             url = f"{bucket}/asymmetric-{number}"
         prints.append((model_fingerprint(url, "query"), model_fingerprint(url, "document")))
     (first_query, first_document), (second_query, second_document) = prints

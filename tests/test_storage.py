@@ -156,8 +156,8 @@ def test_a_tree_comes_back_as_it_went(store: Store, tmp_path: Path) -> None:
     for name, data in files.items():
         (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "model" / name).write_bytes(data)
-    upload_tree(tmp_path / "model", store, "export/final", "me")
-    upload_tree(tmp_path / "model", store, "export/final", "me-again")
+    upload_tree(tmp_path / "model", store, "export/final")
+    upload_tree(tmp_path / "model", store, "export/final")  # as after a crash
     copy = download_tree(f"{store.url}/export/final", tmp_path / "cache" / "copy")
     found = {
         path.relative_to(copy).as_posix(): path.read_bytes() for path in copy.rglob("*") if path.is_file()
@@ -165,9 +165,16 @@ def test_a_tree_comes_back_as_it_went(store: Store, tmp_path: Path) -> None:
     assert found == files
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["copy"]
 
-    (tmp_path / "model" / "config.json").write_bytes(b"other")
-    with pytest.raises(InputError, match=r"export/final/config.json: another file"):
-        upload_tree(tmp_path / "model", store, "export/final", "me-thrice")
+
+def test_what_is_removed_is_gone_with_its_folders_and_nothing_else(store: Store) -> None:
+    for key in ("checkpoints/2/a/b", "checkpoints/2/c", "checkpoints/20/a", "checkpoints-2"):
+        store.put_new(key, b"", "me")
+    store.remove("checkpoints/2/")
+    assert [entry.key for entry in store.list()] == ["checkpoints-2", "checkpoints/20/a"]
+    store.remove("checkpoints/2/")
+    if isinstance(store, LocalStore):
+        assert sorted(path.name for path in store.folder.iterdir()) == ["checkpoints", "checkpoints-2"]
+        assert [path.name for path in (store.folder / "checkpoints").iterdir()] == ["20"]
 
 
 def test_a_folder_with_content_is_not_downloaded_again(store: Store, tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ WORDS = [
 ]
 
 
+QUERIES = ("exports of", "what are exports")
+
+
 def train_config(**changes) -> TrainConfig:
     """configs/demo/train-dual.yaml, small; changes as --set, with __ for the dots."""
     small = {
@@ -111,14 +114,14 @@ def random_groups(num: int = 5, num_hard_negatives: int = 0) -> list[Group]:
         hard = tuple(Label(passage.id, -1) for passage in passages[3:])
         views = (
             View(
-                "exports of",
+                QUERIES[n % 2],
                 ("only asia", "in asia and not in africa"),
                 (Label(first, 1, 2.0), Label(second, -1, -1.0), Label(third, -1, -3.0), *hard),
                 (Requirement(False, "region", "africa"),),
             ),
-            View("exports of", ("not in asia",), (Label(first, -1), Label(second, 1)), ()),
+            View(QUERIES[n % 2], ("not in asia",), (Label(first, -1), Label(second, 1)), ()),
         )
-        made.append(Group(f"g{n}", f"q{n % 2}", passages, num_hard_negatives, views))
+        made.append(Group(f"g{n}", passages, num_hard_negatives, views))
     return made
 
 
@@ -177,7 +180,12 @@ def learned(learner, config, prepared, retained, rank=0, world_size=1, frozen=No
 def learner_in(folder: Path, config, dtype=torch.float32):
     encoder = tiny_encoder(folder)
     return (
-        Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
+        Learner(
+            encoder,
+            config.loss.temperature.value,
+            learned=config.loss.temperature.learned,
+            precision=config.precision,
+        )
         .to(dtype)
         .eval()
     )

@@ -1,6 +1,6 @@
 """An output is what it was first claimed for: settings that differ are refused, and told."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import json
 from typing import Any
 from uuid import uuid4
@@ -12,21 +12,29 @@ from dualview.storage import Store
 _NUM_DIFFERENCES_SHOWN = 3
 
 
-def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+def claim(
+    store: Store,
+    key: str,
+    content: Mapping[str, Any],
+    notes: Mapping[str, Any],
+    deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> None:
     """Makes `content` what the output is, or finds that it already is.
 
-    `notes` stand beside it for human readers, and are not compared. Raises InputError, saying what
-    differs, where the output was claimed with other content.
+    `notes` stand beside it for human readers, and are not compared; of the content only what `deciding`
+    leaves of it. Raises InputError, saying what differs, where the output was claimed with other content.
     """
     text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False)
     if store.put_new(key, text.encode(), attempt=uuid4().hex):
         return
     try:
         standing = json.loads(store.get(key))
-        claimed = {name: value for name, value in standing.items() if name not in notes}
-    except (ValueError, AttributeError):
-        raise InputError(f"{store.url}/{key}: is not a JSON object; choose another output") from None
-    if told := differences(claimed, json.loads(json.dumps(content))):
+        claimed = deciding({name: value for name, value in standing.items() if name not in notes})
+    except (ValueError, AttributeError, KeyError):
+        raise InputError(
+            f"{store.url}/{key}: is not a JSON object of such settings; choose another output"
+        ) from None
+    if told := differences(claimed, deciding(json.loads(json.dumps(content)))):
         raise InputError(
             f"{store.url}: holds a run with other settings ({told});"
             " choose another output, or put the settings back"

@@ -1,5 +1,6 @@
 """Settings of jobs/train.py."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -169,8 +170,7 @@ class TrainConfig(Settings):
     watching: Watching
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the encoder, and where it lies: all but how the work is done."""
-        return self.model_dump(mode="json", exclude={"workers", "max_failures", "watching", "embeddings"})
+        return deciding(self.model_dump(mode="json"))
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -207,3 +207,33 @@ class TrainConfig(Settings):
                 "batch.negatives: worker needs deepspeed.stage 0, 1 or 2: at stage 3 ranks march in step"
             )
         return self
+
+
+# How the work is done, and where. A run may go on after a change of these: to the same encoder but for rounding.
+_NOT_DECIDING = {
+    "": (
+        "output",
+        "embeddings",
+        "deepspeed",
+        "checkpoint_every_steps",
+        "max_failures",
+        "workers",
+        "watching",
+    ),
+    "batch": ("chunk_tokens", "gradient_cache"),
+    "encoder": ("activation_checkpointing", "attention"),
+}
+
+
+def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a train config, as JSON values, decides the encoder that comes out of it."""
+    kept = {
+        key: {inner: each for inner, each in value.items() if inner not in _NOT_DECIDING[key]}
+        if key in _NOT_DECIDING
+        else value
+        for key, value in settings.items()
+        if key not in _NOT_DECIDING[""]
+    }
+    if settings["batch"]["negatives"] == "worker" and "workers" in settings:
+        kept["workers"] = {"num": settings["workers"]["num"]}  # whose passages a view meets
+    return kept

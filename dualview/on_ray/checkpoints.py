@@ -1,89 +1,192 @@
-"""Checkpoints of a training run: every rank's part, put by Ray Train whole or not at all."""
+"""Checkpoints of a training run on its store.
 
+    checkpoints/STEP-ATTEMPT/state/...          DeepSpeed's files, those of each rank
+    checkpoints/STEP-ATTEMPT/weights.safetensors what learns, whole: for another number of ranks or another stage
+    checkpoints/STEP-ATTEMPT/rank-3-of-8.json   rank 3 has put all of its files
+
+An attempt is one life of the training workers. Its name is in everything that it puts, so attempts that overlap
+(a driver that was given up and still runs) never write to the same place. A checkpoint with the marks of all ranks
+is whole, whoever made it, and any attempt goes on from it.
+"""
+
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 import json
 from pathlib import Path
+import re
+import shutil
 import tempfile
 from typing import Any
 
 import deepspeed
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+from safetensors.torch import load_file, save_file
 import torch
 
-from dualview.errors import InputError
+from dualview.errors import InputError, Interruption
+from dualview.storage import Store, download_tree, upload_tree
 from dualview.training.step import Learner
 
-CHECKPOINT_TAG = "state"
-POSITION = "position.json"
+FOLDER = "checkpoints/"
+KEPT = 2
+STATE_TAG = "state"
+WEIGHTS = "weights.safetensors"
+_MARK = re.compile(r"(.*)/rank-\d+-of-(\d+)\.json")
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint, in a local folder."""
+class Position:
+    """Where a run was, and how its optimizer's state is laid out."""
 
-    folder: Path
     world_size: int
+    deepspeed: dict[str, Any]
     losses: list[float]
     tokens: int
     seconds: float
 
-    def load_weights(self, learner: Learner, stage: int) -> None:
-        """Only the weights, from the parts of all ranks that were then; those that do not learn are not among them.
 
-        Raises InputError where they are another model's.
+def whole_checkpoints(store: Store) -> list[str]:
+    """Folders of the checkpoints that all ranks have put, oldest step first."""
+    marks = [mark.groups() for entry in store.list(FOLDER) if (mark := _MARK.fullmatch(entry.key))]
+    return sorted(folder for (folder, size), count in Counter(marks).items() if count == int(size))
+
+
+class Checkpoints:
+    """One rank's hand in the checkpoints of its attempt. Files are put off the training path, one step at a time."""
+
+    def __init__(self, store: Store, attempt: str, rank: int, world_size: int) -> None:
+        self._store, self._attempt = store, attempt
+        self._rank, self._world_size = rank, world_size
+        self._uploads = ThreadPoolExecutor(max_workers=1)
+        self._upload: Future[None] | None = None
+
+    def save(
+        self, engine: deepspeed.DeepSpeedEngine, position: Position, weights: dict[str, torch.Tensor]
+    ) -> None:
+        """To be called by all ranks after the same step; weights: what learns, on rank 0.
+
+        Raises Interruption where the files of the checkpoint before could not be put.
         """
-        if stage:
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
-        else:
-            file = self.folder / CHECKPOINT_TAG / "mp_rank_00_model_states.pt"
-            weights = torch.load(file, map_location="cpu", weights_only=False)["module"]  # our own file
-        missing, unexpected = learner.load_state_dict(weights, strict=False)
+        self.wait()
+        folder = Path(tempfile.mkdtemp(prefix="dualview-checkpoint-"))
+        engine.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+        if self._rank == 0:
+            save_file(weights, folder / WEIGHTS)
+        self._upload = self._uploads.submit(self._put, folder, position)
+
+    def wait(self) -> None:
+        """Until the files of the last checkpoint are put."""
+        if self._upload is not None:
+            self._upload.result()
+            self._upload = None
+
+    def _put(self, folder: Path, position: Position) -> None:
+        name = f"{FOLDER}{len(position.losses):08d}-{self._attempt}"
+        try:
+            upload_tree(folder, self._store, name)
+        finally:
+            shutil.rmtree(folder)
+        mark = f"{name}/rank-{self._rank}-of-{self._world_size}.json"
+        self._store.put_new(mark, json.dumps(vars(position)).encode(), self._attempt)
+        if self._rank == 0:
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Whatever is older than the last whole checkpoints, also what attempts that died left unfinished."""
+        if len(kept := whole_checkpoints(self._store)[-KEPT:]) < KEPT:
+            return
+        old = {entry.key.split("/")[1] for entry in self._store.list(FOLDER)}
+        try:
+            for name in sorted(old):
+                if f"{FOLDER}{name}" < kept[0]:
+                    self._store.remove(f"{FOLDER}{name}/")
+        except Interruption as error:  # the run is none the worse for it
+            print(f"old checkpoints stay: {error}", flush=True)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint in a local folder."""
+
+    folder: Path
+    position: Position
+
+    def fits(self, world_size: int, deepspeed: dict[str, Any]) -> bool:
+        """Whether ranks of that number and kind can take over the optimizer's state."""
+        return (self.position.world_size, self.position.deepspeed) == (world_size, deepspeed)
+
+    def load_weights(self, learner: Learner) -> None:
+        """Only the weights. Raises InputError where they are another model's."""
+        missing, unexpected = learner.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)
         learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
         if wrong := sorted({*unexpected, *(learned & set(missing))}):
             raise InputError(
                 f"{self.folder}: is a checkpoint of another model ({wrong[0]} does not fit); choose another output"
             )
 
-    def load_rest(self, engine: deepspeed.DeepSpeedEngine, world_size: int) -> None:
-        """Everything on the same number of ranks; else the place in the schedule only."""
-        if world_size == self.world_size:
-            engine.load_checkpoint(str(self.folder), tag=CHECKPOINT_TAG)
-            return
-        for _ in self.losses:
-            engine.lr_scheduler.step()
-        if ray.train.get_context().get_world_rank() == 0:
-            print(
-                f"going on with {world_size} ranks where there were {self.world_size}: weights, learning rate and the"
-                " order of the data are what they would have been, AdamW's moments start anew",
-                flush=True,
-            )
+    def load_state(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        """Weights, the optimizer's state, the place in the schedule."""
+        engine.checkpoint_engine = _TensorsOnly()
+        engine.load_checkpoint(str(self.folder), tag=STATE_TAG)
+
+
+class _TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
+    """Reads tensors, containers and three classes of DeepSpeed's, and runs no code that a file names.
+
+    DeepSpeed's own would unpickle whatever stands in the bucket.
+    """
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals([LossScaler, fragment_address, ZeroStageEnum]):
+            return torch.load(path, map_location=map_location, weights_only=True)
 
 
 @contextmanager
-def latest_checkpoint() -> Iterator[Saved | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Saved(Path(folder), **json.loads((Path(folder) / POSITION).read_text()))
+def latest_checkpoint(store: Store, rank: int, local_rank: int) -> Iterator[Saved | None]:
+    """A copy of the last whole checkpoint, the same on all ranks; None where there is none.
 
-
-def save_checkpoint(engine: deepspeed.DeepSpeedEngine, position: dict[str, Any], rank: int) -> None:
-    """Every rank reports its own files, which are put off the training path.
-
-    Ray Train merges them, registers the whole or nothing, and removes the local folder.
+    To be called by all ranks; one of each node copies it for all of the node.
     """
-    folder = tempfile.mkdtemp(prefix="dualview-checkpoint-")
-    engine.save_checkpoint(folder, tag=CHECKPOINT_TAG, save_latest=False)
-    if rank == 0:
-        (Path(folder) / POSITION).write_text(json.dumps(position))
-    ray.train.report(
-        {"loss": position["losses"][-1]},
-        checkpoint=Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-    )
+    while (
+        name := from_rank_0(next(reversed(whole_checkpoints(store)), None) if rank == 0 else None)
+    ) is not None:
+        copy = Path(tempfile.gettempdir()) / f"dualview-{name.replace('/', '-')}"
+        is_there = True
+        if local_rank == 0:
+            try:
+                download_tree(store.url, copy, [entry.key for entry in store.list(f"{name}/")])
+            except FileNotFoundError:
+                is_there = False
+        if on_all_ranks(is_there):
+            try:
+                mark = next((copy / name).glob("rank-*.json"))
+                yield Saved(copy / name, Position(**json.loads(mark.read_text())))
+                on_all_ranks(True)  # have read it
+            finally:
+                if local_rank == 0:
+                    shutil.rmtree(copy, ignore_errors=True)
+            return
+        # An attempt that overlaps has gone on and removed it: there is a newer one.
+    yield None
+
+
+def from_rank_0(value: Any) -> Any:
+    """What rank 0 gives, on all ranks."""
+    values = [value]
+    if torch.distributed.get_world_size() > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def on_all_ranks(value: bool) -> bool:
+    """Whether all ranks say so."""
+    values = [value] * torch.distributed.get_world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return all(values)

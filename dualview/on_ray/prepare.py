@@ -20,8 +20,8 @@ from dualview.on_ray.cluster import map_in_order
 from dualview.progress import Progress
 from dualview.records import dual_views_from_table
 from dualview.storage import LocalStore, Store, download_tree, open_store
-from dualview.training.groups import groups_of
-from dualview.training.mixtures import Draw, draw, instances_of_parts
+from dualview.training.groups import groups_of, key_of
+from dualview.training.mixtures import Draw, draw, instances_of_parts, num_views
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
 from dualview.training.step import operations
 
@@ -38,6 +38,7 @@ class Source:
     key: str
     left_out: frozenset[tuple[str, str]]
     draws: dict[str, Draw]
+    num_sections: int  # of the part: the most groups that a seed gives, which must not share a batch
 
     @property
     def piece(self) -> str:
@@ -59,9 +60,11 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
         of_shards = list(map_in_order(partial(_num_rows_of_seeds, part.data, left_out), keys))
         num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
         drawn = draw(part, num_rows_of, num_instances, config.seed)
+        most = max(each.num_rows for each in drawn.values())
+        num_sections = num_views(part, most) if part.views == "apart" else 1
         for key, of_shard in zip(keys, of_shards, strict=True):
             if own := {id: drawn[id] for id in of_shard if id in drawn}:
-                sources.append(Source(number, part.data, key, left_out, own))
+                sources.append(Source(number, part.data, key, left_out, own, num_sections))
         counts.append(
             {
                 "data": part.data,
@@ -148,8 +151,9 @@ def _prepare_one(config: TrainConfig, source: Source) -> None:
     placed = []
     for id, rows in groupby(dual_views_from_table(table), key=lambda row: row.seed.id):
         drawn = source.draws[id]
-        for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part)):
-            placed.append(Placed(group, source.part, section, drawn.times))
+        # From another section on for each seed: all sections get original views and complementary ones.
+        for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part), start=key_of(id)):
+            placed.append(Placed(group, source.part, section % source.num_sections, drawn.times))
     tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
     piece = make_piece(placed, settings, partial(tokenize_with, tokenizer), config.seed)
     sink = pa.BufferOutputStream()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 import json
 import math
@@ -10,22 +10,22 @@ from pathlib import Path
 import tempfile
 import time
 from typing import Any
+from uuid import uuid4
 
 import deepspeed
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.commit.claims import claim
+from dualview.commit.publishing import CHOSEN_KEY, LAST_KEY, offer, publish
 from dualview.commit.shards import left_out_of_training
-from dualview.config.base import fingerprint
-from dualview.config.train import TrainConfig
+from dualview.config.train import TrainConfig, deciding
 from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
-from dualview.errors import Interruption
+from dualview.errors import InputError, Interruption
 from dualview.models import check_model
-from dualview.on_ray.checkpoints import latest_checkpoint, save_checkpoint
+from dualview.on_ray.checkpoints import FOLDER, Checkpoints, Position, from_rank_0, latest_checkpoint
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
 from dualview.on_ray.frozen import keep_vectors, look_up_vectors
 from dualview.on_ray.prepare import (
@@ -34,26 +34,28 @@ from dualview.on_ray.prepare import (
     prepare,
     read_counts,
     tokens_of,
+    untouched_encoder,
 )
 from dualview.on_ray.watch import Watch
-from dualview.storage import Store, arrow_filesystem, check_reachable, open_store, upload_tree
+from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
 from dualview.training.batches import Sampler
-from dualview.training.export import encoder_to_train, finished_encoder, model_card
+from dualview.training.export import finished_encoder, learner_of, model_card
 from dualview.training.prepared import Prepared
 from dualview.training.step import (
     Backward,
     Learner,
     Retained,
     Work,
+    check_precision,
     learn,
     learning_rate_scale,
     operations,
     plan_work,
 )
 
-CHECKPOINTS_KEPT = 2
 CONFIG_KEY = "config.json"
-RESULT_KEY = "result.json"
+RESULT_KEY = LAST_KEY
+RAY_TRAIN = "ray-train"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -68,9 +70,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.embeddings is not None:
         check_reachable(open_store(config.embeddings))
     check_model(config.encoder.model)
-    claimed = config.deciding()
-    if store.list(RESULT_KEY):
-        claim(store, CONFIG_KEY, claimed, notes={})
+    if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
+        _claim(store, config)
+        publish(store)  # as far as a killed attempt left something to do
         print(f"{config.output} is finished; nothing to do")
     else:
         _refuse_known_failure(store)
@@ -79,26 +81,72 @@ def train(config: TrainConfig) -> dict[str, Any]:
         join_cluster(config.workers, dashboard=True)  # Ray Train asks it for the state of its workers
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
-        claim(store, CONFIG_KEY, claimed, notes={})
+        _claim(store, config)
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
-        sampler = sampler_of(config, prepared)
-        num_steps = num_steps_of(config, sampler)
-        print(
-            f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
-        )
-        queries_cut, passages_cut = prepared.num_cut(config.encoder)
-        print(
-            f"cut at the limits: {queries_cut:,} queries at {config.encoder.max_query_tokens} tokens,"
-            f" {passages_cut:,} passages at {config.encoder.max_passage_tokens}"
-        )
-        print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
+        _print_plan(config, prepared)
         if config.documents == "frozen":
             keep_vectors(placed, prepared)
         with errors_of_workers():
-            _trainer(placed, fingerprint(claimed)).fit()
+            _trainer(placed).fit()
+        _remove_traces(store)
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
+
+
+def _claim(store: Store, config: TrainConfig) -> None:
+    claim(store, CONFIG_KEY, config.model_dump(mode="json"), notes={}, deciding=deciding)
+
+
+def _print_plan(config: TrainConfig, prepared: Prepared) -> None:
+    sampler = sampler_of(config, prepared)
+    num_steps = num_steps_of(config, sampler)
+    print(
+        f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
+    )
+    for part, used in zip(
+        config.mixture.parts, use_of_parts(config, prepared, sampler, num_steps), strict=True
+    ):
+        if used["groups_unused"]:
+            print(
+                f"{part.data}, views {part.views}: {used['groups_unused']:,} of {used['groups']:,} groups are in no step"
+            )
+    queries_cut, passages_cut = prepared.num_cut(config.encoder)
+    print(
+        f"cut at the limits: {queries_cut:,} queries at {config.encoder.max_query_tokens} tokens,"
+        f" {passages_cut:,} passages at {config.encoder.max_passage_tokens}"
+    )
+    print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
+
+
+def use_of_parts(
+    config: TrainConfig, prepared: Prepared, sampler: Sampler, num_steps: int
+) -> list[dict[str, int]]:
+    """What the steps take of each part: its groups, those that are in no step, and the instances of all steps.
+
+    Raises InputError where they take nothing of a part.
+    """
+    uses = sampler.uses(num_steps)
+    found = []
+    for number, part in enumerate(config.mixture.parts):
+        own = prepared.part == number
+        unused = int((uses[own] == 0).sum())
+        if unused == own.sum():
+            raise InputError(
+                f"budget: {num_steps} steps take nothing of mixture.parts.{number} ({part.data}); expected more steps"
+            )
+        instances = int((uses[own] * prepared.num_views[own]).sum())
+        found.append({"groups": int(own.sum()), "groups_unused": unused, "instances_used": instances})
+    return found
+
+
+def _remove_traces(store: Store) -> None:
+    """Of a finished run: checkpoints, and what Ray Train keeps of its attempts."""
+    try:
+        for folder in (FOLDER, f"{RAY_TRAIN}/"):
+            store.remove(folder)
+    except Interruption as error:  # the run is none the worse for it
+        print(f"the checkpoints stay: {error}")
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
@@ -146,7 +194,7 @@ def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _trainer(config: TrainConfig, name: str) -> TorchTrainer:
+def _trainer(config: TrainConfig) -> TorchTrainer:
     filesystem, path = arrow_filesystem(config.output)
     workers = config.workers
     environment = {
@@ -166,12 +214,10 @@ def _trainer(config: TrainConfig, name: str) -> TorchTrainer:
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
         run_config=RunConfig(
-            # Without the workers: a run may go on with another number of them.
-            name=f"checkpoints-{name}",
-            storage_path=path,
+            name=uuid4().hex,  # what Ray Train keeps may not be shared by drivers that overlap
+            storage_path=f"{path}/{RAY_TRAIN}",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             worker_runtime_env={"env_vars": environment},
         ),
     )
@@ -185,26 +231,39 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.manual_seed(config.seed)
+    if from_rank_0(publish(store) if rank == 0 else None):  # an attempt that overlaps has finished
+        return
+    attempt = from_rank_0(uuid4().hex)
 
     prepared = open_prepared(config)
     sampler = sampler_of(config, prepared)
     num_steps = num_steps_of(config, sampler)
-    encoder = encoder_to_train(config)
+    learner = learner_of(config)
+    encoder = learner.encoder
     num_parameters = num_dense_parameters(encoder)
-    retained = _retain(encoder, prepared, config)
     frozen = look_up_vectors(config, prepared) if config.documents == "frozen" else None
-    learner = Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned)
-
-    with latest_checkpoint() as checkpoint:
-        if checkpoint is not None and checkpoint.world_size != world_size:
-            checkpoint.load_weights(learner, config.deepspeed.stage)
+    layout = config.deepspeed.model_dump()
+    with latest_checkpoint(store, rank, context.get_local_rank()) as saved:
+        fits = saved is not None and saved.fits(world_size, layout)
+        if saved is not None and not fits:
+            saved.load_weights(learner)
         engine = _deepspeed_engine(learner, config, num_steps)
-        if checkpoint is not None:
-            checkpoint.load_rest(engine, world_size)
-        losses = checkpoint.losses if checkpoint is not None else []
-        tokens_before = checkpoint.tokens if checkpoint is not None else 0
-        seconds_before = checkpoint.seconds if checkpoint is not None else 0.0
-    learner.train(config.encoder.dropout)
+        if saved is not None and fits:
+            saved.load_state(engine)
+        start = saved.position if saved is not None else Position(world_size, layout, [], 0, 0.0)
+    if not fits:
+        for _ in start.losses:
+            engine.lr_scheduler.step()
+        if start.losses and rank == 0:
+            print(
+                f"going on with {world_size} ranks and deepspeed {layout} where there were {start.world_size} and"
+                f" {start.deepspeed}: weights, learning rate and the order of the data are what they would have been,"
+                " AdamW's moments start anew",
+                flush=True,
+            )
+    losses = list(start.losses)
+    checkpoints = Checkpoints(store, attempt, rank, world_size)
+    retained = _retain(config, prepared, engine.device)
 
     def work_of(step: int) -> Work:
         epoch, groups = sampler.step(step)
@@ -231,17 +290,18 @@ def train_worker(settings: dict[str, Any]) -> None:
             assert coming is not None
             work = coming.result()
             coming = ahead.submit(work_of, step + 1) if step + 1 < num_steps else None
-            share = learn(
-                engine,
-                learner.temperature,
-                _backward(engine),
-                _several(engine),
-                work,
-                config,
-                retained,
-                inputs=partial(inputs_of, encoder),
-                world_size=world_size,
-            )
+            with check_precision(encoder, config.precision) if step == first_step else nullcontext():
+                share = learn(
+                    engine,
+                    learner.temperature,
+                    _backward(engine),
+                    _several(engine),
+                    work,
+                    config,
+                    retained,
+                    inputs=partial(inputs_of, encoder),
+                    world_size=world_size,
+                )
             loss = _mean_over_ranks(share)
             if not math.isfinite(loss):
                 _stop_at(store, step, work, loss, rank)
@@ -253,13 +313,9 @@ def train_worker(settings: dict[str, Any]) -> None:
                 watch.step(step, loss, learning_rate, engine.get_global_grad_norm(), work)
             last = step + 1 == num_steps
             if (step + 1) % config.checkpoint_every_steps == 0 and not last:
-                position = {
-                    "world_size": world_size,
-                    "losses": losses,
-                    "tokens": tokens_before + num_tokens,
-                    "seconds": seconds_before + time.monotonic() - started,
-                }
-                save_checkpoint(engine, position, rank)
+                seconds = start.seconds + time.monotonic() - started
+                position = Position(world_size, layout, list(losses), start.tokens + num_tokens, seconds)
+                checkpoints.save(engine, position, _learned(learner, config))
             every = config.watching.evaluate_every_steps
             if every is not None and ((step + 1) % every == 0 or last):
                 weights = _weights(learner, config)
@@ -267,6 +323,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                     watch.evaluate(step, weights)
 
     seconds = time.monotonic() - started
+    checkpoints.wait()
     weights = _weights(learner, config)
     temperature = float(learner.temperature())
     if watch is not None:
@@ -274,28 +331,33 @@ def train_worker(settings: dict[str, Any]) -> None:
             "steps": num_steps,
             "instances": num_steps * config.batch.instances,
             "groups": prepared.num_groups,
-            "mixture": read_counts(config),
+            "mixture": [
+                counts | used
+                for counts, used in zip(
+                    read_counts(config), use_of_parts(config, prepared, sampler, num_steps), strict=True
+                )
+            ],
             "deepspeed": deepspeed_config(config),
             "world_size": world_size,
             "temperature": temperature,
-            "tokens": tokens_before + num_tokens,
-            "operations": operations(config, num_parameters, tokens_before + num_tokens),
-            "seconds": seconds_before + seconds,  # of the steps that count, whatever was lost to kills
+            "tokens": start.tokens + num_tokens,
+            "operations": operations(config, num_parameters, start.tokens + num_tokens),
+            "seconds": start.seconds + seconds,  # of the steps that count, whatever was lost to kills
             "steps_since_resume": num_steps - first_step,
             "groups_per_second": num_groups / seconds if seconds else 0.0,
             "tokens_per_second": num_tokens / seconds if seconds else 0.0,
             "losses": losses,
             "evaluations": watch.close(),
         }
-        _export(finished_encoder(config, weights), config, result, context.get_experiment_name())
-        store.put_new(RESULT_KEY, json.dumps(result).encode(), attempt="rank-0")
-    ray.train.report({"loss": losses[-1]})
+        _export(store, attempt, config, weights, result)
+        publish(store)
 
 
-def _retain(encoder: SentenceTransformer, prepared: Prepared, config: TrainConfig) -> Retained:
+def _retain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Retained:
     if config.loss.retention == 0:
         return Retained([], torch.empty(0))
     tokens = prepared.retained()
+    encoder = untouched_encoder(config).to(device)  # the one in training may have learned something already
     vectors_RH = encode_tokens(encoder, tokens, side="query", precision=config.precision)
     return Retained(tokens, vectors_RH.clone())
 
@@ -372,16 +434,34 @@ def _refuse_known_failure(store: Store) -> None:
 
 
 def _weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The encoder's weights on the CPU; at stage 3 all ranks give their parts. Empty on ranks other than 0."""
-    sharded = list(learner.parameters()) if config.deepspeed.stage == 3 else []
+    """All of the encoder on the CPU, on rank 0; {} on the others. To be called by all: at stage 3 each has a part."""
+    return _on_rank_0(learner.encoder, config)
+
+
+def _learned(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The same of what learns, the temperature included."""
+    learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
+    return {name: weight for name, weight in _on_rank_0(learner, config).items() if name in learned}
+
+
+def _on_rank_0(module: torch.nn.Module, config: TrainConfig) -> dict[str, torch.Tensor]:
+    sharded = list(module.parameters()) if config.deepspeed.stage == 3 else []
     with deepspeed.zero.GatheredParameters(sharded, enabled=bool(sharded)):
         if ray.train.get_context().get_world_rank():
             return {}
-        return {name: weight.detach().cpu().clone() for name, weight in learner.encoder.state_dict().items()}
+        return {name: weight.detach().cpu().clone() for name, weight in module.state_dict().items()}
 
 
-def _export(encoder: SentenceTransformer, config: TrainConfig, result: dict[str, Any], attempt: str) -> None:
+def _export(
+    store: Store,
+    attempt: str,
+    config: TrainConfig,
+    weights: dict[str, torch.Tensor],
+    result: dict[str, Any],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        encoder.save(folder)
-        (Path(folder) / "README.md").write_text(model_card(config, result))
-        upload_tree(Path(folder), open_store(config.output), "encoder", attempt)
+        encoder = Path(folder) / "encoder"
+        finished_encoder(config, weights).save(str(encoder))
+        (encoder / "README.md").write_text(model_card(config, result))
+        (Path(folder) / RESULT_KEY).write_text(json.dumps(result))
+        offer(store, attempt, Path(folder))

@@ -2,9 +2,11 @@
 
 # V = views, D = distinct passages of the batch, W = ranks
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import groupby
 import random
 
 import numpy as np
@@ -120,34 +122,37 @@ class Sampler:
 
     An epoch deals all groups, in an order drawn from (seed, epoch), into blocks of one query (where
     `settings.queries` asks for that) and the blocks into steps of exactly `settings.instances` views.
-    Groups that fill no block or step wait for the next epoch. Groups of different sections, and of
-    different parts where batches are homogeneous, never share a step; an epoch goes section by section.
+    Groups that fill no block or step come first in the next epoch. Groups of different sections, and of
+    different parts where batches are homogeneous, never share a step; their steps come in mixed order.
+
+    Raises InputError where a group can never be in a step, and where groups that share no step with others
+    do not fill one.
     """
 
     def __init__(self, prepared: Prepared, settings: BatchSettings, *, homogeneous: bool, seed: int) -> None:
         self._prepared, self._settings, self._seed = prepared, settings, seed
-        self._homogeneous = homogeneous
+        lane = prepared.section.astype(np.int64) * (1 + int(prepared.part.max()))
+        self._lane = lane + prepared.part if homogeneous else lane
+        self._refuse_what_never_fits()
+        self._begin()
+        self._refuse_what_fills_no_step()
+
+    def _begin(self) -> None:
+        steps, left = self._plan(0, ())
         self._starts = [0]  # first step of each epoch that was planned
-        self._epoch: tuple[int, list[list[int]]] = (0, self._plan(0))
-        if not self._epoch[1]:
-            raise InputError(
-                f"batch: {prepared.num_groups:,} groups of {len(set(prepared.query.tolist())):,} queries do not fill"
-                f" one step of {settings.instances} instances"
-                + (f" from {settings.queries} queries" if settings.queries else "")
-            )
+        self._epoch = (0, steps, left)
 
     def step(self, step: int) -> tuple[int, list[int]]:
         """The epoch of a step, and its groups in order."""
-        epoch, plan = self._epoch
-        if step < self._starts[epoch]:
-            epoch, plan = 0, self._plan(0)
-        while step >= self._starts[epoch] + len(plan):
-            if epoch + 1 == len(self._starts):
-                self._starts.append(self._starts[epoch] + len(plan))
+        if step < self._starts[self._epoch[0]]:
+            self._begin()
+        epoch, steps, left = self._epoch
+        while step >= self._starts[epoch] + len(steps):
+            self._starts.append(self._starts[epoch] + len(steps))
             epoch += 1
-            plan = self._plan(epoch)
-        self._epoch = (epoch, plan)
-        return epoch, plan[step - self._starts[epoch]]
+            steps, left = self._plan(epoch, left)
+            self._epoch = (epoch, steps, left)
+        return epoch, steps[step - self._starts[epoch]]
 
     def num_steps(self, *, instances: int | None, tokens: int | None, steps: int | None) -> int:
         """The steps that spend the one budget which is not None; the last may go beyond a budget of tokens."""
@@ -162,79 +167,156 @@ class Sampler:
             step += 1
         return step
 
-    def _plan(self, epoch: int) -> list[list[int]]:
-        prepared, capacity, num_queries = self._prepared, self._settings.instances, self._settings.queries
+    def uses(self, num_steps: int) -> NDArray[np.int64]:
+        """How often each group is in the first num_steps steps; (groups,)."""
+        used = np.zeros(self._prepared.num_groups, dtype=np.int64)
+        for step in range(num_steps):
+            np.add.at(used, self.step(step)[1], 1)
+        return used
+
+    def _plan(self, epoch: int, carried: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+        """The steps of an epoch, and the groups that are left for the next; carried: what the one before left."""
         rng = random.Random(f"{self._seed}:{epoch}")
-        groups = np.repeat(np.arange(prepared.num_groups), prepared.times)
-        lane = prepared.section.astype(np.int64) * (1 + int(prepared.part.max()))
-        if self._homogeneous:
-            lane = lane + prepared.part
-        plan: list[list[int]] = []
-        for section in np.unique(prepared.section).tolist():
-            steps: list[list[int]] = []
-            for own in np.unique(lane[prepared.section == section]).tolist():
-                order = groups[lane[groups] == own].tolist()
-                rng.shuffle(order)
-                blocks = [[group] for group in order]
-                if num_queries:
-                    blocks = []
-                    order.sort(key=prepared.query.__getitem__)  # stable: shuffled within a query
-                    for members in _runs(order, prepared.query):
-                        blocks += pack(
-                            [[member] for member in members], prepared.num_views, capacity // num_queries
-                        )
-                    rng.shuffle(blocks)
-                steps += pack(blocks, prepared.num_views, capacity)
-            rng.shuffle(steps)
-            plan += steps
-        return plan
+        groups = np.repeat(np.arange(self._prepared.num_groups), self._prepared.times)
+        late: list[list[int]] = []  # steps with a carried group, and then the others
+        steps: list[list[int]] = []
+        left: list[int] = []
+        for lane in np.unique(self._lane).tolist():
+            own = [group for group in carried if self._lane[group] == lane]
+            new = groups[self._lane[groups] == lane].tolist()
+            rng.shuffle(new)
+            of_lane, num_late, left_of_lane = self._fill(own, new, rng)
+            late += of_lane[:num_late]
+            steps += of_lane[num_late:]
+            left += left_of_lane
+        rng.shuffle(steps)
+        return late + steps, left
+
+    def _fill(
+        self, carried: list[int], new: list[int], rng: random.Random
+    ) -> tuple[list[list[int]], int, list[int]]:
+        """The steps of one lane, how many of them, at the front, hold a carried group, and the groups left over."""
+        prepared, capacity = self._prepared, self._settings.instances
+        order, left = [*carried, *new], []
+        blocks = [[place] for place in range(len(order))]  # places in the order
+        if self._settings.queries:
+            blocks = []
+            query_of = prepared.query[order]
+            by_query = sorted(range(len(order)), key=query_of.__getitem__)  # stable: carried groups first
+            for _, own in groupby(by_query, key=query_of.__getitem__):
+                members = list(own)
+                sizes = prepared.num_views[[order[place] for place in members]].tolist()
+                full, rest = pack(sizes, capacity // self._settings.queries)
+                blocks += [[members[item] for item in block] for block in full]
+                left += [members[item] for item in rest]
+            rng.shuffle(blocks)
+            blocks.sort(
+                key=lambda block: min(block) >= len(carried)
+            )  # stable: those with a carried group first
+        sizes = [int(sum(prepared.num_views[order[place]] for place in block)) for block in blocks]
+        full, rest = pack(sizes, capacity)
+        left += [place for item in rest for place in blocks[item]]
+        steps = [[place for item in step for place in blocks[item]] for step in full]
+        num_late = sum(min(step) < len(carried) for step in steps)
+        steps.sort(key=lambda step: min(step) >= len(carried))
+        return (
+            [[order[place] for place in step] for step in steps],
+            num_late,
+            [order[place] for place in sorted(left)],
+        )
+
+    def _refuse_what_never_fits(self) -> None:
+        """Raises InputError for groups whose size no number of those that may join them makes up to a step."""
+        prepared, settings = self._prepared, self._settings
+        capacity = settings.instances // (settings.queries or 1)
+        query = prepared.query if settings.queries else np.zeros(prepared.num_groups, np.int64)
+        kinds, kind_of = np.unique(
+            np.stack([self._lane, query, prepared.num_views]), axis=1, return_inverse=True
+        )
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for lane, of_query, size in kinds.T.tolist():
+            sizes.setdefault((lane, of_query), []).append(size)
+        is_lost = np.array(
+            [not _add_up(sizes[lane, of_query], capacity - size) for lane, of_query, size in kinds.T.tolist()]
+        )
+        lost = np.flatnonzero(is_lost[kind_of.ravel()])
+        if not len(lost):
+            return
+        if settings.queries:
+            where = f"a block of {capacity} instances from one query"
+            expected = "fewer batch.queries, or batch.queries: null"
+        else:
+            where = f"a step of {capacity} instances"
+            expected = "another number of batch.instances"
+        raise InputError(
+            f"batch: {len(lost):,} of {prepared.num_groups:,} groups can never be in {where}, for example"
+            f" {prepared.group(int(lost[0])).id} of {prepared.num_views[lost[0]]} instances; expected {expected}"
+        )
+
+    def _refuse_what_fills_no_step(self) -> None:
+        """Raises InputError for groups that share steps with no others and do not fill one in an epoch."""
+        prepared, settings = self._prepared, self._settings
+        filled = {int(self._lane[step[0]]) for step in self._epoch[1]}
+        for lane in np.unique(self._lane).tolist():
+            if lane not in filled:
+                own = self._lane == lane
+                parts = ", ".join(f"mixture.parts.{part}" for part in np.unique(prepared.part[own]))
+                raise InputError(
+                    f"batch: the {int(own.sum()):,} groups of {parts}, of {len(np.unique(prepared.query[own])):,}"
+                    f" queries, do not fill one step of {settings.instances} instances"
+                    + (f" from {settings.queries} queries" if settings.queries else "")
+                    + "; expected fewer batch.instances, or more data"
+                )
 
 
-def _runs(order: Sequence[int], query: NDArray[np.int64]) -> Iterator[list[int]]:
-    """Neighbours of the same query."""
-    run: list[int] = []
-    for group in order:
-        if run and query[run[-1]] != query[group]:
-            yield run
-            run = []
-        run.append(group)
-    if run:
-        yield run
+def pack(sizes: Sequence[int], capacity: int) -> tuple[list[list[int]], list[int]]:
+    """Items, by number and in order, in lists whose sizes add up to exactly `capacity`; and the items left over.
 
-
-def pack(blocks: Iterable[list[int]], size: NDArray[np.int64], capacity: int) -> list[list[int]]:
-    """Blocks joined, in order, into lists whose sizes add up to exactly `capacity`.
-
-    A block that does not fit waits for the next list; one that is too large, and what fills no list, is
-    left out.
+    An item joins a list only where the others can still fill it, so that no list is left open while items
+    are there to make a full one.
     """
+    queues: dict[int, deque[int]] = {}
+    for item, size in enumerate(sizes):
+        queues.setdefault(size, deque()).append(item)
+
+    def fits(size: int, room: int) -> bool:
+        if size > room or not queues[size]:
+            return False
+        others = tuple(
+            (each, min(len(queue) - (each == size), capacity // each)) for each, queue in queues.items()
+        )
+        return bool(_sums(others, capacity) >> (room - size) & 1)
+
     full: list[list[int]] = []
-    current: list[int] = []
-    room = capacity
-    waiting: list[tuple[int, list[int]]] = []
-    for block in blocks:
-        needed = int(sum(size[group] for group in block))
-        if needed > capacity:
-            continue
-        if needed > room:
-            waiting.append((needed, block))
-            continue
-        current, room = current + block, room - needed
-        if room:
-            continue
-        full.append(current)
-        current, room = [], capacity
-        still: list[tuple[int, list[int]]] = []
-        for needed, block in waiting:
-            if needed <= room:
-                current, room = current + block, room - needed
-            else:
-                still.append((needed, block))
-            if not room:
-                full.append(current)
-                current, room = [], capacity
-        waiting = still
-    return full
+    while True:
+        items: list[int] = []
+        room = capacity
+        while room and (fitting := [size for size in queues if fits(size, room)]):
+            size = min(fitting, key=lambda size: queues[size][0])
+            items.append(queues[size].popleft())
+            room -= size
+        if room:  # nothing was taken: no list can be filled any more
+            return full, sorted(item for queue in queues.values() for item in queue)
+        full.append(items)
+
+
+def _add_up(sizes: Sequence[int], total: int) -> bool:
+    """Whether any numbers of items of these sizes add up to the total."""
+    return total >= 0 and bool(_sums(tuple((size, total // size) for size in sizes), total) >> total & 1)
+
+
+@lru_cache(maxsize=65536)
+def _sums(counts: tuple[tuple[int, int], ...], capacity: int) -> int:
+    """A number whose bit n says whether some of these items, (size, how many), add up to n; n <= capacity."""
+    sums = 1
+    for size, count in counts:
+        some = 1
+        while count:  # 1 + 2 + 4 + ... make every number of them
+            some = min(some, count)
+            sums |= sums << size * some
+            count -= some
+            some *= 2
+    return sums & ((1 << capacity + 1) - 1)
 
 
 def deal(lengths: Sequence[int], world_size: int, chunk_tokens: int) -> list[list[tuple[int, ...]]]:

@@ -7,8 +7,8 @@ import torch
 
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
-from dualview.encoder import asymmetric, new_encoder
-from dualview.training.step import move_back
+from dualview.encoder import asymmetric, check_length, new_encoder
+from dualview.training.step import Learner, move_back
 
 
 def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
@@ -36,15 +36,44 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
                 target_modules=modules if isinstance(modules, str) else list(modules),
             ),
         )
+    if not settings.dropout:
+        _switch_off_dropout(transformer.model)
     if settings.activation_checkpointing:
         transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
+    check_length(encoder, "encoder.max_query_tokens", settings.max_query_tokens)
+    check_length(encoder, "encoder.max_passage_tokens", settings.max_passage_tokens)
     return encoder
+
+
+def learner_of(config: TrainConfig) -> Learner:
+    """What a rank trains, in training mode."""
+    temperature = config.loss.temperature
+    learner = Learner(
+        encoder_to_train(config), temperature.value, learned=temperature.learned, precision=config.precision
+    )
+    return learner.train()
+
+
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """Drops nothing in training mode, which activation checkpointing and others take for a sign of training.
+
+    Rates are in modules of their own, in attributes of others, and in the config that some look up as they run.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(vars(holder).items()) if holder is not None else ():
+                if "drop" in name and type(value) is float:
+                    setattr(holder, name, 0.0)
 
 
 def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
     """What is exported of these weights: adapters merged, moved back, beside the untouched encoder if that stays."""
-    # Whoever loads it may have no GPU.
-    portable = config.encoder.model_copy(update={"attention": "sdpa"})
+    # Whoever loads it may have no GPU, and gets the rates of dropout that its makers chose.
+    portable = config.encoder.model_copy(
+        update={"attention": "sdpa", "dropout": True, "activation_checkpointing": False}
+    )
     encoder = encoder_to_train(config.model_copy(update={"encoder": portable}))
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:

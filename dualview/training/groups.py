@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 import hashlib
 
+from dualview.config.base import canonical_json
 from dualview.config.train import Part
 from dualview.errors import InputError
-from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement
+from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement, Seed
 
 POSITIVE, NEGATIVE, LEFT_OUT = 1, -1, 0
 
@@ -35,24 +36,44 @@ class Group:
     """Any number of views over shared passages. A dual view has two of each, at the least."""
 
     id: str
-    query_id: str
     passages: tuple[Passage, ...]
     num_hard_negatives: int  # at the end of passages: some of them are shown, the others always
     views: tuple[View, ...]
 
 
+def key_of(text: str) -> int:
+    """64 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def passage_key(passage: Passage) -> int:
+    """Of its content: ids are unique within a data set, or within a seed, and a mixture has several."""
+    return key_of(canonical_json([passage.full_text, dict(passage.attributes)]))
+
+
 def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
     """The group of a seed's finished rows as `part` wants it; two groups of one view each for "apart".
 
-    Raises InputError where a passage has no text or two passages share an id.
+    A hard negative with the text of another passage is left out: labels can say one thing of a text.
+    Raises InputError where a passage has no text, two passages share an id, or a positive or instruction
+    negative has the text of another.
     """
     seed = rows[0].seed
-    passages = (seed.positive, *seed.instruction_negatives, *seed.hard_negatives)
+    always = (seed.positive, *seed.instruction_negatives)
+    passages = (*always, *seed.hard_negatives)
     if len({passage.id for passage in passages}) < len(passages):
         raise InputError(f"{part.data}: seed {seed.id}: two of its passages have the same id")
     if blank := [passage.id for passage in passages if not passage.full_text]:
         raise InputError(f"{part.data}: seed {seed.id}: passage {blank[0]} has no text")
-    group = Group(seed.id, seed.query_id, passages, len(seed.hard_negatives), _views(rows, part))
+    distinct: dict[int, Passage] = {}
+    for passage in passages:
+        distinct.setdefault(passage_key(passage), passage)
+    if lost := [passage.id for passage in always if distinct[passage_key(passage)] is not passage]:
+        raise InputError(
+            f"{part.data}: seed {seed.id}: passage {lost[0]} has the text of another that is labelled otherwise"
+        )
+    seed = replace(seed, hard_negatives=tuple(distinct.values())[len(always) :])
+    group = Group(seed.id, tuple(distinct.values()), len(seed.hard_negatives), _views(seed, rows, part))
     match part.views:
         case "both" | "original" | "plain":
             yield group
@@ -64,14 +85,13 @@ def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
                 yield replace(group, views=(view,))
 
 
-def _views(rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
+def _views(seed: Seed, rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
     """The original view, then the complementary one of each row, as far as `part` wants them.
 
     In the original view every negative of the seed is one, unless a judge is clear that it is relevant; in
     a complementary view the hard negatives are what a judge says, as nobody else has looked at them. For
     the query alone the instruction negatives are left out: they are on topic.
     """
-    seed = rows[0].seed
     negatives = {passage.id: NEGATIVE for passage in seed.instruction_negatives}
     hard = {passage.id: NEGATIVE for passage in seed.hard_negatives}
     if part.views == "plain":

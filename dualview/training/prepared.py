@@ -1,15 +1,15 @@
 """Groups as tokens: written once to Arrow files, read through a memory map by every rank.
 
 A piece is an Arrow file with a row for each group, in PIECE_SCHEMA. Passages and queries are known by 64 bits
-of their ids' SHA-256, so that pieces can be made apart; together they are numbered by the order of these keys.
-A passage may stand in several pieces, and is read from the first.
+of the SHA-256 of their content, so that pieces can be made apart; together they are numbered by the order of these
+keys. Ids would not do: they are unique within a data set only. A passage may be in several pieces, and is read from
+the first.
 """
 
 # E = embedding size
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-import hashlib
 import heapq
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow as pa
 from dualview.config.train import EncoderConfig
 from dualview.errors import InputError
 from dualview.records import Requirement
-from dualview.training.groups import Group, View
+from dualview.training.groups import Group, View, key_of, passage_key
 
 Tokenize = Callable[[list[str], int], list[list[int]]]  # texts, most tokens -> ids
 
@@ -64,10 +64,6 @@ PIECE_SCHEMA = pa.schema(
 )
 
 
-def key_of(id: str) -> int:
-    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big")
-
-
 def view_text(template: str, query: str, instruction: str) -> str:
     """Query and instruction as the one text that the encoder reads."""
     return template.format(query=query, instruction=instruction) if instruction else query
@@ -89,7 +85,7 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
     Raises InputError where a text has no token of its own: an encoder would see an empty text.
     """
     groups = [item.group for item in placed]
-    passages = {passage.id: passage for group in groups for passage in group.passages}
+    passages = {passage_key(passage): passage for group in groups for passage in group.passages}
     texts = [encoder.prompts.document + passage.full_text for passage in passages.values()]
     of_passage = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
     views = [view for group in groups for view in group.views]
@@ -99,20 +95,20 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
         for wording in view.wordings
     ]
     of_wording = iter(tokenize(wordings, encoder.max_query_tokens))
-    positives = {group.passages[0].id: group.passages[0].text for group in groups}
-    spans = {id: _span(text, f"{seed}:{id}") for id, text in positives.items()}
-    of_span = dict(
-        zip(spans, tokenize([text for _, text in spans.values()], encoder.max_query_tokens), strict=True)
-    )
+    spans = {text: _span(text, f"{seed}:{text}") for text in (group.passages[0].text for group in groups)}
+    texts = [span for _, span in spans.values()]
+    of_span = dict(zip(texts, tokenize(texts, encoder.max_query_tokens), strict=True))
     empty = len(tokenize([""], encoder.max_passage_tokens)[0])
-    for id, tokens in of_passage.items():
+    for key, tokens in of_passage.items():
         if len(tokens) <= empty:
-            raise InputError(f"passage {id}: no token of the encoder's vocabulary is in its text")
+            raise InputError(
+                f"passage {passages[key].id}: no token of the encoder's vocabulary is in its text"
+            )
 
-    def view_columns(view: View) -> dict[str, Any]:
+    def view_columns(view: View, keys: Mapping[str, int]) -> dict[str, Any]:
         return {
             "wordings": [next(of_wording) for _ in view.wordings],
-            "passages": [key_of(label.passage_id) for label in view.labels],
+            "passages": [keys[label.passage_id] for label in view.labels],
             "labels": [label.label for label in view.labels],
             "margins": [label.margin for label in view.labels],
             "requirements": [
@@ -121,34 +117,32 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
             ],
         }
 
-    return pa.Table.from_pylist(
-        [
-            {
-                "id": item.group.id,
-                "query": key_of(item.group.query_id),
-                "part": item.part,
-                "section": item.section,
-                "times": item.times,
-                "num_hard_negatives": item.group.num_hard_negatives,
-                "passages": [
-                    {
-                        "key": key_of(passage.id),
-                        "tokens": of_passage[passage.id],
-                        "attributes": [
-                            {"facet": facet, "value": value} for facet, value in passage.attributes.items()
-                        ],
-                    }
-                    for passage in item.group.passages
-                ],
-                "views": [view_columns(view) for view in item.group.views],
-                "spans": [
-                    {"rank": spans[id][0], "tokens": of_span[id]} for id in [item.group.passages[0].id]
-                ],
-            }
-            for item in placed
-        ],
-        schema=PIECE_SCHEMA,
-    )
+    def row(item: Placed) -> dict[str, Any]:
+        group = item.group
+        keys = {passage.id: passage_key(passage) for passage in group.passages}
+        rank, span = spans[group.passages[0].text]
+        return {
+            "id": group.id,
+            "query": key_of(group.views[0].query),
+            "part": item.part,
+            "section": item.section,
+            "times": item.times,
+            "num_hard_negatives": group.num_hard_negatives,
+            "passages": [
+                {
+                    "key": keys[passage.id],
+                    "tokens": of_passage[keys[passage.id]],
+                    "attributes": [
+                        {"facet": facet, "value": value} for facet, value in passage.attributes.items()
+                    ],
+                }
+                for passage in group.passages
+            ],
+            "views": [view_columns(view, keys) for view in group.views],
+            "spans": [{"rank": rank, "tokens": of_span[span]}],
+        }
+
+    return pa.Table.from_pylist([row(item) for item in placed], schema=PIECE_SCHEMA)
 
 
 def _span(text: str, name: str) -> tuple[int, str]:

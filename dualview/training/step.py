@@ -2,8 +2,8 @@
 
 # V = views, D = passages of the batch, H = embedding size, R = retained texts
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 import random
 from typing import Any
@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config.train import TrainConfig
-from dualview.encoder import Tokens, autocast
+from dualview.encoder import Precision, Tokens, autocast
 from dualview.errors import InputError
 from dualview.models import Side
 from dualview.training.batches import Batch, deal, make_batch
@@ -28,14 +28,42 @@ RETAINED_TEXTS_PER_STEP = 8
 class Learner(torch.nn.Module):
     """What is trained: an encoder, and the temperature where it is learned."""
 
-    def __init__(self, encoder: SentenceTransformer, temperature: float, *, learned: bool) -> None:
+    def __init__(
+        self, encoder: SentenceTransformer, temperature: float, *, learned: bool, precision: Precision
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.precision = encoder, precision
         self.temperature = Temperature(temperature, learned=learned)
 
     def forward(self, features: dict[str, Any], side: Side) -> torch.Tensor:
-        vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
+        # In here, because DeepSpeed's engine switches off on a GPU what is switched on around it.
+        with autocast(self.precision, self.encoder.device):
+            vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+
+@contextmanager
+def check_precision(encoder: torch.nn.Module, precision: Precision) -> Iterator[None]:
+    """Raises RuntimeError where linear layers that run within are not computed in `precision`.
+
+    The config's word is not enough: whatever lies between it and the layers may decide otherwise.
+    """
+    seen: set[torch.dtype] = set()
+    hooks = [
+        module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
+        for module in encoder.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    expected = torch.bfloat16 if precision == "bf16" else torch.float32
+    if seen - {expected}:
+        raise RuntimeError(
+            f"precision: {precision}, but linear layers gave {', '.join(sorted(map(str, seen)))}; this is a defect"
+        )
 
 
 class Temperature(torch.nn.Module):
@@ -210,15 +238,13 @@ def learn(
     is then a context in which `backward` may be called many times for one step. Randomness (dropout) is
     seeded for each chunk, so both passes see the same. `inputs`: texts as the encoder takes them.
     """
-    device = next(learner.parameters()).device
     texts = [work.queries, *([work.passages] if work.passages is not None else [])]
 
     def encode(side: int, number: int) -> torch.Tensor:
         own = texts[side]
         torch.manual_seed(work.seed + 100_000 * side + number)
         features = inputs([own.tokens[place] for place in own.chunks[number]])
-        with autocast(config.precision, device):
-            vectors: torch.Tensor = learner(features, own.side)
+        vectors: torch.Tensor = learner(features, own.side)
         return vectors
 
     numbers = [(side, number) for side, own in enumerate(texts) for number in range(len(own.chunks))]

@@ -79,9 +79,9 @@ def groups(num_steps: int) -> list[Group]:
             break
         if len(seed.hard_negatives) < 2:
             continue
-        # Their own ids: a passage that two seeds share is told apart, so that no batch has it twice.
+        # Their own: a passage that two seeds share is told apart, so that no batch has it twice.
         passages = tuple(
-            replace(passage, id=f"{number}-{place}", attributes={})
+            replace(passage, id=f"{number}-{place}", attributes={"group": str(number)})
             for place, passage in enumerate(
                 [seed.positive, seed.instruction_negatives[0], *seed.hard_negatives[:2]]
             )
@@ -90,10 +90,10 @@ def groups(num_steps: int) -> list[Group]:
         labels = [[1, -1, -1, -1], [-1, 1, -1, -1]]
         other = seeds[(number + 1) % len(seeds)].instruction
         views = tuple(
-            View(seed.query, (instruction,), tuple(map(Label, ids, of_view)), ())
+            View(f"{seed.query} {number}", (instruction,), tuple(map(Label, ids, of_view)), ())
             for instruction, of_view in zip((seed.instruction, other), labels, strict=True)
         )
-        made.append(Group(f"g{number}", f"q{number}", passages, 2, views))
+        made.append(Group(f"g{number}", passages, 2, views))
     return made
 
 
@@ -134,11 +134,18 @@ def apart(made: list[Group]) -> list[Group]:
         replace(
             group,
             id=f"{group.id}-{number}",
-            query_id=f"{group.query_id}-{number}",
-            passages=tuple(replace(passage, id=f"{passage.id}-{number}") for passage in group.passages),
+            passages=tuple(
+                replace(
+                    passage,
+                    id=f"{passage.id}-{number}",
+                    attributes={**passage.attributes, "copy": str(number)},
+                )
+                for passage in group.passages
+            ),
             views=(
                 replace(
                     view,
+                    query=view.query + " " * number,  # another text of the same tokens
                     labels=tuple(
                         replace(label, passage_id=f"{label.passage_id}-{number}") for label in view.labels
                     ),
@@ -155,7 +162,7 @@ def ours(made: list[Group], cache: bool, groups_per_step: int, folder: Path) -> 
     settings = config(cache)
     encoder = new_encoder(MODEL, pooling="mean", trust_remote_code=False).eval()
     data = prepared(made, settings, encoder, folder)
-    learner = Learner(encoder, settings.loss.temperature.value, learned=False)
+    learner = Learner(encoder, settings.loss.temperature.value, learned=False, precision=settings.precision)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-5)
     nothing = Retained([], torch.empty(0))
     losses, started = [], 0.0

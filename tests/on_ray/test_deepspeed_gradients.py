@@ -1,6 +1,7 @@
 """What DeepSpeed makes of a step on two ranks is the gradient of one process, at every stage, with and without cache."""
 
 from functools import partial
+import json
 import os
 
 import deepspeed
@@ -20,7 +21,7 @@ import torch.multiprocessing
 
 from dualview.encoder import inputs_of, new_encoder
 from dualview.on_ray.train import _backward, _deepspeed_engine, _mean_over_ranks, _several
-from dualview.training.step import Learner, learn
+from dualview.training.step import Learner, check_precision, learn
 
 COMBINATIONS = [(stage, cache) for stage in range(4) for cache in (False, True)]
 GROUPS = random_groups(5, num_hard_negatives=2)
@@ -51,7 +52,8 @@ def test_loss_and_gradients_equal_one_process_in_float64(over_ranks, tmp_path, s
         torch.testing.assert_close(found[name].double(), gradient, rtol=1e-3, atol=2e-5)
 
 
-def _rank(rank, world_size, folder):
+def _join(rank, world_size, folder):
+    """A folder of this rank's own with the tiny encoder, and the process group."""
     torch.set_num_threads(1)
     os.environ |= {
         "DS_ACCELERATOR": "cpu",
@@ -65,6 +67,58 @@ def _rank(rank, world_size, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
+    return own
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_linear_layers_are_computed_in_the_configs_precision_as_on_a_gpu(tmp_path, precision):
+    """DeepSpeed's forward pass switches an autocast off that it sees around it, which it can only of a GPU's."""
+    torch.multiprocessing.spawn(_one_step_as_on_a_gpu, args=(tmp_path, precision), nprocs=1)
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen == {"bf16": ["torch.bfloat16"], "fp32": ["torch.float32"]}[precision]
+
+
+def _one_step_as_on_a_gpu(rank, folder, precision):
+    own = _join(rank, 1, folder)
+    is_enabled = torch.is_autocast_enabled
+    torch.is_autocast_enabled = lambda device_type="cpu": is_enabled(device_type)  # without a name: of a GPU
+    config = train_config(precision=precision)
+    learner = learner_of(own / "first", config)
+    prepared = prepared_of(GROUPS, config, learner.encoder, own)
+    retained = retained_by(learner.encoder, prepared)
+    engine = _deepspeed_engine(learner, config, num_steps=1)
+    seen = set()
+    for module in learner.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(str(output.dtype)))
+    with check_precision(learner.encoder, precision):
+        learn(
+            engine,
+            learner.temperature,
+            _backward(engine),
+            _several(engine),
+            work_for(config, prepared, retained),
+            config,
+            retained,
+            inputs=partial(inputs_of, learner.encoder),
+            world_size=1,
+        )
+    (folder / "seen.json").write_text(json.dumps(sorted(seen)))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_step_in_another_precision_than_the_configs_is_an_error(tmp_path):
+    encoder = learner_in(tmp_path, train_config()).encoder
+    features = inputs_of(encoder, [[2, 7, 3]])
+    with (
+        pytest.raises(RuntimeError, match=r"bf16, but linear layers gave torch\.float32"),
+        check_precision(encoder, "bf16"),
+    ):
+        encoder(features)
+
+
+def _rank(rank, world_size, folder):
+    own = _join(rank, world_size, folder)
     results = {}
     for stage, cache in COMBINATIONS:
         config = train_config(deepspeed__stage=stage, batch__gradient_cache=cache, **EVERYTHING)
@@ -97,4 +151,5 @@ def _rank(rank, world_size, folder):
 
 def learner_of(folder, config):
     encoder = new_encoder(str(folder), pooling="mean", trust_remote_code=False).eval()
-    return Learner(encoder, config.loss.temperature.value, learned=config.loss.temperature.learned).eval()
+    temperature = config.loss.temperature
+    return Learner(encoder, temperature.value, learned=temperature.learned, precision=config.precision).eval()

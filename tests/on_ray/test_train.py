@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 import json
+import os
 from pathlib import Path
 import random
 import subprocess
 import sys
-from threading import Thread
+from threading import Event, Thread
 import time
 
 import numpy as np
@@ -24,6 +25,7 @@ from dualview.config.train import TrainConfig
 from dualview.encoder import encode_texts, encode_tokens, load_encoder, new_encoder, num_dense_parameters
 from dualview.errors import InputError, Interruption
 from dualview.models import local_model
+from dualview.on_ray.checkpoints import whole_checkpoints
 from dualview.on_ray.frozen import keep_vectors, look_up_vectors
 from dualview.on_ray.prepare import (
     expected_tokens,
@@ -109,25 +111,22 @@ def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
 
 
 def _wait_for_a_checkpoint(output: str) -> None:
-    """Until Ray Train has registered one."""
     store, deadline = open_store(output), time.monotonic() + 1200
-    while not any(
-        entry.key.endswith("checkpoint_manager_snapshot.json") for entry in store.list("checkpoints-")
-    ):
+    while not whole_checkpoints(store):
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def _checkpoints(output: str) -> set[str]:
-    keys = [entry.key for entry in open_store(output).list("checkpoints-")]
-    return {key.split("/")[1] for key in keys if key.endswith("position.json")}
-
-
-def _kill_a_driver_after_a_checkpoint(own: TrainConfig, folder: Path) -> None:
+def _driver(own: TrainConfig, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
     path = folder / "train.yaml"
     path.write_text(yaml.safe_dump(own.model_dump(mode="json")))
     command = [sys.executable, "jobs/train.py", "--config", str(path)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **quiet)
+
+
+def _kill_a_driver_after_a_checkpoint(own: TrainConfig, folder: Path) -> None:
+    with _driver(own, folder) as driver:
         _wait_for_a_checkpoint(own.output)
         assert driver.poll() is None  # it has not finished
         driver.kill()
@@ -347,6 +346,57 @@ def test_another_number_of_ranks_goes_on_with_the_weights(config, uninterrupted,
     assert result["losses"][first] != pytest.approx(expected[0], rel=5e-3)
 
 
+def _exported_by_one_attempt(output: str) -> bool:
+    """Weights, card and result are of one training: the card has the result's last loss, and nothing else is left."""
+    store = open_store(output)
+    result = json.loads(store.get("result.json"))
+    assert {entry.key.partition("/")[0] for entry in store.list()} == {
+        "config.json",
+        "encoder",
+        "exported.json",
+        "prepared",
+        "prepared.json",
+        "result.json",
+    }
+    load_encoder(f"{output}/encoder", trust_remote_code=False)
+    return f"Last loss: {result['losses'][-1]:.4f}." in store.get("encoder/README.md").decode()
+
+
+@pytest.mark.slow
+def test_a_kill_during_the_export_costs_nothing_but_time(config, faulty_s3, tmp_path):
+    """The weights are put already when the driver is killed; another number of ranks makes others, in the last bits."""
+    own = config("export-killed")
+    reached, killed = Event(), Event()
+
+    def hang(answer, environ):
+        reached.set()
+        killed.wait()
+        return answer(environ)
+
+    faulty_s3.faults.append(("tokenizer.json", hang, 1))
+    with _driver(own, tmp_path) as driver:
+        assert reached.wait(600)
+        driver.kill()
+    killed.set()
+    alone = own.model_copy(update={"workers": own.workers.model_copy(update={"num": 1})})
+    result = train(alone)
+    assert result["world_size"] == 1
+    assert result["steps_since_resume"] < STEPS
+    assert _exported_by_one_attempt(own.output)
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_leave_what_one_of_them_made(config, tmp_path):
+    own = config("overlap", **SLOW)
+    with _driver(own, tmp_path, RAY_ADDRESS="local") as driver:  # a cluster that is being given up
+        _wait_for_a_checkpoint(own.output)
+        assert driver.poll() is None
+        alone = own.model_copy(update={"workers": own.workers.model_copy(update={"num": 1})})
+        train(alone)
+        assert driver.wait(600) == 0
+    assert _exported_by_one_attempt(own.output)
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_step_and_its_groups(config):
     own = config("not-finite", max_failures=1)
@@ -375,7 +425,7 @@ def test_five_kills_cost_nothing_but_time(config):
         rng = random.Random(7)
         known: set[str] = set()
         while len(victims) < 5:
-            if not (new := _checkpoints(killed.output) - known):
+            if not (new := set(whole_checkpoints(open_store(killed.output))) - known):
                 time.sleep(0.1)
                 continue
             known |= new

@@ -27,9 +27,9 @@ CHAD, FIJI, MALI, LAOS, TIN = (
 )
 
 
-def group(id, query_id, passages, *views, hard=0):
-    made = tuple(View("what", (f"only {n}",), labels(**view), IN_AFRICA) for n, view in enumerate(views))
-    return Group(id, query_id, tuple(passages), hard, made)
+def group(id, query, passages, *views, hard=0):
+    made = tuple(View(query, (f"only {n}",), labels(**view), IN_AFRICA) for n, view in enumerate(views))
+    return Group(id, tuple(passages), hard, made)
 
 
 @pytest.fixture
@@ -134,6 +134,9 @@ class Sizes:
     def num_tokens(self):
         return 10 * self.num_views
 
+    def group(self, index):
+        return group(f"g{index}", "q", [])
+
 
 def sampler(sizes, instances=8, queries=2, seed=1, homogeneous=False):
     batch = train_config(
@@ -160,17 +163,24 @@ def epoch_of(own):
     st.integers(0, 5),
     st.sampled_from([4, 8, 12]),
 )
-def test_an_epoch_deals_every_group_once_at_the_most(sizes, seed, instances):
+def test_an_epoch_deals_every_group_once_and_the_next_begins_with_what_is_left(sizes, seed, instances):
     per_block = instances // 4
     num_steps = sum(size // per_block for size in sizes) // 2
     if not num_steps:
         with pytest.raises(InputError, match="do not fill one step"):
             sampler(dual(sizes), instances, 2, seed)
         return
-    steps = epoch_of(sampler(dual(sizes), instances, 2, seed))
+    own = sampler(dual(sizes), instances, 2, seed)
+    steps = epoch_of(own)
     assert len(steps) == num_steps
     assert max(Counter(group for step in steps for group in step).values()) == 1
     assert {2 * len(step) for step in steps} == {instances}
+    # Of a query with fewer groups than a block has, so many epochs make one; and one block may wait for a second.
+    num_epochs = 2 * per_block + 1
+    first_of_next = next(step for step in range(10**6) if own.step(step)[0] == num_epochs)
+    uses = own.uses(first_of_next)
+    assert uses.min() > 0
+    assert uses.max() <= num_epochs
 
 
 @given(st.lists(st.integers(1, 3), min_size=30, max_size=60), st.integers(0, 5))
@@ -197,10 +207,51 @@ def test_a_block_holds_one_query():
         assert len(set(queries[:2])) == len(set(queries[2:])) == 1
 
 
-def test_sections_never_share_a_step_and_come_one_after_the_other():
-    sizes = Sizes(range(32), [1] * 32, section=[0, 1] * 16)
+def test_sections_never_share_a_step_and_their_steps_are_mixed():
+    sizes = Sizes(range(320), [1] * 320, section=[0, 1] * 160)
     sections = [set(sizes.section[step].tolist()) for step in epoch_of(sampler(sizes, 8, None))]
-    assert sections == [{0}, {0}, {1}, {1}]
+    assert all(len(section) == 1 for section in sections)
+    order = [section.pop() for section in sections]
+    assert sum(order) == 20
+    assert 5 <= sum(order[:20]) <= 15  # 0 or 20 where one section came first
+
+
+@pytest.mark.parametrize("queries", [None, 2])
+def test_groups_that_wait_are_the_first_steps_of_the_next_epoch(queries):
+    sizes = dual([9, 9, 9])
+    own = sampler(sizes, 16, queries)
+    first = epoch_of(own)
+    left = set(range(27)) - {group for step in first for group in step}
+    assert left
+    step = len(first)
+    assert own.step(step)[0] == 1
+    while left:
+        assert left & set(own.step(step)[1])
+        left -= set(own.step(step)[1])
+        step += 1
+
+
+@pytest.mark.parametrize(
+    ("num_views", "instances", "queries", "where"),
+    [
+        ([3, 2] * 12, 24, 12, "12 of 24 groups can never be in a block of 2 instances from one query"),
+        ([2] * 30 + [5], 8, None, "1 of 31 groups can never be in a step of 8 instances"),
+        ([9] + [1] * 30, 8, None, "1 of 31 groups can never be in a step of 8 instances"),
+    ],
+)
+def test_what_can_never_be_in_a_step_is_refused(num_views, instances, queries, where):
+    sizes = Sizes([n // 2 for n in range(len(num_views))], num_views)
+    with pytest.raises(InputError, match=where):
+        sampler(sizes, instances, queries)
+
+
+def test_a_part_that_fills_no_step_of_its_own_is_refused():
+    sizes = Sizes(range(40), [1] * 40, part=[0] * 36 + [1] * 4)
+    with pytest.raises(
+        InputError, match=r"the 4 groups of mixture\.parts\.1, of 4 queries, do not fill one step of 8"
+    ):
+        sampler(sizes, 8, None, homogeneous=True)
+    sampler(sizes, 8, None)
 
 
 def test_homogeneous_batches_are_of_one_part():
@@ -224,8 +275,49 @@ def test_budgets_are_steps_instances_or_tokens():
     assert own.num_steps(instances=None, tokens=801, steps=None) == 11  # 80 tokens a step
 
 
-def test_what_fits_nowhere_is_left_out():
-    assert pack([[0], [1], [2]], np.array([3, 9, 1]), 4) == [[0, 2]]
+@given(st.lists(st.integers(1, 7), max_size=14), st.integers(1, 9))
+def test_packing_fills_lists_exactly_and_leaves_only_what_fills_none(sizes, capacity):
+    full, left = pack(sizes, capacity)
+    assert sorted([item for items in full for item in items] + left) == list(range(len(sizes)))
+    assert all(sum(sizes[item] for item in items) == capacity for items in full)
+    sums = {0}
+    for item in left:
+        sums |= {total + sizes[item] for total in sums}
+    assert capacity not in sums
+
+
+def test_packing_takes_the_first_first():
+    assert pack([3, 9, 1, 2, 2], 4) == ([[0, 2], [3, 4]], [1])
+    assert pack([2, 3, 2, 3], 5) == ([[0, 1], [2, 3]], [])
+
+
+# --- identity -------------------------------------------------------------------------------------
+
+
+def test_what_has_the_same_id_and_another_text_stays_apart(tmp_path):
+    """Two data sets that number their queries and passages, and one that names passages within a seed only."""
+    encoder = tiny_encoder(tmp_path / "encoder")
+
+    def numbered(seed, query, *words):
+        passages = [Passage(str(n), f"exports of {word}") for n, word in enumerate(words)]
+        return Group(seed, tuple(passages), 0, (View(query, ("only",), labels(**{"0": 1, "1": -1}), ()),))
+
+    groups = [
+        numbered("1", "what", "chad", "fiji"),
+        numbered("1", "exports", "mali", "laos"),
+        numbered("2", "exports", "tin", "chad"),  # of this text there is one already
+    ]
+    for pieces in (1, 3):
+        prepared = prepared_of(groups, train_config(), encoder, tmp_path, pieces)
+        members = [prepared.group(index) for index in range(3)]
+        members.sort(key=lambda own: (own.id, prepared.tokens(own.passages[0]).tolist()))
+        batches = [
+            make_batch(prepared, [own], train_config(batch__queries=None).batch, [0], "0") for own in members
+        ]
+        assert [texts(batch) for batch in batches] == [["chad", "fiji"], ["mali", "laos"], ["tin", "chad"]]
+        assert all(relation(batch) == [[POSITIVE, NEGATIVE]] for batch in batches)
+        assert prepared.num_passages == 5
+        assert len({own.query for own in members}) == 2
 
 
 # --- who encodes what -----------------------------------------------------------------------------

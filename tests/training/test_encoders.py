@@ -37,16 +37,17 @@ def test_it_learns_and_its_export_embeds_alike(tmp_path, name, pooling):
     transformers.AutoModel.from_config(ARCHITECTURES[name](**SIZES)).save_pretrained(folder)
     config = train_config(encoder__pooling=pooling, batch__gradient_cache=True)
     encoder = new_encoder(str(folder), pooling=pooling, trust_remote_code=False).eval()
-    learner = Learner(encoder, 0.05, learned=False).eval()
+    learner = Learner(encoder, 0.05, learned=False, precision="fp32").eval()
     prepared = prepared_of(random_groups(), config, encoder, tmp_path)
-    loss, gradients = learned(learner, config, prepared, retained_by(encoder, prepared))
+    retained = retained_by(encoder, prepared)
+    loss, gradients = learned(learner, config, prepared, retained)
     assert np.isfinite(loss)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     with torch.no_grad():
         for weight_name, weight in learner.named_parameters():
             if weight_name in gradients:
-                weight -= 0.1 * gradients[weight_name]
-    assert learned(learner, config, prepared, retained_by(encoder, prepared))[0] < loss
+                weight -= 0.01 * gradients[weight_name]
+    assert learned(learner, config, prepared, retained)[0] < loss
 
     encoder.save(str(tmp_path / "export"))
     texts = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
@@ -118,7 +119,7 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
         hook = encoder.register_forward_pre_hook(
             lambda _, features, asked=asked: asked.append(len(features[0]["input_ids"]))
         )
-        learner = Learner(encoder, 0.05, learned=False).eval()
+        learner = Learner(encoder, 0.05, learned=False, precision="fp32").eval()
         prepared = prepared_of(random_groups(), config, encoder, tmp_path)
         loss, gradients = learned(learner, config, prepared, retained_by(encoder, prepared))
         hook.remove()

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tiny import save_tiny_encoder, train_config
+from tiny import learned, prepared_of, random_groups, retained_by, save_tiny_encoder, train_config
 import torch
+import transformers
 
-from dualview.training.export import encoder_to_train, finished_encoder, model_card
+from dualview.errors import InputError
+from dualview.training.export import encoder_to_train, finished_encoder, learner_of, model_card
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
 LORA = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
@@ -83,3 +85,70 @@ def test_the_card_says_what_decided_the_encoder(config_of):
         "fingerprint",
     ):
         assert part in card
+
+
+SIZES = {
+    "vocab_size": 24,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+DROPPING = {
+    "bert": transformers.BertConfig(**SIZES, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5),
+    "gte": transformers.GteConfig(
+        **SIZES, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5, pad_token_id=0
+    ),
+    "modernbert": transformers.ModernBertConfig(
+        **SIZES, embedding_dropout=0.5, mlp_dropout=0.5, attention_dropout=0.5, pad_token_id=0
+    ),
+    "qwen3": transformers.Qwen3Config(**SIZES, attention_dropout=0.5, num_key_value_heads=2, head_dim=16),
+    "xlm-roberta": transformers.XLMRobertaConfig(
+        **SIZES, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_is_the_configs_and_the_export_keeps_the_makers_rates(tmp_path, name, dropout):
+    folder = save_tiny_encoder(tmp_path / "model")
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(DROPPING[name]).save_pretrained(folder)
+    config = train_config(encoder__model=str(folder), encoder__dropout=dropout)
+    learner = learner_of(config)
+    assert learner.encoder.training
+    features = {"input_ids": torch.tensor([[2, 7, 8, 9, 3]]), "attention_mask": torch.ones(1, 5)}
+    with torch.no_grad():
+        once, twice = (learner(dict(features), "query") for _ in range(2))
+    assert torch.equal(once, twice) != dropout
+    exported = finished_encoder(config, learner.encoder.state_dict())
+    assert rates_of(exported[0].model.config) == rates_of(DROPPING[name])
+
+
+def rates_of(config):
+    return {key: value for key, value in config.to_dict().items() if "drop" in key}
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_checkpointed_activations_are_computed_again(config_of, tmp_path, dropout):
+    """Seen at the first linear layer of the transformer; the loss and its gradients are the same."""
+    passes, gradients = {}, {}
+    for checkpointing in (False, True):
+        config = config_of(encoder__activation_checkpointing=checkpointing, encoder__dropout=dropout)
+        learner = learner_of(config)
+        prepared = prepared_of(random_groups(), config, learner.encoder, tmp_path)
+        retained = retained_by(encoder_to_train(config), prepared)
+        layer = next(module for module in learner.encoder.modules() if isinstance(module, torch.nn.Linear))
+        seen: list[int] = []
+        layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        _, gradients[checkpointing] = learned(learner, config, prepared, retained)
+        passes[checkpointing] = len(seen)
+    assert passes[True] == 2 * passes[False]
+    for name, gradient in gradients[False].items():
+        torch.testing.assert_close(gradients[True][name], gradient)
+
+
+def test_more_tokens_than_positions_are_refused_before_training(config_of):
+    with pytest.raises(InputError, match=r"^encoder\.max_passage_tokens: 513, .* expected at most 512$"):
+        encoder_to_train(config_of(encoder__max_passage_tokens=513))

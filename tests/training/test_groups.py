@@ -138,3 +138,21 @@ def test_passages_that_cannot_be_trained_on_are_one_sentence(passage, message):
     broken = replace(broken, seed=replace(broken.seed, hard_negatives=(passage,)))
     with pytest.raises(InputError, match=message):
         list(groups_of([broken], part()))
+
+
+def seed_with(**passages):
+    return row(seed=replace(row().seed, **passages))
+
+
+def test_a_hard_negative_with_the_text_of_another_passage_is_left_out():
+    repeated = (Passage("copy of chad", "Chad"), Passage("peru", "Peru"), Passage("copy of peru", "Peru"))
+    [group] = groups_of([seed_with(hard_negatives=repeated)], part())
+    assert [passage.id for passage in group.passages] == ["chad", "fiji", "laos", "peru"]
+    assert group.num_hard_negatives == 1
+    assert labels_of(group.views[0]) == {"chad": 1, "fiji": -1, "laos": -1, "peru": -1}
+
+
+def test_an_instruction_negative_with_the_text_of_the_positive_is_refused():
+    both = (Passage("fiji", "Fiji"), Passage("copy", "Chad"))
+    with pytest.raises(InputError, match="passage copy has the text of another"):
+        list(groups_of([seed_with(instruction_negatives=both)], part()))
