@@ -45,6 +45,11 @@ class Space:
     precision: "Precision"
     prompt: str | None  # before every text; None: the model's own
 
+    @property
+    def folder(self) -> str:
+        # Before weights were float32 whatever the file says, vectors of files in half precision were others.
+        return fingerprint({**asdict(self), "weights": "float32"})
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -56,7 +61,7 @@ class Shard:
 
     @cached_property
     def key(self) -> str:
-        return f"{fingerprint(asdict(self.space))}/{fingerprint(self.texts)}.parquet"
+        return f"{self.space.folder}/{fingerprint(self.texts)}.parquet"
 
 
 def shards_of(model: str, space: Space, texts: Iterable[str], size: int) -> list[Shard]:
@@ -72,7 +77,7 @@ def keep_vectors(store: Store, shards: Sequence[Shard], actors: Pool, *, trust_r
 
     Raises InputError where an encoder cannot be used.
     """
-    folders = {fingerprint(asdict(space)) for space in {shard.space for shard in shards}}
+    folders = {shard.space.folder for shard in shards}
     standing = {entry.key for folder in folders for entry in store.list(f"{folder}/")}
     to_do = {shard.key: shard for shard in shards if shard.key not in standing}
     # Those of a model together, because actors change models slowly, and long texts first, so that none is
@@ -114,11 +119,13 @@ class KeepUnit:
         return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.encoder import comparable, encode_tokens, num_cut, own_prompt, tokenize
+        from dualview.encoder import check_length, comparable, encode_tokens, num_cut, own_prompt, tokenize
 
         space, texts = Space(**unit["space"]), list(unit["texts"])
         try:
             encoder = self.encoder_of(unit["model"])
+            side = "query" if space.side == "query" else "passage"
+            check_length(encoder, f"max_{side}_tokens", space.max_tokens)
             prompt = own_prompt(encoder, space.side) if space.prompt is None else space.prompt
             prompted = [prompt + text for text in texts]
             vectors, at_limit = [], []

@@ -90,7 +90,8 @@ def look_up_vectors(
 
 def _shelf(config: TrainConfig) -> Store:
     settings = config.encoder
-    space = [model_fingerprint(settings.model, "document"), settings.pooling, config.precision]
+    # float32: weights were once of the precision of the model's file.
+    space = [model_fingerprint(settings.model, "document"), settings.pooling, config.precision, "float32"]
     folder = config.embeddings or f"{config.output.rstrip('/')}/embeddings"
     return open_store(f"{folder.rstrip('/')}/{fingerprint(space)}")
 

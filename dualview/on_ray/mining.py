@@ -294,10 +294,12 @@ class EncodeShard:
     """Puts the vectors of a shard of passages or queries; an actor, because it holds an encoder."""
 
     def __init__(self, work: _Work, dense: DenseRetriever) -> None:
-        from dualview.encoder import encode_texts, load_encoder
+        from dualview.encoder import check_length, encode_texts, load_encoder
 
         self.work, self.dense, self.encode_texts = work, dense, encode_texts
         self.encoder = load_encoder(dense.model, trust_remote_code=dense.trust_remote_code)
+        check_length(self.encoder, "max_query_tokens", dense.max_query_tokens)
+        check_length(self.encoder, "max_passage_tokens", dense.max_passage_tokens)
         if ray.get_gpu_ids():
             self.encoder.to("cuda")
 

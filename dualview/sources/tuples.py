@@ -113,12 +113,16 @@ def _check_distinct(seed: Seed, where: str) -> None:
                     " expected each passage in one role only"
                 )
             roles[passage.id] = this
+    # A text can be labelled in one way only. Hard negatives that repeat one are left out when training.
+    texts = {seed.positive.full_text: "the positive"}
     for index, passage in enumerate(seed.instruction_negatives):
-        if passage.full_text == seed.positive.full_text:
+        this = f"instruction_negatives[{index}]"
+        if passage.full_text in texts:
             raise InputError(
-                f"{where}: instruction_negatives[{index}] has the text of the positive;"
-                " expected a passage that breaks the instruction"
+                f"{where}: {this} has the text of {texts[passage.full_text]};"
+                " expected another passage that breaks the instruction"
             )
+        texts[passage.full_text] = this
 
 
 def _passages(row: dict[str, Any], key: str, where: str) -> tuple[Passage, ...]:

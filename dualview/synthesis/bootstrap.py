@@ -42,7 +42,11 @@ async def find_original(
     if confirmed is None or confirmed < judge.min_margin or confirmed <= 0:
         return seed, Draft("original", written.answer, written.instruction, "no_original", confirmed)
 
-    mined = seed.hard_negatives
+    # Each text once: of two copies one could become the wanted passage and the other an unwanted one.
+    distinct = {seed.positive.full_text: seed.positive}
+    for passage in seed.hard_negatives:
+        distinct.setdefault(passage.full_text, passage)
+    mined = tuple(distinct.values())[1:]
     obeying = await asyncio.gather(
         *(ask(engine, judge, seed.query, written.instruction, passage) for passage in mined)
     )

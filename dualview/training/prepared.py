@@ -52,7 +52,7 @@ _PASSAGE = pa.struct(
 PIECE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("query", pa.uint64()),
+        ("query_key", pa.uint64()),
         ("part", pa.int16()),
         ("section", pa.int16()),  # groups of one seed that must not share a batch have different ones
         ("times", pa.int32()),  # it is dealt in an epoch
@@ -123,7 +123,7 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
         rank, span = spans[group.passages[0].text]
         return {
             "id": group.id,
-            "query": key_of(group.views[0].query),
+            "query_key": key_of(group.views[0].query),
             "part": item.part,
             "section": item.section,
             "times": item.times,
@@ -187,7 +187,7 @@ class Prepared:
             for name in ("part", "section", "times")
         )
         _, self.query = np.unique(
-            np.concatenate([table["query"].to_numpy() for table in tables]), return_inverse=True
+            np.concatenate([table["query_key"].to_numpy() for table in tables]), return_inverse=True
         )
 
         lists = [table["passages"].chunk(0) for table in tables]
@@ -301,7 +301,7 @@ def _open(file: Path) -> pa.Table:
             f"{file}: is not a whole Arrow file of prepared groups ({reason}); remove it"
         ) from None
     if not table.schema.equals(PIECE_SCHEMA) or table.num_rows == 0 or table["id"].num_chunks != 1:
-        raise InputError(f"{file}: is not a file of prepared groups; remove it")
+        raise InputError(f"{file}: is not a file of prepared groups as this version makes them; choose another output")
     return table
 
 

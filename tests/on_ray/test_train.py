@@ -143,6 +143,17 @@ def test_a_killed_driver_is_started_again_and_goes_on(config, uninterrupted, tmp
     assert weights(own.output) == weights(uninterrupted.output)
 
 
+def test_views_apart_are_in_sections_that_each_hold_original_and_complementary_ones(config):
+    own = config("apart", **{"mixture.parts.0.views": "apart"})
+    prepare(own, *plan_mixture(own))
+    prepared = open_prepared(own)
+    ids = [prepared.group(index).id for index in range(prepared.num_groups)]
+    assert ids[::2] == ids[1::2]  # the original view of a seed, then its complementary one
+    original, complementary = prepared.section[::2], prepared.section[1::2]
+    assert (original + complementary == 1).all()
+    assert 0.3 < original.mean() < 0.7
+
+
 def test_a_budget_of_operations_is_one_of_tokens(config, uninterrupted):
     prepared = open_prepared(uninterrupted)
     encoder = new_encoder(uninterrupted.encoder.model, pooling="mean", trust_remote_code=False)
@@ -168,6 +179,25 @@ def test_a_finished_run_is_only_read(uninterrupted, capsys):
     train(uninterrupted)
     assert "nothing to do" in capsys.readouterr().out
     assert open_store(uninterrupted.output).list() == before
+
+
+def test_how_the_work_is_done_may_change(uninterrupted):
+    how = {
+        "output": "elsewhere",
+        "checkpoint_every_steps": 7,
+        "batch": uninterrupted.batch.model_copy(update={"chunk_tokens": 77, "gradient_cache": True}),
+        "deepspeed": uninterrupted.deepspeed.model_copy(update={"stage": 3}),
+        "workers": uninterrupted.workers.model_copy(update={"num": 3}),
+    }
+    assert uninterrupted.model_copy(update=how).deciding() == uninterrupted.deciding()
+    alone = uninterrupted.batch.model_copy(update={"negatives": "worker"})  # the number of workers decides
+    two, three = (
+        uninterrupted.model_copy(update={"batch": alone, **changes})
+        for changes in ({}, {"workers": how["workers"]})
+    )
+    assert two.deciding() != three.deciding()
+    changed = {name: value for name, value in how.items() if name != "output"}
+    train(uninterrupted.model_copy(update=changed))  # finished, and not refused
 
 
 def test_the_same_output_with_other_settings_is_refused(uninterrupted):

@@ -229,6 +229,10 @@ BAD_ROWS = {
         smallest_with(instruction_negatives=[{**PASSAGE, "id": "other"}]),
         r"line 2: instruction_negatives\[0\] has the text of the positive; expected",
     ),
+    "two negatives with one text": (
+        smallest_with(instruction_negatives=[NEGATIVE, {**NEGATIVE, "id": "copy"}]),
+        r"line 2: instruction_negatives\[1\] has the text of instruction_negatives\[0\]; expected",
+    ),
     "passage in two roles": (
         smallest_with(hard_negatives=[{"id": "togo", "text": "Togo"}, NEGATIVE]),
         r"line 2: hard_negatives\[1\] has the id 'chad' of instruction_negatives\[0\]",

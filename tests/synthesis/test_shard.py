@@ -583,6 +583,19 @@ def test_a_plain_seed_gets_an_instruction_and_what_breaks_it_is_found_among_the_
     assert dual_views_from_table(dual_views_to_table([row])) == [row]
 
 
+def test_of_copies_among_the_mined_one_is_looked_at():
+    copies = (
+        replace(PLAIN.positive, id="copy of the positive"),
+        *PLAIN.hard_negatives,
+        *(replace(passage, id=f"copy of {passage.id}") for passage in PLAIN.hard_negatives),
+    )
+    (row,) = finish(
+        recipe(engine=bootstrapping(), bootstrap=BOOTSTRAP), [replace(PLAIN, hard_negatives=copies)]
+    )
+    assert [passage.id for passage in row.seed.instruction_negatives] == ["cuba", "fiji"]
+    assert [passage.id for passage in row.seed.hard_negatives] == ["off-topic"]
+
+
 @pytest.mark.parametrize(
     ("writes", "mined", "status"),
     [
