@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from dualview.errors import InputError
 from dualview.models import Side, local_model
@@ -113,13 +113,35 @@ def check_length(encoder: SentenceTransformer, key: str, max_tokens: int) -> Non
     """Raises InputError where the encoder has too few positions for the `max_tokens` of a config's `key`."""
     # None: a module of the model's makers.
     transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
-    if transformer is None:
+    if transformer is not None:
+        _check_positions(transformer.model, key, max_tokens)
+
+
+def check_lengths(model: str, lengths: Mapping[str, int], *, trust_remote_code: bool) -> None:
+    """The same for several keys, without the model's weights."""
+    try:
+        config = AutoConfig.from_pretrained(local_model(model), trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            shape = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, error) from None
+    for key, max_tokens in lengths.items():
+        _check_positions(shape, key, max_tokens)
+
+
+def _check_positions(model: torch.nn.Module, key: str, max_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is None:  # any number will do, for example with ALiBi
         return
-    positions = getattr(transformer.model.config, "max_position_embeddings", None)
-    if positions is None:  # any number will do, for example with ALiBi
-        return
-    # RoBERTa's children count positions from the number after their padding's.
-    limit = positions - transformer._infer_flatten_position_offset()
+    for module in model.modules():
+        padding = getattr(module, "padding_idx", None)
+        if isinstance(padding, int) and isinstance(
+            getattr(module, "position_embeddings", None), torch.nn.Embedding
+        ):
+            limit -= (
+                padding + 1
+            )  # RoBERTa and its children count positions from the number after their padding's
+            break
     if max_tokens > limit:
         raise InputError(
             f"{key}: {max_tokens}, but the model has positions for {limit} tokens; expected at most {limit}"

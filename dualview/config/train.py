@@ -95,7 +95,9 @@ class TrainBudget(Settings):
 
 class Batch(Settings):
     instances: Positive
-    queries: Positive | None  # a batch is this many blocks of one size, each of one query; null: groups as they come
+    queries: (
+        Positive | None
+    )  # a batch is this many blocks of one size, each of one query; null: groups as they come
     candidates: Literal["groups", "queries"]  # the passages of its groups, or all passages of its queries
     # What a view does not label: left out; negatives among what its rank holds; among the whole batch.
     negatives: Literal["own", "worker", "batch"]

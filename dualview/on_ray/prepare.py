@@ -14,8 +14,8 @@ import pyarrow as pa
 from dualview.commit.plan import read_plan
 from dualview.commit.shards import left_out_of_training, read_shard, trainable_rows
 from dualview.config.base import fingerprint
-from dualview.config.train import TrainConfig
-from dualview.encoder import load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
+from dualview.config.train import EncoderConfig, TrainConfig
+from dualview.encoder import check_lengths, load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
 from dualview.on_ray.cluster import map_in_order
 from dualview.progress import Progress
 from dualview.records import dual_views_from_table
@@ -113,7 +113,7 @@ def expected_tokens(config: TrainConfig) -> int:
     if config.budget.petaflop is not None:
         return tokens_of(config.budget.petaflop, config)
     settings = config.encoder
-    tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = _tokenizer(settings)
 
     def num_tokens(texts: Sequence[str], most: int) -> int:
         return sum(map(len, tokenize_with(tokenizer, texts, most)))
@@ -141,7 +141,15 @@ def expected_tokens(config: TrainConfig) -> int:
     return round(tokens * asked / max(1, instances))
 
 
-_tokenizer = cache(load_tokenizer)  # once a worker: it takes longer than a small shard
+@cache  # once a worker: it takes longer than a small shard
+def _tokenizer(settings: EncoderConfig) -> Any:
+    """The encoder's. Raises InputError where the encoder cannot read texts as long as the settings say."""
+    limits = {
+        "encoder.max_query_tokens": settings.max_query_tokens,
+        "encoder.max_passage_tokens": settings.max_passage_tokens,
+    }
+    check_lengths(settings.model, limits, trust_remote_code=settings.trust_remote_code)
+    return load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
 
 
 def _prepare_one(config: TrainConfig, source: Source) -> None:
@@ -154,7 +162,7 @@ def _prepare_one(config: TrainConfig, source: Source) -> None:
         # From another section on for each seed: all sections get original views and complementary ones.
         for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part), start=key_of(id)):
             placed.append(Placed(group, source.part, section % source.num_sections, drawn.times))
-    tokenizer = _tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    tokenizer = _tokenizer(settings)
     piece = make_piece(placed, settings, partial(tokenize_with, tokenizer), config.seed)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, piece.schema) as writer:

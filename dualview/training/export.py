@@ -7,7 +7,7 @@ import torch
 
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
-from dualview.encoder import asymmetric, check_length, new_encoder
+from dualview.encoder import asymmetric, new_encoder
 from dualview.training.step import Learner, move_back
 
 
@@ -40,8 +40,6 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
         _switch_off_dropout(transformer.model)
     if settings.activation_checkpointing:
         transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    check_length(encoder, "encoder.max_query_tokens", settings.max_query_tokens)
-    check_length(encoder, "encoder.max_passage_tokens", settings.max_passage_tokens)
     return encoder
 
 

@@ -301,7 +301,9 @@ def _open(file: Path) -> pa.Table:
             f"{file}: is not a whole Arrow file of prepared groups ({reason}); remove it"
         ) from None
     if not table.schema.equals(PIECE_SCHEMA) or table.num_rows == 0 or table["id"].num_chunks != 1:
-        raise InputError(f"{file}: is not a file of prepared groups as this version makes them; choose another output")
+        raise InputError(
+            f"{file}: is not a file of prepared groups as this version makes them; choose another output"
+        )
     return table
 
 

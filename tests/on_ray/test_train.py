@@ -488,6 +488,11 @@ def test_a_budget_that_the_data_cannot_meet_is_one_sentence(config):
     assert open_store(asked.output).list() == []  # the mended config may go there
 
 
+def test_more_tokens_than_the_model_has_positions_is_one_sentence(config):
+    with pytest.raises(InputError, match=r"^encoder\.max_passage_tokens: 600, .* expected at most 512$"):
+        train(config("too-long", **{"encoder.max_passage_tokens": 600}))
+
+
 def test_data_that_is_not_finished_is_one_sentence(config, tmp_path):
     plan_run(open_store(str(tmp_path)), {}, [Input("seeds", 2, "checksum")], rows_per_shard=1)
     with pytest.raises(InputError, match="is not finished"):

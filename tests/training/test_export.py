@@ -7,7 +7,6 @@ from tiny import learned, prepared_of, random_groups, retained_by, save_tiny_enc
 import torch
 import transformers
 
-from dualview.errors import InputError
 from dualview.training.export import encoder_to_train, finished_encoder, learner_of, model_card
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
@@ -147,8 +146,3 @@ def test_checkpointed_activations_are_computed_again(config_of, tmp_path, dropou
     assert passes[True] == 2 * passes[False]
     for name, gradient in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], gradient)
-
-
-def test_more_tokens_than_positions_are_refused_before_training(config_of):
-    with pytest.raises(InputError, match=r"^encoder\.max_passage_tokens: 513, .* expected at most 512$"):
-        encoder_to_train(config_of(encoder__max_passage_tokens=513))

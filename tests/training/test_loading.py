@@ -10,7 +10,7 @@ from tiny import WORDS, save_tiny_encoder, tiny_encoder
 import torch
 import transformers
 
-from dualview.encoder import asymmetric, check_length, encode_texts, load_encoder, new_encoder
+from dualview.encoder import asymmetric, check_length, check_lengths, encode_texts, load_encoder, new_encoder
 from dualview.errors import InputError
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -102,3 +102,6 @@ def test_more_tokens_than_the_model_has_positions_are_refused(tmp_path, made, li
     encode_texts(encoder, ["chad " * 50], side="query", max_tokens=limit, precision="fp32")
     with pytest.raises(InputError, match=f"^max_passage_tokens: {limit + 1}, .* expected at most {limit}$"):
         check_length(encoder, "max_passage_tokens", limit + 1)
+    check_lengths(str(tmp_path), {"a": limit}, trust_remote_code=False)
+    with pytest.raises(InputError, match=f"^b: {limit + 1}, "):
+        check_lengths(str(tmp_path), {"a": limit, "b": limit + 1}, trust_remote_code=False)
