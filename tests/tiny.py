@@ -121,7 +121,7 @@ def random_groups(num: int = 5, num_hard_negatives: int = 0) -> list[Group]:
             ),
             View(QUERIES[n % 2], ("not in asia",), (Label(first, -1), Label(second, 1)), ()),
         )
-        made.append(Group(f"g{n}", passages, num_hard_negatives, views))
+        made.append(Group(f"g{n}", f"q{n % 2}", passages, num_hard_negatives, views))
     return made
 
 

@@ -211,8 +211,8 @@ class Sampler:
                 left += [members[item] for item in rest]
             rng.shuffle(blocks)
             blocks.sort(
-                key=lambda block: min(block) >= len(carried)
-            )  # stable: those with a carried group first
+                key=lambda block: sum(place >= len(carried) for place in block)
+            )  # stable: those with the most carried groups first
         sizes = [int(sum(prepared.num_views[order[place]] for place in block)) for block in blocks]
         full, rest = pack(sizes, capacity)
         left += [place for item in rest for place in blocks[item]]

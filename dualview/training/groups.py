@@ -36,6 +36,7 @@ class Group:
     """Any number of views over shared passages. A dual view has two of each, at the least."""
 
     id: str
+    query_id: str  # unique over data sets; others of it may ask in other words
     passages: tuple[Passage, ...]
     num_hard_negatives: int  # at the end of passages: some of them are shown, the others always
     views: tuple[View, ...]
@@ -73,7 +74,9 @@ def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
             f"{part.data}: seed {seed.id}: passage {lost[0]} has the text of another that is labelled otherwise"
         )
     seed = replace(seed, hard_negatives=tuple(distinct.values())[len(always) :])
-    group = Group(seed.id, tuple(distinct.values()), len(seed.hard_negatives), _views(seed, rows, part))
+    query_id = f"{part.data} {seed.query_id}"
+    passages = tuple(distinct.values())
+    group = Group(seed.id, query_id, passages, len(seed.hard_negatives), _views(seed, rows, part))
     match part.views:
         case "both" | "original" | "plain":
             yield group

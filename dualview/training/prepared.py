@@ -1,9 +1,9 @@
 """Groups as tokens: written once to Arrow files, read through a memory map by every rank.
 
-A piece is an Arrow file with a row for each group, in PIECE_SCHEMA. Passages and queries are known by 64 bits
-of the SHA-256 of their content, so that pieces can be made apart; together they are numbered by the order of these
-keys. Ids would not do: they are unique within a data set only. A passage may be in several pieces, and is read from
-the first.
+A piece is an Arrow file with a row for each group, in PIECE_SCHEMA. Passages are known by 64 bits of the SHA-256 of
+their content, so that pieces can be made apart; together they are numbered by the order of these keys. Ids would not
+do: they are unique within a data set only. A passage may be in several pieces, and is read from the first. Groups are
+of one query where their data set says so by its id, and where their queries have the same text.
 """
 
 # E = embedding size
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 import pyarrow as pa
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dualview.config.train import EncoderConfig
 from dualview.errors import InputError
@@ -52,7 +54,8 @@ _PASSAGE = pa.struct(
 PIECE_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("query_key", pa.uint64()),
+        ("query_id_key", pa.uint64()),
+        ("query_text_key", pa.uint64()),
         ("part", pa.int16()),
         ("section", pa.int16()),  # groups of one seed that must not share a batch have different ones
         ("times", pa.int32()),  # it is dealt in an epoch
@@ -123,7 +126,8 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
         rank, span = spans[group.passages[0].text]
         return {
             "id": group.id,
-            "query_key": key_of(group.views[0].query),
+            "query_id_key": key_of(group.query_id),
+            "query_text_key": key_of(group.views[0].query),
             "part": item.part,
             "section": item.section,
             "times": item.times,
@@ -186,8 +190,11 @@ class Prepared:
             np.concatenate([table[name].to_numpy() for table in tables])
             for name in ("part", "section", "times")
         )
-        _, self.query = np.unique(
-            np.concatenate([table["query_key"].to_numpy() for table in tables]), return_inverse=True
+        self.query = _queries(
+            *(
+                np.concatenate([table[name].to_numpy() for table in tables])
+                for name in ("query_id_key", "query_text_key")
+            )
         )
 
         lists = [table["passages"].chunk(0) for table in tables]
@@ -290,6 +297,23 @@ class Prepared:
             for row in heapq.nsmallest(RETAINED_TEXTS, range(len(ranks)), key=lambda row: ranks[row]):
                 spans[int(ranks[row])] = values.field("tokens")[row].as_py()
         return [spans[rank] for rank in sorted(spans)[:RETAINED_TEXTS]]
+
+
+def _queries(ids_G: NDArray[np.uint64], texts_G: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The number of each group's query, (G,): one for groups that an id or a text connects.
+
+    They are in the order of the smallest key of a text of theirs, wherever the data lie.
+    """
+    _, id_of = np.unique(ids_G, return_inverse=True)
+    texts, text_of = np.unique(texts_G, return_inverse=True)
+    num_ids = int(id_of.max()) + 1
+    edges = coo_array(
+        (np.ones(len(id_of), np.int8), (id_of, num_ids + text_of)), shape=(num_ids + len(texts),) * 2
+    )
+    _, component = connected_components(edges, directed=False)
+    _, first_text = np.unique(component[num_ids:], return_index=True)  # texts are in the order of their keys
+    numbers: NDArray[np.int64] = np.argsort(np.argsort(first_text))[component[:num_ids][id_of]]
+    return numbers
 
 
 def _open(file: Path) -> pa.Table:

@@ -93,7 +93,7 @@ def groups(num_steps: int) -> list[Group]:
             View(f"{seed.query} {number}", (instruction,), tuple(map(Label, ids, of_view)), ())
             for instruction, of_view in zip((seed.instruction, other), labels, strict=True)
         )
-        made.append(Group(f"g{number}", passages, 2, views))
+        made.append(Group(f"g{number}", f"q{number}", passages, 2, views))
     return made
 
 
@@ -134,6 +134,7 @@ def apart(made: list[Group]) -> list[Group]:
         replace(
             group,
             id=f"{group.id}-{number}",
+            query_id=f"{group.query_id}-{number}",
             passages=tuple(
                 replace(
                     passage,

@@ -86,7 +86,8 @@ def piece(number: int) -> pa.Table:
     )
     columns = {
         "id": pa.array([f"seed-{number:04d}-{row:04d}" for row in range(GROUPS_PER_PIECE)]),
-        "query_key": pa.array(rng.integers(0, 2**63, GROUPS_PER_PIECE).astype(np.uint64)),
+        "query_id_key": pa.array(rng.integers(0, 2**63, GROUPS_PER_PIECE).astype(np.uint64)),
+        "query_text_key": pa.array(rng.integers(0, 2**63, GROUPS_PER_PIECE).astype(np.uint64)),
         "part": pa.array(np.zeros(GROUPS_PER_PIECE, dtype=np.int16)),
         "section": pa.array(np.zeros(GROUPS_PER_PIECE, dtype=np.int16)),
         "times": pa.array(np.ones(GROUPS_PER_PIECE, dtype=np.int32)),

@@ -29,7 +29,7 @@ CHAD, FIJI, MALI, LAOS, TIN = (
 
 def group(id, query, passages, *views, hard=0):
     made = tuple(View(query, (f"only {n}",), labels(**view), IN_AFRICA) for n, view in enumerate(views))
-    return Group(id, tuple(passages), hard, made)
+    return Group(id, query, tuple(passages), hard, made)
 
 
 @pytest.fixture
@@ -300,7 +300,9 @@ def test_what_has_the_same_id_and_another_text_stays_apart(tmp_path):
 
     def numbered(seed, query, *words):
         passages = [Passage(str(n), f"exports of {word}") for n, word in enumerate(words)]
-        return Group(seed, tuple(passages), 0, (View(query, ("only",), labels(**{"0": 1, "1": -1}), ()),))
+        return Group(
+            seed, f"{query} 1", tuple(passages), 0, (View(query, ("only",), labels(**{"0": 1, "1": -1}), ()),)
+        )
 
     groups = [
         numbered("1", "what", "chad", "fiji"),
@@ -318,6 +320,27 @@ def test_what_has_the_same_id_and_another_text_stays_apart(tmp_path):
         assert all(relation(batch) == [[POSITIVE, NEGATIVE]] for batch in batches)
         assert prepared.num_passages == 5
         assert len({own.query for own in members}) == 2
+
+
+@pytest.mark.parametrize(
+    ("queries", "numbers"),
+    [
+        ([("a 1", "what"), ("b 1", "which")], 2),  # two data sets that number their queries
+        ([("a 1", "what"), ("a 1", "what then")], 1),  # one query in two wordings
+        ([("a 1", "what"), ("b 7", "what")], 1),  # one query in two data sets
+        ([("a 1", "what"), ("a 1", "what then"), ("b 7", "what then"), ("b 8", "which")], 2),
+    ],
+)
+def test_groups_are_of_one_query_where_its_id_or_its_text_says_so(tmp_path, queries, numbers):
+    encoder = tiny_encoder(tmp_path / "encoder")
+    groups = [
+        Group(f"g{n}", id, (CHAD, FIJI), 0, (View(text, ("only",), labels(chad=1, fiji=-1), ()),))
+        for n, (id, text) in enumerate(queries)
+    ]
+    prepared = prepared_of(groups, train_config(), encoder, tmp_path)
+    assert len(set(prepared.query.tolist())) == numbers
+    assert prepared.query[0] != prepared.query[-1] or numbers == 1
+    assert set(prepared.query.tolist()) == set(range(numbers))
 
 
 # --- who encodes what -----------------------------------------------------------------------------
