@@ -196,25 +196,23 @@ class Sampler:
         self, carried: list[int], new: list[int], rng: random.Random
     ) -> tuple[list[list[int]], int, list[int]]:
         """The steps of one lane, how many of them, at the front, hold a carried group, and the groups left over."""
-        prepared, capacity = self._prepared, self._settings.instances
-        order, left = [*carried, *new], []
-        blocks = [[place] for place in range(len(order))]  # places in the order
-        if self._settings.queries:
+        capacity, num_queries = self._settings.instances, self._settings.queries
+        order = [*carried, *new]  # blocks and steps are lists of places in it
+        size_of = self._prepared.num_views[order].tolist()
+        blocks, left = [[place] for place in range(len(order))], []
+        if num_queries:
             blocks = []
-            query_of = prepared.query[order]
+            query_of = self._prepared.query[order].tolist()
             by_query = sorted(range(len(order)), key=query_of.__getitem__)  # stable: carried groups first
             for _, own in groupby(by_query, key=query_of.__getitem__):
-                members = list(own)
-                sizes = prepared.num_views[[order[place] for place in members]].tolist()
-                full, rest = pack(sizes, capacity // self._settings.queries)
-                blocks += [[members[item] for item in block] for block in full]
-                left += [members[item] for item in rest]
+                places = list(own)
+                full, rest = pack([size_of[place] for place in places], capacity // num_queries)
+                blocks += [[places[item] for item in block] for block in full]
+                left += [places[item] for item in rest]
             rng.shuffle(blocks)
-            blocks.sort(
-                key=lambda block: sum(place >= len(carried) for place in block)
-            )  # stable: those with the most carried groups first
-        sizes = [int(sum(prepared.num_views[order[place]] for place in block)) for block in blocks]
-        full, rest = pack(sizes, capacity)
+            # Those with the most carried groups first.
+            blocks.sort(key=lambda block: sum(place >= len(carried) for place in block))
+        full, rest = pack([sum(size_of[place] for place in block) for block in blocks], capacity)
         left += [place for item in rest for place in blocks[item]]
         steps = [[place for item in step for place in blocks[item]] for step in full]
         num_late = sum(min(step) < len(carried) for step in steps)
