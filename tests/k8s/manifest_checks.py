@@ -354,8 +354,6 @@ def _job_problems(spec: Object) -> Problems:
     yield from _runtime_problems(spec.get("runtimeEnvYAML", ""))
     if unknown := spec.keys() - JOB_KEYS:
         yield f"unexpected {sorted(unknown)}"
-    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
-        yield "suspend needs shutdownAfterJobFinishes"
     if "rayClusterSpec" not in spec:
         yield "has no cluster"
     else:
@@ -364,43 +362,16 @@ def _job_problems(spec: Object) -> Problems:
 
 JOB_KEYS = {
     *("submissionMode", "entrypoint", "runtimeEnvYAML", "backoffLimit", "preRunningDeadlineSeconds"),
-    *("activeDeadlineSeconds", "deletionStrategy", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
+    *("activeDeadlineSeconds", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
     *("suspend", "rayClusterSpec"),
 }
 
 
 def _deletion_problems(spec: Object) -> Problems:
-    rules = spec.get("deletionStrategy", {}).get("deletionRules", [])
-    ttl = spec.get("ttlSecondsAfterFinished", 0)
-    if bool(rules) == bool(spec.get("shutdownAfterJobFinishes")):
-        yield "either deletionRules or shutdownAfterJobFinishes"
-    if not rules and not 60 <= ttl <= 86400:
-        yield "ttlSecondsAfterFinished: a minute to a day"
-    if not rules:
-        return
-    if ttl:
-        yield "ttlSecondsAfterFinished needs shutdownAfterJobFinishes"
-    seconds = {}
-    for rule in rules:
-        condition = rule["condition"]
-        states = [condition[key] for key in ("jobStatus", "jobDeploymentStatus") if key in condition]
-        if len(states) != 1:
-            yield "a deletion rule has one condition"
-            return
-        if (states[0], rule["policy"]) in seconds:
-            yield "two deletion rules for the same"
-        seconds[states[0], rule["policy"]] = condition.get("ttlSeconds", 0)
-    for state in ("SUCCEEDED", "FAILED", "Failed"):
-        cluster = seconds.get((state, "DeleteCluster"))
-        itself = seconds.get((state, "DeleteSelf"), 604800)
-        if cluster is None or not 60 <= cluster <= 86400 or not cluster < itself <= 2592000:
-            yield f"{state}: the cluster goes within a day, the job within a month and after it"
-    if (kinds := {state for state, policy in seconds if policy == "DeleteSelf"}) != {"SUCCEEDED", "FAILED"}:
-        yield f"jobs are deleted in the end, found {sorted(kinds)}"
-    if seconds.keys() - {
-        (s, p) for s in ("SUCCEEDED", "FAILED", "Failed") for p in ("DeleteCluster", "DeleteSelf")
-    }:
-        yield "DeleteWorkers does not go with the autoscaler, and DeleteNone leaves GPUs on"
+    if not spec.get("shutdownAfterJobFinishes"):
+        yield "shutdownAfterJobFinishes: a cluster whose job was stopped would stay"
+    if not 60 <= spec.get("ttlSecondsAfterFinished", 0) <= 3600:
+        yield "ttlSecondsAfterFinished: a minute to an hour, in which GPUs are paid for"
 
 
 def _runtime_problems(text: str) -> Problems:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -27,15 +28,30 @@ def job_server(cluster: str) -> str:
     return f"http://{ray.worker.get_dashboard_url()}"
 
 
+def told_to_export(readme: str) -> dict[str, str]:
+    """What a README has its reader export before `ray job submit`."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "ray job submit" in block]
+    exported = " ".join(re.findall(r"^export ([^#\n]*)", block, re.MULTILINE))
+    return dict(re.findall(r"(\w+)=(\$\(.*\)|\S+)", exported))
+
+
 def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """From a clean shell: whoever starts a cluster has settings in its own that a user's shell does not have."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME")}
     return subprocess.run(
         [RAY, "job", "submit", "--address", job_server, "--working-dir", ROOT, "--", *entrypoint],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**clean, **told_to_export("README.md"), **environment},
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
     )
+
+
+@pytest.mark.parametrize("readme", ["README.md", "k8s/README.md", "cluster/README.md"])
+def test_every_readme_has_the_client_send_its_token(readme):
+    assert told_to_export(readme)["RAY_AUTH_MODE"] == "token"
 
 
 def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
@@ -92,5 +108,7 @@ def test_a_users_mistake_reaches_the_user_as_its_sentence(job_server):
 
 
 def test_without_the_token_nothing_runs(job_server):
-    sent = submit(job_server, sys.executable, "--version", RAY_AUTH_TOKEN="not-the-token")
-    assert sent.returncode != 0
+    for environment in ({"RAY_AUTH_TOKEN": "not-the-token"}, {"RAY_AUTH_MODE": "disabled"}):
+        sent = submit(job_server, sys.executable, "--version", **environment)
+        assert sent.returncode != 0
+        assert "uthentication" in sent.stdout + sent.stderr
