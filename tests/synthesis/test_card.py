@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
@@ -30,7 +31,7 @@ def finished(request, tmp_path) -> Path:
     settings = {"source": {"kind": "tuples", "paths": ["a|b.jsonl"]}, "near_duplicates": asked}
     finish_run(store, SHARDS, settings)
     if request.param:
-        mark_near_duplicates(store, request.param)
+        mark_near_duplicates(store, read_plan(store), request.param)
     assert put_card(store)
     return tmp_path
 
