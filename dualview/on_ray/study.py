@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from dualview.commit.attempts import spent_so_far
@@ -19,7 +17,7 @@ from dualview.costs import Spent, TrainingCost
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
+from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark, read_scores
 from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
 from dualview.progress import Progress
@@ -151,14 +149,13 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
 
 def _values_of(evaluated: EvaluateConfig, study: StudyConfig) -> Mapping[str, Values]:
     """Of each of its encoders. Raises InputError where a metric of the study's is not among them."""
-    scores = open_store(evaluated.output).get(SCORES_KEY)
     values = {
         encoder: {
             f"{benchmark} {metric}": of_metric
             for benchmark, of_metrics in of_benchmarks.items()
             for metric, of_metric in of_metrics.items()
         }
-        for encoder, of_benchmarks in values_of(pq.read_table(pa.BufferReader(scores))).items()
+        for encoder, of_benchmarks in values_of(read_scores(open_store(evaluated.output))).items()
     }
     for metric in study.metrics:
         for measured in values.values():

@@ -1,25 +1,22 @@
-"""A study's figures, with intervals over queries and seeds of training, as Markdown and as a page."""
-
-# Q = queries
+"""A study's figures, with intervals over topics and seeds of training, as Markdown and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 import yaml
 
 from dualview.config.study import StudyConfig
 from dualview.costs import TrainingCost
 from dualview.evaluation.page import PAGE
-from dualview.evaluation.significance import Interval
+from dualview.evaluation.significance import ByTopic, Interval, Key
 from dualview.studies.fits import Curve, extrapolated, fit_power_law, worth_of
 from dualview.studies.pictures import Line, curves_picture, trade_off_picture
 from dualview.studies.plans import Run, budget_of, table_of
 
-# Values of one run: "BENCHMARK METRIC" -> query id -> value, as a fraction.
-Values = Mapping[str, Mapping[str, float]]
+# Values of one run: "BENCHMARK METRIC" -> (topic, query) -> value, as a fraction.
+Values = Mapping[str, Mapping[Key, float]]
 # A point of the grid without its seed -> seed -> values.
 Cells = Mapping[tuple[str, ...], Mapping[str, Values]]
 
@@ -70,8 +67,8 @@ def study_sections(
     sections = [
         Section(
             "Scores",
-            "Means x100, with 95% bootstrap intervals over queries and seeds of training. Few seeds make them too narrow"
-            " where seeds spread more than queries do; every run's own scores are below.",
+            "Means x100, with 95% bootstrap intervals over topics and seeds of training. Few seeds make them too narrow"
+            " where seeds spread more than topics do; every run's own scores are below.",
             [
                 Table(
                     [*axes, "seeds", *named.values()],
@@ -181,26 +178,28 @@ def _cells(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]
     return cells
 
 
-def _matrix(of_seeds: Sequence[Values], metric: str) -> NDArray[np.float64]:
-    """(seeds, Q), queries in one order."""
-    queries = sorted(of_seeds[0][metric])
-    return np.array([[of_seed[metric][query] for query in queries] for of_seed in of_seeds])
-
-
-def seed_and_query_interval(matrix: NDArray[np.float64], samples: int, seed: int) -> Interval:
-    """Bootstrap of the mean over both seeds and queries, each drawn with replacement."""
+def seed_and_topic_interval(scores: ByTopic, samples: int, seed: int) -> Interval:
+    """Bootstrap of the mean over both seeds and topics, each drawn with replacement; a seed's scores are a row."""
     rng = np.random.default_rng(seed)
-    num_seeds, num_queries = matrix.shape
+    num_seeds, num_topics = len(scores.sums_RT), scores.num_topics
     means = [
-        matrix[rng.integers(num_seeds, size=num_seeds)][:, rng.integers(num_queries, size=num_queries)].mean()
+        scores.mean_of(rng.integers(num_seeds, size=num_seeds), rng.integers(num_topics, size=num_topics))
         for _ in range(samples)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(matrix.mean()), float(low), float(high))
+    return scores.interval(np.array(means))
 
 
 def _interval(study: StudyConfig, of_seeds: Sequence[Values], metric: str) -> Interval:
-    return seed_and_query_interval(_matrix(of_seeds, metric), study.bootstrap_samples, seed=0)
+    own = ByTopic.of([of_seed[metric] for of_seed in of_seeds])
+    return seed_and_topic_interval(own, study.bootstrap_samples, seed=0)
+
+
+def _paired_interval(study: StudyConfig, pairs: Sequence[tuple[Values, Values]], metric: str) -> Interval:
+    """Of first minus second."""
+    differences = [
+        {key: first[metric][key] - second[metric][key] for key in first[metric]} for first, second in pairs
+    ]
+    return seed_and_topic_interval(ByTopic.of(differences), study.bootstrap_samples, seed=0)
 
 
 def _shown(interval: Interval, sign: str = "") -> str:
@@ -225,9 +224,7 @@ def _differences(study: StudyConfig, cells: Cells, baselines: Mapping[str, Value
             pairs = [(own, others[seed]) for seed, own in of_seeds.items() if seed in others]
             if not pairs:
                 continue
-            firsts, seconds = zip(*pairs, strict=True)
-            differences = [_matrix(firsts, metric) - _matrix(seconds, metric) for metric in study.metrics]
-            intervals = [seed_and_query_interval(own, study.bootstrap_samples, seed=0) for own in differences]
+            intervals = [_paired_interval(study, pairs, metric) for metric in study.metrics]
             rows.append([f"{first} minus {second}", *rest, str(len(pairs)), *map(_difference, intervals)])
     return rows
 
@@ -249,7 +246,9 @@ def _curves(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values
             continue
         of_budgets = [[values[run.folder] for run in own if _amount(run) == budget] for budget in budgets]
         curves[recipe] = {
-            metric: Curve(tuple(budgets), tuple(tuple(_matrix(each, metric)) for each in of_budgets))
+            metric: Curve(
+                tuple(budgets), tuple(ByTopic.of([run[metric] for run in each]) for each in of_budgets)
+            )
             for metric in study.metrics
         }
     return curves
@@ -281,7 +280,7 @@ def _curves_section(
         for metric, curve in of_metrics.items():
             fit = fit_power_law(curve.budgets, curve.means())
             means = [
-                seed_and_query_interval(np.stack(of_seeds), study.bootstrap_samples, seed=0)
+                seed_and_topic_interval(of_seeds, study.bootstrap_samples, seed=0)
                 for of_seeds in curve.scores
             ]
             lines.append(Line(", ".join(recipe), named[metric], curve.budgets, means, fit))
@@ -353,7 +352,7 @@ def _runs_section(
     rows = [
         [
             *run.point.values(),
-            *(f"{100 * _matrix([values[run.folder]], metric).mean():.1f}" for metric in study.metrics),
+            *(f"{100 * ByTopic.of([values[run.folder][metric]]).mean():.1f}" for metric in study.metrics),
             *(f"{own.get(unit, 0.0):,.6g}" for unit in units),
         ]
         for run, own in zip(finished, in_units, strict=True)
