@@ -85,7 +85,7 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
                 failed[run.folder] = reason
             else:
                 print(f"finished: {run.name}", flush=True)
-                _values_of(run.evaluate, study)  # a metric that was not measured ends the study here
+                _values_of_run(run, study)  # a metric that was not measured ends the study here
             progress.advance(1)
     return failed
 
@@ -135,9 +135,9 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
-            [values[run.folder]] = _values_of(run.evaluate, study).values()
+            values[run.folder] = _values_of_run(run, study)
             costs[run.folder] = _cost_of(run)
-    baselines = _values_of(scoring_of_baselines(study), study) if study.baselines else {}
+    baselines = _values_of_baselines(study)
     title = f"Study: {' x '.join(study.axes)}"
     sections = study_sections(study, runs, values, baselines, costs, failed)
     text = as_markdown(title, sections)
@@ -147,9 +147,28 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     return f"{text}\n{store.url}/{name}.html"
 
 
-def _values_of(evaluated: EvaluateConfig, study: StudyConfig) -> Mapping[str, Values]:
-    """Of each of its encoders. Raises InputError where a metric of the study's is not among them."""
-    values = {
+def _values_of_run(run: Run, study: StudyConfig) -> Values:
+    """Raises InputError where a metric of the study's is not among them."""
+    [values] = _values_of(run.evaluate).values()
+    for metric in study.metrics:
+        if metric not in values:
+            raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+    return values
+
+
+def _values_of_baselines(study: StudyConfig) -> dict[str, Values]:
+    """A metric that is undefined for all queries of a baseline has no value there, and is no mistake."""
+    if not study.baselines:
+        return {}
+    return {
+        name: {metric: values.get(metric, {}) for metric in study.metrics}
+        for name, values in _values_of(scoring_of_baselines(study)).items()
+    }
+
+
+def _values_of(evaluated: EvaluateConfig) -> dict[str, Values]:
+    """Of each of its encoders."""
+    return {
         encoder: {
             f"{benchmark} {metric}": of_metric
             for benchmark, of_metrics in of_benchmarks.items()
@@ -157,13 +176,6 @@ def _values_of(evaluated: EvaluateConfig, study: StudyConfig) -> Mapping[str, Va
         }
         for encoder, of_benchmarks in values_of(read_scores(open_store(evaluated.output))).items()
     }
-    for metric in study.metrics:
-        for measured in values.values():
-            if metric not in measured:
-                raise InputError(
-                    f"metrics: `{metric}` was not measured; expected some of {', '.join(measured)}"
-                )
-    return values
 
 
 def _cost_of(run: Run) -> TrainingCost:

@@ -136,6 +136,53 @@ def test_what_failed_is_said_and_the_rest_reported(study):
     assert seeds == ["3", "3", "2"]  # those that both have
 
 
+def without(baselines, metric, lacking):
+    return {
+        name: {
+            each: {key: value for key, value in own.items() if each != metric or key[1] not in lacking}
+            for each, own in values.items()
+        }
+        for name, values in baselines.items()
+    }
+
+
+@pytest.mark.parametrize("num_lacking", [1, 39])
+def test_a_baseline_without_a_value_for_some_topics_is_compared_on_the_others(study, num_lacking):
+    """A run file without a query. One topic that is left must not be compared with all."""
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+    lacking = {f"q{n}" for n in range(num_lacking)}
+    text = markdown(study, runs, values, without(baselines, P_MRR, lacking), costs, failed={})
+    had = [key for key in baselines["untouched"][P_MRR] if key[1] not in lacking]
+    own = 100 * np.mean([baselines["untouched"][P_MRR][key] for key in had])
+    assert cells(line_of(text, "| untouched |"))[3].startswith(f"{own:.1f} [")
+    for budget in ("240", "480", "960"):
+        of_seeds = [
+            100 * np.mean([values[run.folder][P_MRR][key] for key in had])
+            for run in runs
+            if (run.point["recipe"], run.point["budget"]) == ("dual", budget)
+        ]
+        difference = cells(line_of(text, f"| dual minus untouched | {budget} |"))[3].strip("*")
+        assert difference.startswith(f"{np.mean(of_seeds) - own:+.1f} [")
+    assert f"- untouched has no p-MRR for {num_lacking} of 40 queries" in text
+    assert "of 40 queries" not in markdown(study, runs, values, baselines, costs, failed={})
+
+
+def test_a_baseline_without_any_value_of_a_metric_has_none_in_the_report(study):
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+    nothing = without(baselines, P_MRR, {f"q{n}" for n in range(40)})
+    sections = study_sections(study, runs, values, nothing, costs, failed={})
+    text = as_markdown("Study", sections)
+    assert cells(line_of(text, "| untouched |")) == ["untouched", "", "", ""]
+    assert cells(line_of(text, "| dual minus untouched | 240 |"))[3] == ""
+    assert "- untouched has no p-MRR for 40 of 40 queries" in text
+    [picture] = [section.pictures[0] for section in sections if section.heading == "Trade-off"]
+    assert "untouched" not in picture
+    alone_there = study_sections(study, runs, {}, nothing, {}, failed={})
+    assert [section.heading for section in alone_there][:2] == ["Scores", "How to repeat it"]
+
+
 def test_instructions_of_a_query_are_one_topic_in_a_study(study):
     """Ten queries of each topic that say the same: the same figures as with one."""
     runs = plan_study(study)
