@@ -178,6 +178,9 @@ class FlipQuery:
     relevant: Mapping[str, tuple[str, ...]]  # instruction name -> ids of the passages that obey it
     candidates: tuple[str, ...]
     labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
+    topic: str = (
+        ""  # queries that name the same one are drawn together by the bootstrap; "": only with equal queries
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,16 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, metavar="URL", help="the output of a generate run")
     parser.add_argument(
-        "--card", action="store_true", help="also put README.md, the card, beside the data of a finished run"
+        "--card",
+        action="store_true",
+        help="also put the card beside the data of a finished run: README.md, or README-0001.md after it has grown",
     )
     arguments = parser.parse_args()
     store = open_store(arguments.data)
     check_reachable(store)
     if arguments.card:
-        new = put_card(store)
-        print(f"{store.url}/README.md: {'the card is put' if new else 'stands already, and stays as it is'}")
+        key, new = put_card(store)
+        print(f"{store.url}/{key}: {'the card is put' if new else 'stands already, and stays as it is'}")
     print_stats(run_stats(store))
 
 

@@ -1,13 +1,13 @@
 """Runs as generation leaves them, put without it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from dualview.commit.plan import Input, Shard, plan_run
-from dualview.commit.shards import commit, left_out_of_training, read_tables, trainable_rows
+from dualview.commit.plan import Input, Plan, Shard, plan_run, read_plan
+from dualview.commit.shards import commit, finished_plan, left_out_of_training, read_tables, trainable_rows
 from dualview.costs import Spent
 from dualview.records import (
     ACCEPTED,
@@ -20,7 +20,7 @@ from dualview.records import (
     Seed,
     Verdict,
 )
-from dualview.storage import Store
+from dualview.storage import LocalStore, Store
 
 SETTINGS = {"writer": {"model": "demo", "temperature": 0.7}, "rules": {"max_words": 40}, "judges": ["a", "b"]}
 INPUTS = [Input("north.jsonl", 5, "c0ffee"), Input("empty.jsonl", 0, "0"), Input("south.jsonl", 4, "beef")]
@@ -83,6 +83,29 @@ def finish_run(
         put_shard(store, shard, rows)
 
 
+def extend_run(store: Store, rows: Sequence[DualView]) -> Plan:
+    """As another driver would, whose shards of these rows are still to do."""
+    plan = read_plan(store)
+    later = Input(f"later-{len(plan.extensions)}", len(rows), "checksum")
+    return plan_run(store, plan.settings, [*plan.all_inputs, later], plan.rows_per_shard)
+
+
+@dataclass(frozen=True)
+class ExtendedAfterReading(LocalStore):
+    """A folder whose run another driver extends by these rows as soon as somebody has read its plan."""
+
+    rows: tuple[DualView, ...]
+
+    def get(self, key: str) -> bytes:
+        try:
+            return super().get(key)
+        except FileNotFoundError:
+            if key == "plan-0001.json":
+                store = LocalStore(self.folder)
+                put_shard(store, extend_run(store, self.rows).shards[-1], self.rows)
+            raise
+
+
 def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
     placed = [
         replace(each, lineage=replace(each.lineage, run="run", shard=shard.index, attempt="one"))
@@ -94,5 +117,6 @@ def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
 
 def training_rows(store: Store) -> list[pa.Table]:
     """What training takes of each shard."""
-    left_out = left_out_of_training(store)
-    return [trainable_rows(table, left_out) for table in read_tables(store)]
+    plan = finished_plan(store)
+    left_out = left_out_of_training(store, plan)
+    return [trainable_rows(table, left_out) for table in read_tables(store, plan=plan)]

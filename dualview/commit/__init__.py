@@ -9,6 +9,8 @@ On the store of a run:
     data/shard-000017.parquet     one finished shard; created once, never touched again
     near_duplicates.parquet       rows that repeat an earlier one, found when all shards stand; created once
                                   (near_duplicates-0001.parquet: again of all rows, after the first extension)
+    README.md                     the data set card, where one was asked for (README-0001.md: of all rows, after
+                                  the first extension)
     attempts/000017/3             the third attempt at shard 17 has begun
     lost/000017/ATTEMPT           ... and another was first; what this one spent
     marks/000017/3/000005         ... and was about to do row 5 alone

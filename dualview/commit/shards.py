@@ -31,13 +31,24 @@ NEAR_DUPLICATES_SCHEMA = pa.schema(
 _USUAL_FOOTER_BYTES = 64 * 2**10  # a shard's has 16 KiB for each row group
 
 
-def is_complete(store: Store) -> bool:
+# A run may be extended between two questions. Whoever asks several reads the plan once and gives it to all.
+
+
+def is_complete(store: Store, plan: Plan | None = None) -> bool:
     """Whether every shard of the run stands, and its near-duplicates where the plan asks for them.
 
-    Raises InputError where there is no run.
+    `plan`: the run as it was then; None: as it is now. Raises InputError where there is no run.
     """
-    plan = read_plan(store)
+    plan = plan or read_plan(store)
     return not missing(store, plan) and not lacks_near_duplicates(store, plan)
+
+
+def finished_plan(store: Store) -> Plan:
+    """The plan of a finished run. Raises InputError where there is none: its rows would still change."""
+    plan = read_plan(store)
+    if not is_complete(store, plan):
+        raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
+    return plan
 
 
 def commit(
@@ -95,26 +106,24 @@ def _check_rows(
         raise ValueError(f"shard {shard.index}, attempt {attempt}: {problem}")
 
 
-def read_tables(store: Store, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+def read_tables(
+    store: Store, columns: Sequence[str] | None = None, plan: Plan | None = None
+) -> Iterator[pa.Table]:
     """The committed shards in order, each a table in DUAL_VIEW_SCHEMA with its metadata (see commit).
 
-    `columns`: only these. Raises InputError where there is no run, or naming the file that is corrupt.
+    `columns`: only these; `plan`: the run as it was then, None: as it is now. Raises InputError where there is
+    no run, or naming the file that is corrupt.
     """
-    plan = read_plan(store)
+    plan = plan or read_plan(store)
     to_do = set(missing(store, plan))
     for shard in plan.shards:
         if shard not in to_do:
             yield read_shard(store, shard.key, columns)
 
 
-def left_out_of_training(store: Store) -> frozenset[tuple[str, str]]:
-    """(seed id, target id) of the near-duplicates of a finished run.
-
-    Raises InputError where there is no finished run: what is read must not depend on how far it has come.
-    """
-    if not is_complete(store):
-        raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
-    repeated = read_near_duplicates(store, read_plan(store))
+def left_out_of_training(store: Store, plan: Plan) -> frozenset[tuple[str, str]]:
+    """(seed id, target id) of the near-duplicates among the rows of a finished plan, see `finished_plan`."""
+    repeated = read_near_duplicates(store, plan)
     return frozenset(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
 
 
@@ -125,8 +134,15 @@ def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa
     return table.filter(pa.array(stays, pa.bool_()))
 
 
-def read_summaries(store: Store) -> list[dict[str, Any]]:
-    """What commit left in the metadata of each shard that stands, in order; only file footers are read."""
+def read_summaries(store: Store, plan: Plan | None = None) -> list[dict[str, Any]]:
+    """What commit left in the metadata of each shard that stands, in order; only file footers are read.
+
+    `plan`: only of its shards; None: of all that the run has.
+    """
+    entries = store.list("data/")
+    if plan is not None:
+        planned = {shard.key for shard in plan.shards}
+        entries = [entry for entry in entries if entry.key in planned]
 
     def summary(entry: Entry) -> dict[str, Any]:
         end = _with_footer(store, entry.key)
@@ -138,7 +154,7 @@ def read_summaries(store: Store) -> list[dict[str, Any]]:
         return content
 
     with ThreadPoolExecutor(max_workers=10) as threads:  # as many as boto3 keeps connections
-        return list(threads.map(summary, store.list("data/")))
+        return list(threads.map(summary, entries))
 
 
 def _with_footer(store: Store, key: str) -> bytes:

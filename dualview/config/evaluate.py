@@ -19,7 +19,10 @@ class FactbookFlips(Settings):
 
 
 class Flips(Settings):
-    """A folder with corpus.jsonl and queries.jsonl: query, instructions, relevant ids per instruction."""
+    """A folder with corpus.jsonl and queries.jsonl: query, instructions, relevant ids per instruction.
+
+    Queries about one thing may name it as their `topic`: the bootstrap draws them together.
+    """
 
     kind: Literal["flips"]
     name: Name

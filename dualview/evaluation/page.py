@@ -114,7 +114,7 @@ def page(
         if encoders:
             parts += [
                 "<h2>Scores</h2>",
-                '<p class="note">Mean over queries with its 95% bootstrap interval, x100.</p>',
+                '<p class="note">Mean over queries, x100, with its 95% bootstrap interval over topics.</p>',
             ]
             for benchmark in dict.fromkeys(
                 name for results in summary["encoders"].values() for name in results
@@ -124,8 +124,8 @@ def page(
         if summary["differences"]:
             parts += [
                 "<h2>Differences</h2>",
-                '<p class="note">The same queries in both arms: paired bootstrap, 95% interval, x100. Grey where the '
-                "interval holds 0. It speaks of the choice of queries, not of another training seed.</p>",
+                '<p class="note">The same queries in both arms: paired bootstrap over topics, 95% interval, x100. Grey '
+                "where the interval holds 0. It speaks of the choice of topics, not of another training seed.</p>",
             ]
         for pair in summary["differences"]:
             name = f"{pair['first']} minus {pair['second']}"
@@ -264,14 +264,14 @@ def svg_of(figure: Figure, label: str) -> str:
 def _tables(summary: Summary) -> str:
     rows = [
         f"<tr><td>{escape(benchmark)}</td><td>{escape(metric)}</td><td>{escape(arm)}</td>"
-        f"<td>{in_hundredths(cell)}</td><td>{cell['num_queries']:,.0f}</td></tr>"
+        f"<td>{in_hundredths(cell)}</td><td>{cell['num_topics']:,.0f}</td></tr>"
         for arm, benchmarks in summary["encoders"].items()
         for benchmark, metrics in benchmarks.items()
         for metric, cell in metrics.items()
     ]
     return (
         '<details><summary>All numbers</summary><div class="wide"><table><tr><th>benchmark<th>metric<th>encoder'
-        f"<th>mean [95% interval]<th>queries</tr>{''.join(rows)}</table></div></details>"
+        f"<th>mean [95% interval]<th>topics</tr>{''.join(rows)}</table></div></details>"
     )
 
 

@@ -1,6 +1,6 @@
-"""From per-query scores to means, intervals and paired differences."""
+"""From the scores of queries to means, intervals over topics, and paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import io
 from typing import Any, TypedDict
 
@@ -10,7 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from dualview.errors import InputError
-from dualview.evaluation.significance import bootstrap_interval, paired_difference
+from dualview.evaluation.significance import (
+    Key,
+    bootstrap_interval,
+    in_all,
+    num_topics,
+    paired_difference,
+)
 
 # encoder, then benchmark, then metric. Plain values, so that JSON holds it.
 Intervals = dict[str, dict[str, dict[str, dict[str, float]]]]
@@ -25,14 +31,14 @@ class Comparison(TypedDict):
 
 
 class Summary(TypedDict):
-    encoders: Intervals  # ... -> mean, low, high, num_queries
+    encoders: Intervals  # ... -> mean, low, high, num_topics
     differences: list[Comparison]
 
 
 def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, seed: int) -> Summary:
-    """Means over queries with 95% intervals, and paired differences, as fractions.
+    """Means over queries with 95% intervals over topics, and paired differences, as fractions.
 
-    scores: benchmarks.SCORES_SCHEMA. p-MRR is also given apart for each label of the queries: "p-MRR
+    scores: scores.SCORES_SCHEMA. p-MRR is also given apart for each label of the queries: "p-MRR
     inclusion" and "p-MRR exclusion" by polarity, "p-MRR kind=negation" and so on by the others.
     The order of the rows changes nothing. Raises InputError where `compare` names an encoder that has no scores.
     """
@@ -45,10 +51,8 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
             encoder: {
                 benchmark: {
                     metric: {
-                        **bootstrap_interval(
-                            [value for _, value in sorted(queries.items())], samples, seed
-                        )._asdict(),
-                        "num_queries": len(queries),
+                        **bootstrap_interval(queries, samples, seed)._asdict(),
+                        "num_topics": num_topics(queries),
                     }
                     for metric, queries in sorted(metrics.items())
                 }
@@ -62,7 +66,7 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
                 "second": second,
                 "benchmarks": {
                     benchmark: {
-                        metric: paired_difference(*_in_both(queries, others), samples, seed)._asdict()
+                        metric: _difference(queries, others, samples, seed)
                         for metric, queries in sorted(metrics.items())
                         if (others := values[second][benchmark].get(metric, {})).keys() & queries.keys()
                     }
@@ -74,19 +78,21 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
     }
 
 
-def _in_both(first: dict[str, float], second: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
-    """A metric may be undefined for a query of one arm: p-MRR where a run file lacks it."""
-    both = first.keys() & second.keys()
-    return {id: first[id] for id in both}, {id: second[id] for id in both}
+def _difference(
+    first: Mapping[Key, float], second: Mapping[Key, float], samples: int, seed: int
+) -> dict[str, float]:
+    """Over the queries that both have."""
+    first, second = in_all([first, second])
+    return paired_difference(first, second, samples, seed)._asdict()
 
 
-def values_of(scores: pa.Table) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """encoder -> benchmark -> metric -> query id -> value, in the order of the rows."""
-    values: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+def values_of(scores: pa.Table) -> dict[str, dict[str, dict[str, dict[Key, float]]]]:
+    """encoder -> benchmark -> metric -> (topic id, query id) -> value, in the order of the rows."""
+    values: dict[str, dict[str, dict[str, dict[Key, float]]]] = {}
     for row in scores.to_pylist():
         metrics = values.setdefault(row["encoder"], {}).setdefault(row["benchmark"], {})
         for metric in [row["metric"], *_splits(row)]:
-            metrics.setdefault(metric, {})[row["query_id"]] = row["value"]
+            metrics.setdefault(metric, {})[row["topic_id"], row["query_id"]] = row["value"]
     return values
 
 
@@ -121,8 +127,9 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
                 table.add_column(escape(heading), justify="right")
             for metric in sorted({metric for cells in columns.values() for metric in cells}):
                 cells = [of_column.get(metric) for of_column in columns.values()]
-                num_topics = max(int(cell["num_queries"]) for cell in cells if cell)
-                table.add_row(escape(metric), f"{num_topics:,}", *map(_cell, cells))
+                counts = {int(cell["num_topics"]) for cell in cells if cell}
+                topics = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
+                table.add_row(escape(metric), topics, *map(_cell, cells))
             console.print(table)
         for name, metrics in differences.items():
             if weak := _too_small(metrics):
@@ -142,7 +149,7 @@ def _too_small(metrics: dict[str, dict[str, float]]) -> list[str]:
         f"{metric} (takes about {cell['num_needed']:,.0f})"
         for metric, cell in metrics.items()
         if cell["p_value"] >= 0.05
-        and cell["num_needed"] > cell["num_queries"]
+        and cell["num_needed"] > cell["num_topics"]
         and not metric.startswith("p-MRR ")
     ]
 

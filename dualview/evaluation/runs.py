@@ -66,20 +66,20 @@ def _sorted(scores: Mapping[str, float]) -> Ranking:
 def most_moved(collection: Collection, rankings: Mapping[str, Ranking]) -> Iterator[str]:
     """JSON lines of the dropped passages that fell most, and of those that rose most: to be read."""
     moved = []
-    for topic in collection.topics:
-        if topic.dropped and len(topic.views) > 1:
-            first, second = list(topic.views.values())[:2]
+    for case in collection.cases:
+        if case.dropped and len(case.views) > 1:
+            first, second = list(case.views.values())[:2]
             before, after = ({id: n for n, id in enumerate(rankings[v.id].ids, 1)} for v in (first, second))
-            for id in sorted(topic.dropped & before.keys() & after.keys()):
+            for id in sorted(case.dropped & before.keys() & after.keys()):
                 change = rank_change(before[id], after[id])
-                moved.append((change, topic.id, first, second, id, before[id], after[id]))
+                moved.append((change, case.id, first, second, id, before[id], after[id]))
     moved.sort(key=lambda row: row[:2], reverse=True)
-    for change, topic_id, first, second, id, place, new_place in _ends(moved):
+    for change, case_id, first, second, id, place, new_place in _ends(moved):
         yield (
             json.dumps(
                 {
                     "p-MRR": round(change, 4),
-                    "query_id": topic_id,
+                    "query_id": case_id,
                     "query": first.query,
                     "instruction": first.instruction,
                     "new_instruction": second.instruction,

@@ -1,4 +1,4 @@
-"""The scores of rankings, topic by topic: each benchmark's own metrics, and mteb's for its result files."""
+"""The scores of rankings, case by case: each benchmark's own metrics, and mteb's for its result files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View, topics_of
 from dualview.evaluation.metrics import (
     average_precision,
     instruction_compliance,
@@ -24,10 +24,11 @@ from dualview.evaluation.ranking import Ranking
 
 @dataclass(frozen=True, slots=True)
 class QueryScore:
-    """One metric of one topic or query, as a fraction."""
+    """One metric of one case or view, as a fraction."""
 
     benchmark: str
-    query_id: str
+    topic_id: str  # what the bootstrap draws
+    query_id: str  # of the case, or of the view
     metric: str
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)  # of the query: polarity, kind, ...
@@ -37,6 +38,7 @@ SCORES_SCHEMA = pa.schema(
     [
         ("encoder", pa.string()),
         ("benchmark", pa.string()),
+        ("topic_id", pa.string()),
         ("query_id", pa.string()),
         ("metric", pa.string()),
         ("value", pa.float64()),
@@ -45,11 +47,11 @@ SCORES_SCHEMA = pa.schema(
 )
 
 Rankings = Mapping[str, Ranking]  # name of the view -> its ranking
-Cells = Iterator[tuple[str, str, float]]  # id of the topic or of one view, metric, value
+Cells = Iterator[tuple[str, str, float]]  # id of the case or of one view, metric, value
 
 
-def _plain(topic: Topic, rankings: Rankings) -> Cells:
-    for name, view in topic.views.items():
+def _plain(case: Case, rankings: Rankings) -> Cells:
+    for name, view in case.views.items():
         ids, grades = rankings[name].ids, view.grades
         yield view.id, "nDCG@10", ndcg(ids, grades, 10)
         yield view.id, "MAP@1000", average_precision(ids, grades, 1000)
@@ -57,28 +59,28 @@ def _plain(topic: Topic, rankings: Rankings) -> Cells:
         yield view.id, "MRR", reciprocal_rank(ids, grades)
 
 
-def _p_mrr(topic: Topic, first: Ranking, second: Ranking) -> Cells:
+def _p_mrr(case: Case, first: Ranking, second: Ranking) -> Cells:
     """Left out where it is undefined: where nothing is dropped, or a ranking is missing (as in mteb)."""
-    if topic.dropped and first.ids and second.ids:
-        yield topic.id, "p-MRR", p_mrr(first.ids, second.ids, topic.dropped)
+    if case.dropped and first.ids and second.ids:
+        yield case.id, "p-MRR", p_mrr(first.ids, second.ids, case.dropped)
 
 
-def _flips(topic: Topic, rankings: Rankings) -> Cells:
+def _flips(case: Case, rankings: Rankings) -> Cells:
     """Pair accuracy is left out where nothing is dropped, nothing becomes relevant, or a run file lacks some."""
     original, changed = rankings["original"], rankings["changed"]
-    before, after = topic.views["original"].grades, topic.views["changed"].grades
-    yield from _p_mrr(topic, original, changed)
-    yield topic.id, "nDCG@10", ndcg(original.ids, before, 10)
-    yield topic.id, "nDCG@10 changed", ndcg(changed.ids, after, 10)
-    yield topic.id, "MAP@1000", average_precision(original.ids, before, 1000)
+    before, after = case.views["original"].grades, case.views["changed"].grades
+    yield from _p_mrr(case, original, changed)
+    yield case.id, "nDCG@10", ndcg(original.ids, before, 10)
+    yield case.id, "nDCG@10 changed", ndcg(changed.ids, after, 10)
+    yield case.id, "MAP@1000", average_precision(original.ids, before, 1000)
     added = after.keys() - before.keys()
-    if topic.dropped and added and (topic.dropped | added) <= set(original.ids) & set(changed.ids):
+    if case.dropped and added and (case.dropped | added) <= set(original.ids) & set(changed.ids):
         yield (
-            topic.id,
+            case.id,
             "pair accuracy",
             (
-                pair_accuracy(original.ids, topic.dropped, added)
-                + pair_accuracy(changed.ids, added, topic.dropped)
+                pair_accuracy(original.ids, case.dropped, added)
+                + pair_accuracy(changed.ids, added, case.dropped)
             )
             / 2,
         )
@@ -88,21 +90,21 @@ def _followir(measure: str) -> "Scorer":
     """Score is of the original run: against its own labels as mteb 2 has it, and against the changed ones,
     which mteb 1 took for the original: published Scores of 20 to 26 are of that kind."""
 
-    def score(topic: Topic, rankings: Rankings) -> Cells:
-        yield from _p_mrr(topic, rankings["original"], rankings["changed"])
+    def score(case: Case, rankings: Rankings) -> Cells:
+        yield from _p_mrr(case, rankings["original"], rankings["changed"])
         for name, suffix in (("original", ""), ("changed", " changed")):
             yield (
-                topic.id,
+                case.id,
                 f"MAP@1000{suffix}",
-                average_precision(rankings[name].ids, grades(topic, name), 1000),
+                average_precision(rankings[name].ids, grades(case, name), 1000),
             )
-            yield topic.id, f"nDCG@5{suffix}", ndcg(rankings[name].ids, grades(topic, name), 5)
+            yield case.id, f"nDCG@5{suffix}", ndcg(rankings[name].ids, grades(case, name), 5)
         for name, convention in (("original", "mteb 2"), ("changed", "mteb 1")):
-            value = _MEASURES[measure](rankings["original"].ids, grades(topic, name))
-            yield topic.id, f"Score ({convention})", value
+            value = _MEASURES[measure](rankings["original"].ids, grades(case, name))
+            yield case.id, f"Score ({convention})", value
 
-    def grades(topic: Topic, name: str) -> Mapping[str, int]:
-        return topic.views[name].grades
+    def grades(case: Case, name: str) -> Mapping[str, int]:
+        return case.views[name].grades
 
     return score
 
@@ -114,42 +116,42 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Mapping[str, int]], float]] = {
 }
 
 
-def _infosearch(topic: Topic, rankings: Rankings) -> Cells:
+def _infosearch(case: Case, rankings: Rankings) -> Cells:
     original, instructed, reversed = (rankings[name] for name in ("original", "instructed", "reversed"))
-    yield from _p_mrr(topic, original, instructed)
-    before, after = topic.views["original"].grades, topic.views["instructed"].grades
+    yield from _p_mrr(case, original, instructed)
+    before, after = case.views["original"].grades, case.views["instructed"].grades
     gold = {id for id, grade in before.items() if grade > 0 and after.get(id, 0) > 0}
     if gold:
-        yield topic.id, "SICR", instruction_compliance(original, instructed, reversed, gold)
-        wise = instruction_sensitivity(original.ids, instructed.ids, reversed.ids, gold, topic.dropped)
-        yield topic.id, "WISE", wise
+        yield case.id, "SICR", instruction_compliance(original, instructed, reversed, gold)
+        wise = instruction_sensitivity(original.ids, instructed.ids, reversed.ids, gold, case.dropped)
+        yield case.id, "WISE", wise
     for name, suffix in (("original", ""), ("instructed", " instructed"), ("reversed", " reversed")):
-        yield topic.id, f"nDCG@10{suffix}", ndcg(rankings[name].ids, topic.views[name].grades, 10)
+        yield case.id, f"nDCG@10{suffix}", ndcg(rankings[name].ids, case.views[name].grades, 10)
 
 
-def _instructir(topic: Topic, rankings: Rankings) -> Cells:
-    values = {view.id: ndcg(rankings[name].ids, view.grades, 10) for name, view in topic.views.items()}
+def _instructir(case: Case, rankings: Rankings) -> Cells:
+    values = {view.id: ndcg(rankings[name].ids, view.grades, 10) for name, view in case.views.items()}
     yield from ((id, "nDCG@10", value) for id, value in values.items())
-    yield topic.id, "Robustness@10", min(values.values())
+    yield case.id, "Robustness@10", min(values.values())
 
 
-def _nevir(topic: Topic, rankings: Rankings) -> Cells:
-    firsts = [recall(rankings[name].ids, view.grades, 1) for name, view in topic.views.items()]
-    yield topic.id, "paired accuracy", float(all(first == 1 for first in firsts))
+def _nevir(case: Case, rankings: Rankings) -> Cells:
+    firsts = [recall(rankings[name].ids, view.grades, 1) for name, view in case.views.items()]
+    yield case.id, "paired accuracy", float(all(first == 1 for first in firsts))
 
 
-def _excluir(topic: Topic, rankings: Rankings) -> Cells:
+def _excluir(case: Case, rankings: Rankings) -> Cells:
     """Over the first ten: the wanted passage, how far it is before the unwanted, and how often."""
-    ids, wanted = rankings["original"].ids[:10], topic.views["original"].grades
-    unwanted = dict.fromkeys(topic.dropped, 1)
-    yield topic.id, "recall@1", recall(ids, wanted, 1)
-    yield topic.id, "MRR@10", reciprocal_rank(ids, wanted)
-    yield topic.id, "delta recall@1", recall(ids, wanted, 1) - recall(ids, unwanted, 1)
-    yield topic.id, "delta MRR@10", reciprocal_rank(ids, wanted) - reciprocal_rank(ids, unwanted)
-    yield topic.id, "right rank", float(reciprocal_rank(ids, wanted) > reciprocal_rank(ids, unwanted))
+    ids, wanted = rankings["original"].ids[:10], case.views["original"].grades
+    unwanted = dict.fromkeys(case.dropped, 1)
+    yield case.id, "recall@1", recall(ids, wanted, 1)
+    yield case.id, "MRR@10", reciprocal_rank(ids, wanted)
+    yield case.id, "delta recall@1", recall(ids, wanted, 1) - recall(ids, unwanted, 1)
+    yield case.id, "delta MRR@10", reciprocal_rank(ids, wanted) - reciprocal_rank(ids, unwanted)
+    yield case.id, "right rank", float(reciprocal_rank(ids, wanted) > reciprocal_rank(ids, unwanted))
 
 
-Scorer = Callable[[Topic, Rankings], Cells]
+Scorer = Callable[[Case, Rankings], Cells]
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +182,17 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def score(kind: Kind, collection: Collection, rankings: Mapping[str, Ranking]) -> list[QueryScore]:
-    """All scores of a collection. rankings: a view's id -> passages, best first; every view must be there."""
+def score(
+    kind: Kind, collections: Sequence[Collection], rankings: Sequence[Mapping[str, Ranking]]
+) -> list[QueryScore]:
+    """All scores of a benchmark. rankings, of each collection: a view's id -> passages, best first; none may lack."""
+    topics = topics_of(collections)
     return [
-        QueryScore(collection.name, id, metric, value, topic.labels)
-        for topic in collection.topics
+        QueryScore(collection.name, topics[case.id], id, metric, value, case.labels)
+        for collection, of_collection in zip(collections, rankings, strict=True)
+        for case in collection.cases
         for id, metric, value in kind.score(
-            topic, {name: rankings[view.id] for name, view in topic.views.items()}
+            case, {name: of_collection[view.id] for name, view in case.views.items()}
         )
     ]
 
@@ -220,8 +226,8 @@ def mteb_result(
     views = [
         (name, view, of_collection[view.id].ids)
         for collection, of_collection in zip(collections, rankings, strict=True)
-        for topic in collection.topics
-        for name, view in topic.views.items()
+        for case in collection.cases
+        for name, view in case.views.items()
     ]
     result: dict[str, Any] = _mteb_scores([(view, ids) for _, view, ids in views])
     for ours, theirs in kind.apart.items():

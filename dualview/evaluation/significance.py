@@ -1,23 +1,27 @@
 """How sure a mean over queries is: bootstrap intervals and a paired randomisation test.
 
-Queries are drawn, not seeds of training: two runs of one recipe may differ by more than these
-intervals say. Everything is a function of its arguments.
+What is drawn is a topic, with all the queries that are scored for it: ten instructions for one query say much less
+than ten queries do. Seeds of training are not drawn: two runs of one recipe may differ by more than these intervals
+say. Everything is a function of its arguments, and the order of a mapping is none of them.
 """
 
-# Q = queries, S = samples
+# Q = queries that have a score, T = topics, R = arms or repeats, S = samples
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+Key = tuple[str, str]  # id of the topic, id of the query
 
 BLOCK = 1_000_000  # numbers drawn at a time, so that memory does not grow with the samples
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% interval."""
+    """A mean and its 95% interval; of one topic it is without bounds, for nothing shows how topics differ."""
 
     mean: float
     low: float
@@ -31,70 +35,124 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-    num_queries: int
+    num_topics: int
     num_needed: (
-        int  # queries at which four of five samples would tell such a difference from 0; 0 where it is 0
+        int  # topics at which four of five samples would tell such a difference from 0; 0 where it is 0
     )
 
 
-def bootstrap_interval(values_Q: ArrayLike, samples: int, seed: int) -> Interval:
-    """Percentile bootstrap of the mean over queries. Raises ValueError without queries. [Efron 1979]"""
-    values_Q = _as_values(values_Q)
-    rng = np.random.default_rng(seed)
-    means_S = np.concatenate(
-        [
-            values_Q[rng.integers(len(values_Q), size=(rows, len(values_Q)))].mean(axis=1)
-            for rows in _blocks(samples, len(values_Q))
+@dataclass(frozen=True)
+class ByTopic:
+    """Scores of one arm or several, over the same queries, summed by topic."""
+
+    sums_RT: NDArray[np.float64]
+    counts_T: NDArray[np.int64]  # queries of each topic
+
+    @classmethod
+    def of(cls, arms: Sequence[Mapping[Key, float]]) -> Self:
+        """Raises ValueError without a query, and where the queries of two arms are not the same."""
+        if not arms or not arms[0]:
+            raise ValueError("expected at least one query")
+        if any(arm.keys() != arms[0].keys() for arm in arms):
+            raise ValueError("expected the same queries in all arms")
+        keys = sorted(arms[0])
+        starts_T = [
+            place for place, (topic, _) in enumerate(keys) if not place or topic != keys[place - 1][0]
         ]
-    )
-    low, high = np.percentile(means_S, [2.5, 97.5])
-    return Interval(float(values_Q.mean()), float(low), float(high))
+        values_RQ = np.array([[arm[key] for key in keys] for arm in arms], np.float64)
+        return cls(np.add.reduceat(values_RQ, starts_T, axis=1), np.diff([*starts_T, len(keys)]))
+
+    @property
+    def num_topics(self) -> int:
+        return len(self.counts_T)
+
+    def mean(self) -> float:
+        """Over queries and arms: a topic counts as often as it has queries."""
+        return float(self.sums_RT.sum() / (len(self.sums_RT) * self.counts_T.sum()))
+
+    def mean_of(self, arms_R: NDArray[np.int64], topics_T: NDArray[np.int64]) -> float:
+        """The same over drawn arms and drawn topics."""
+        drawn = self.sums_RT[arms_R][:, topics_T]
+        return float(drawn.sum() / (len(arms_R) * self.counts_T[topics_T].sum()))
+
+    def interval(self, means_S: NDArray[np.float64]) -> Interval:
+        """The mean between the percentiles of its samples."""
+        if self.num_topics == 1:
+            return Interval(self.mean(), -np.inf, np.inf)
+        low, high = np.percentile(means_S, [2.5, 97.5])
+        return Interval(self.mean(), float(low), float(high))
 
 
-def sign_flip_test(differences_Q: ArrayLike, samples: int, seed: int) -> float:
-    """Two-sided p-value of a mean difference: how often random signs give one as large.
+def in_all(arms: Sequence[Mapping[Key, float]]) -> list[dict[Key, float]]:
+    """The arms over the queries that all of them have: p-MRR is undefined where a run file lacks one."""
+    common = set(arms[0]).intersection(*arms[1:]) if arms else set()
+    return [{key: arm[key] for key in common} for arm in arms]
+
+
+def num_topics(values: Mapping[Key, float]) -> int:
+    return len({topic for topic, _ in values})
+
+
+def bootstrap_interval(values: Mapping[Key, float], samples: int, seed: int) -> Interval:
+    """Percentile bootstrap of the mean over queries; topics are drawn. Raises ValueError without queries.
+
+    [Efron 1979; the bootstrap of clusters, Davison and Hinkley 1997, section 3.8]
+    """
+    scores = ByTopic.of([values])
+    [sums_T] = scores.sums_RT
+    rng = np.random.default_rng(seed)
+    means_S = []
+    for rows in _blocks(samples, scores.num_topics):
+        topics_ST = rng.integers(scores.num_topics, size=(rows, scores.num_topics))
+        means_S.append(sums_T[topics_ST].sum(axis=1) / scores.counts_T[topics_ST].sum(axis=1))
+    return scores.interval(np.concatenate(means_S))
+
+
+def sign_flip_test(differences: Mapping[Key, float], samples: int, seed: int) -> float:
+    """Two-sided p-value of a mean difference: how often random signs, one a topic, give one as large.
 
     The observed signs count as one sample, so p is never 0. [Smucker et al., CIKM 2007]
     """
-    differences_Q = _as_values(differences_Q)
-    observed = abs(differences_Q.sum())
-    tolerance = 1e-9 * np.abs(differences_Q).sum()  # equal sums in another order of signs must count as equal
+    [sums_T] = ByTopic.of([differences]).sums_RT
+    observed = abs(sums_T.sum())
+    tolerance = 1e-9 * np.abs(sums_T).sum()  # equal sums in another order of signs must count as equal
     rng = np.random.default_rng(seed)
     as_large = 0
-    for rows in _blocks(samples, len(differences_Q)):
-        signs = rng.choice([-1.0, 1.0], size=(rows, len(differences_Q)))
-        as_large += int((np.abs(signs @ differences_Q) >= observed - tolerance).sum())
+    for rows in _blocks(samples, len(sums_T)):
+        signs_ST = rng.choice([-1.0, 1.0], size=(rows, len(sums_T)))
+        as_large += int((np.abs(signs_ST @ sums_T) >= observed - tolerance).sum())
     return (1 + as_large) / (1 + samples)
 
 
 def paired_difference(
-    first: Mapping[str, float], second: Mapping[str, float], samples: int, seed: int
+    first: Mapping[Key, float], second: Mapping[Key, float], samples: int, seed: int
 ) -> Difference:
-    """First minus second over the same queries, by paired bootstrap: both arms share each draw of queries.
+    """First minus second over the same queries, by paired bootstrap: both arms share each draw of topics.
 
     Raises ValueError where the queries are not the same.
     """
     if first.keys() != second.keys():
         raise ValueError("a paired difference needs the same queries in both arms")
-    differences_Q = np.array([first[query_id] - second[query_id] for query_id in sorted(first)])
-    interval = bootstrap_interval(differences_Q, samples, seed)
-    needed = (_POWER * differences_Q.std() / interval.mean) ** 2 if interval.mean else 0.0
-    # As many as the sign-flip test must have to give p < 0.05 at all.
-    num_needed = max(6, ceil(needed)) if interval.mean else 0
-    p_value = sign_flip_test(differences_Q, samples, seed)
-    return Difference(*interval, p_value, len(differences_Q), num_needed)
+    differences = {key: first[key] - second[key] for key in first}
+    interval = bootstrap_interval(differences, samples, seed)
+    p_value = sign_flip_test(differences, samples, seed)
+    scores = ByTopic.of([differences])
+    return Difference(*interval, p_value, scores.num_topics, _num_needed(scores, interval.mean))
 
 
 _POWER = 2.8  # quantiles of the normal distribution at 97.5% and at 80%: a test at 5% with a power of 80%
 
 
-def _as_values(values_Q: ArrayLike) -> NDArray[np.float64]:
-    values_Q = np.asarray(values_Q, dtype=np.float64)
-    if values_Q.ndim != 1 or not len(values_Q):
-        raise ValueError(f"expected one value a query and at least one query, found shape {values_Q.shape}")
-    return values_Q
+def _num_needed(differences: ByTopic, mean: float) -> int:
+    if not mean:
+        return 0
+    # Of a mean over topics of unlike size; of single queries it is their standard deviation.
+    residuals_T = differences.sums_RT[0] - mean * differences.counts_T
+    spread = np.sqrt((residuals_T**2).mean()) / differences.counts_T.mean()
+    # As many as the sign-flip test must have to give p < 0.05 at all.
+    return max(6, ceil(float((_POWER * spread / mean) ** 2)))
 
 
-def _blocks(samples: int, num_queries: int) -> list[int]:
-    rows = max(1, BLOCK // num_queries)
+def _blocks(samples: int, num_topics: int) -> list[int]:
+    rows = max(1, BLOCK // num_topics)
     return [min(rows, samples - start) for start in range(0, samples, rows)]

@@ -5,7 +5,7 @@ embeddings/                       vectors, see encoding.py; elsewhere where `emb
 runs/ENCODER/BENCHMARK.trec       rankings
 moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
 results/ENCODER/BENCHMARK.json    in mteb's layout, and how it was asked
-scores.parquet                    every query's value; created last
+scores.parquet                    every query's value, and its topic; created last
 report.html                       the tables
 """
 
@@ -41,7 +41,15 @@ from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
 from dualview.evaluation.report import Summary, html_report, summary
 from dualview.evaluation.runs import most_moved, read_run, run_lines
-from dualview.evaluation.scores import KINDS, Kind, QueryScore, mteb_result, score, scores_to_table
+from dualview.evaluation.scores import (
+    KINDS,
+    SCORES_SCHEMA,
+    Kind,
+    QueryScore,
+    mteb_result,
+    score,
+    scores_to_table,
+)
 from dualview.evaluation.search import QUERIES_AT_A_TIME
 from dualview.models import Side, check_model, model_fingerprint
 from dualview.on_ray.cluster import join_cluster, map_on_cluster
@@ -90,10 +98,24 @@ def evaluate(config: EvaluateConfig) -> Summary:
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink)
         store.put_new(SCORES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
-    table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
-    result = summary(table, config.compare, config.bootstrap_samples, config.seed)
+    result = summary(read_scores(store), config.compare, config.bootstrap_samples, config.seed)
     store.put_new("report.html", html_report(result).encode(), attempt="driver")
     return result
+
+
+def read_scores(store: Store) -> pa.Table:
+    """The scores of a finished evaluation, in SCORES_SCHEMA.
+
+    Raises InputError where they were made before scores had a topic: intervals over them would draw queries.
+    """
+    table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
+    if table.schema.names != SCORES_SCHEMA.names:
+        lacking = ", ".join(name for name in SCORES_SCHEMA.names if name not in table.schema.names)
+        raise InputError(
+            f"{store.url}/{SCORES_KEY}: lacks {lacking}, which scores of an earlier version did not have; remove it"
+            " and report.html beside it and run the same command again: it encodes nothing anew, vectors are kept"
+        )
+    return table
 
 
 def _check_comparisons(config: EvaluateConfig) -> None:
@@ -143,11 +165,7 @@ def _evaluate(
                 rankings.append(
                     {view.id: ranking for view, ranking in zip(collection.views, found, strict=True)}
                 )
-            scores = [
-                each
-                for collection, of_collection in zip(benchmark.collections, rankings, strict=True)
-                for each in score(benchmark.kind, collection, of_collection)
-            ]
+            scores = score(benchmark.kind, benchmark.collections, rankings)
             _put_files(store, name, benchmark, rankings, scores, notes)
             print(f"{name} on {benchmark.name}: {_sentence(notes)}")
             tables.append(scores_to_table(name, scores))

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy
 
 import dualview
 from dualview.commit.attempts import spent_so_far
-from dualview.commit.plan import Plan, Shard, known_inputs, missing, plan_run, read_plan
+from dualview.commit.plan import Plan, Shard, known_inputs, missing, plan_run
 from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_summaries
 from dualview.config.engines import Price, VllmEngine
 from dualview.config.generate import Budget, GenerateConfig, GivenWriter
@@ -83,8 +83,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         with errors_of_workers():
             _finish_all(config, store, plan, exam, to_do)
     if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
-        mark_near_duplicates(store, config.near_duplicates, each)
-    return summarize(store, config.price)
+        mark_near_duplicates(store, plan, config.near_duplicates, each)
+    return summarize(store, plan, config.price)
 
 
 def check(config: GenerateConfig) -> None:
@@ -208,17 +208,16 @@ def _account(config: GenerateConfig, store: Store) -> ActorHandle | None:
     return actor.remote(spent_so_far(store), config.budget, config.price)
 
 
-def summarize(store: Store, price: Price | None = None) -> dict[str, Any]:
-    """What stands of a run, counted from the metadata of its committed shards."""
+def summarize(store: Store, plan: Plan, price: Price | None = None) -> dict[str, Any]:
+    """What stands of a plan, counted from the metadata of its committed shards; what was spent is the whole run's."""
     statuses: Counter[str] = Counter()
     trainable = 0
-    for summary in read_summaries(store):
+    for summary in read_summaries(store, plan):
         statuses.update(summary["statuses"])
         trainable += summary["trainable"]
     planned = statuses.total()
-    if num_repeated := read_near_duplicates(
-        store, read_plan(store)
-    ).num_rows:  # all of them trainable until they were compared
+    # All of them trainable until they were compared.
+    if num_repeated := read_near_duplicates(store, plan).num_rows:
         statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
         trainable -= num_repeated
     spent = spent_so_far(store)

@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.commit.plan import read_plan
-from dualview.commit.shards import left_out_of_training, read_shard, trainable_rows
+from dualview.commit.shards import finished_plan, left_out_of_training, read_shard, trainable_rows
 from dualview.config.base import fingerprint
 from dualview.config.train import EncoderConfig, TrainConfig
 from dualview.encoder import check_lengths, load_tokenizer, new_encoder, num_dense_parameters, tokenize_with
@@ -55,8 +54,9 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
         zip(config.mixture.parts, instances_of_parts(config), strict=True)
     ):
         store = open_store(part.data)
-        left_out = left_out_of_training(store)
-        keys = [shard.key for shard in read_plan(store).shards]
+        plan = finished_plan(store)
+        left_out = left_out_of_training(store, plan)
+        keys = [shard.key for shard in plan.shards]
         of_shards = list(map_in_order(partial(_num_rows_of_seeds, part.data, left_out), keys))
         num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
         drawn = draw(part, num_rows_of, num_instances, config.seed)
@@ -121,8 +121,8 @@ def expected_tokens(config: TrainConfig) -> int:
     instances, tokens = 0, 0.0
     for part, num_instances in zip(config.mixture.parts, instances_of_parts(config), strict=True):
         store = open_store(part.data)
-        left_out = left_out_of_training(store)
-        rows = trainable_rows(read_shard(store, read_plan(store).shards[0].key), left_out)
+        plan = finished_plan(store)
+        rows = trainable_rows(read_shard(store, plan.shards[0].key), left_out_of_training(store, plan))
         seeds = groupby(dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.seed.id)
         groups = [group for _, of_seed in seeds for group in groups_of(list(of_seed), part)]
         seen = 0.0

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from dualview.commit.attempts import spent_so_far
@@ -19,7 +17,7 @@ from dualview.costs import Spent, TrainingCost
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
 from dualview.on_ray.cluster import errors_of_workers, join_cluster
-from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark
+from dualview.on_ray.evaluate import SCORES_KEY, evaluate, open_benchmark, read_scores
 from dualview.on_ray.prepare import expected_tokens, plan_mixture
 from dualview.on_ray.train import RESULT_KEY, train
 from dualview.progress import Progress
@@ -87,7 +85,7 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
                 failed[run.folder] = reason
             else:
                 print(f"finished: {run.name}", flush=True)
-                _values_of(run.evaluate, study)  # a metric that was not measured ends the study here
+                _values_of_run(run, study)  # a metric that was not measured ends the study here
             progress.advance(1)
     return failed
 
@@ -137,9 +135,9 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
-            [values[run.folder]] = _values_of(run.evaluate, study).values()
+            values[run.folder] = _values_of_run(run, study)
             costs[run.folder] = _cost_of(run)
-    baselines = _values_of(scoring_of_baselines(study), study) if study.baselines else {}
+    baselines = _values_of_baselines(study)
     title = f"Study: {' x '.join(study.axes)}"
     sections = study_sections(study, runs, values, baselines, costs, failed)
     text = as_markdown(title, sections)
@@ -149,24 +147,35 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     return f"{text}\n{store.url}/{name}.html"
 
 
-def _values_of(evaluated: EvaluateConfig, study: StudyConfig) -> Mapping[str, Values]:
-    """Of each of its encoders. Raises InputError where a metric of the study's is not among them."""
-    scores = open_store(evaluated.output).get(SCORES_KEY)
-    values = {
+def _values_of_run(run: Run, study: StudyConfig) -> Values:
+    """Raises InputError where a metric of the study's is not among them."""
+    [values] = _values_of(run.evaluate).values()
+    for metric in study.metrics:
+        if metric not in values:
+            raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+    return values
+
+
+def _values_of_baselines(study: StudyConfig) -> dict[str, Values]:
+    """A metric that is undefined for all queries of a baseline has no value there, and is no mistake."""
+    if not study.baselines:
+        return {}
+    return {
+        name: {metric: values.get(metric, {}) for metric in study.metrics}
+        for name, values in _values_of(scoring_of_baselines(study)).items()
+    }
+
+
+def _values_of(evaluated: EvaluateConfig) -> dict[str, Values]:
+    """Of each of its encoders."""
+    return {
         encoder: {
             f"{benchmark} {metric}": of_metric
             for benchmark, of_metrics in of_benchmarks.items()
             for metric, of_metric in of_metrics.items()
         }
-        for encoder, of_benchmarks in values_of(pq.read_table(pa.BufferReader(scores))).items()
+        for encoder, of_benchmarks in values_of(read_scores(open_store(evaluated.output))).items()
     }
-    for metric in study.metrics:
-        for measured in values.values():
-            if metric not in measured:
-                raise InputError(
-                    f"metrics: `{metric}` was not measured; expected some of {', '.join(measured)}"
-                )
-    return values
 
 
 def _cost_of(run: Run) -> TrainingCost:

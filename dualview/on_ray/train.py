@@ -20,7 +20,7 @@ import torch
 
 from dualview.commit.claims import claim
 from dualview.commit.publishing import CHOSEN_KEY, LAST_KEY, offer, publish
-from dualview.commit.shards import left_out_of_training
+from dualview.commit.shards import finished_plan
 from dualview.config.train import TrainConfig, deciding
 from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
 from dualview.errors import InputError, Interruption
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     else:
         _refuse_known_failure(store)
         for part in config.mixture.parts:
-            left_out_of_training(open_store(part.data))  # at once, not after a cluster has been started
+            finished_plan(open_store(part.data))  # at once, not after a cluster has been started
         join_cluster(config.workers, dashboard=True)  # Ray Train asks it for the state of its workers
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written

@@ -172,6 +172,6 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
         ids = rank_candidates(vector, passages_DH[[place[id] for id in candidates]], candidates)
         rankings[view.id] = Ranking(ids, [])  # flips are scored by ranks alone
     values: dict[str, list[float]] = {}
-    for each in score(benchmark.kind, collection, rankings):
+    for each in score(benchmark.kind, benchmark.collections, [rankings]):
         values.setdefault(each.metric, []).append(each.value)
     return {metric: float(np.mean(of_metric)) for metric, of_metric in values.items()}

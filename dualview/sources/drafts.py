@@ -20,13 +20,14 @@ class Drafts:
     def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
         """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
         store = open_store(self.run)
-        if not is_complete(store):
+        plan = read_plan(store)
+        if not is_complete(store, plan):
             raise InputError(
                 f"source.run: the generate run at {store.url} is not finished; run it to its end first"
             )
         return [
             Input(shard.key, sum(summary["statuses"].values()), summary["attempt"])
-            for shard, summary in zip(read_plan(store).shards, read_summaries(store), strict=True)
+            for shard, summary in zip(plan.shards, read_summaries(store, plan), strict=True)
         ]
 
     def read(self, source: Input, start: int, stop: int) -> list[Seed]:

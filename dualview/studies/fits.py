@@ -1,6 +1,6 @@
 """How a score grows with a budget, and how much of one kind of data equals another, with intervals."""
 
-# B = budgets, R = repeats (seeds), Q = queries, S = samples
+# B = budgets, R = repeats (seeds), T = topics, S = samples
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 
-from dualview.evaluation.significance import Interval
+from dualview.evaluation.significance import ByTopic, Interval
 
 EXPONENTS = (0.01, 5.0)
 
@@ -71,37 +71,37 @@ def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores of one recipe: at each budget, one array (Q,) per seed of training, over the same queries."""
+    """Scores of one recipe at each budget, of all seeds of training, over the same queries."""
 
     budgets: tuple[float, ...]
-    scores: tuple[tuple[NDArray[np.float64], ...], ...]  # budget, seed -> (Q,)
+    scores: tuple[ByTopic, ...]
 
     def means(self) -> NDArray[np.float64]:
-        return np.array([np.mean([of_seed.mean() for of_seed in of_budget]) for of_budget in self.scores])
+        return np.array([of_budget.mean() for of_budget in self.scores])
 
-    def resampled(self, queries_Q: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Means over these queries and over seeds drawn with replacement."""
+    def resampled(self, topics_T: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Means over the queries of these topics and over seeds drawn with replacement."""
         return np.array(
             [
-                np.mean(
-                    [
-                        of_budget[seed][queries_Q].mean()
-                        for seed in rng.integers(len(of_budget), size=len(of_budget))
-                    ]
-                )
+                of_budget.mean_of(rng.integers(len(of_budget.sums_RT), size=len(of_budget.sums_RT)), topics_T)
                 for of_budget in self.scores
             ]
         )
 
 
 def bootstrap_fits(curves: Sequence[Curve], samples: int, seed: int) -> list[list[PowerLaw]]:
-    """For each sample a fit of every curve, all over the same draw of queries."""
+    """For each sample a fit of every curve, all over the same draw of topics.
+
+    Raises ValueError where they do not have the same topics.
+    """
+    if len({tuple(scores.counts_T) for curve in curves for scores in curve.scores}) > 1:
+        raise ValueError("curves can share a draw of topics only where they have the same")
     rng = np.random.default_rng(seed)
-    num_queries = len(curves[0].scores[0][0])
-    draws = (rng.integers(num_queries, size=num_queries) for _ in range(samples))
+    num_topics = curves[0].scores[0].num_topics
+    draws = (rng.integers(num_topics, size=num_topics) for _ in range(samples))
     return [
-        [fit_power_law(curve.budgets, curve.resampled(queries_Q, rng)) for curve in curves]
-        for queries_Q in draws
+        [fit_power_law(curve.budgets, curve.resampled(topics_T, rng)) for curve in curves]
+        for topics_T in draws
     ]
 
 

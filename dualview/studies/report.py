@@ -1,25 +1,23 @@
-"""A study's figures, with intervals over queries and seeds of training, as Markdown and as a page."""
-
-# Q = queries
+"""A study's figures, with intervals over topics and seeds of training, as Markdown and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 import yaml
 
 from dualview.config.study import StudyConfig
 from dualview.costs import TrainingCost
 from dualview.evaluation.page import PAGE
-from dualview.evaluation.significance import Interval
+from dualview.evaluation.significance import ByTopic, Interval, Key, in_all
 from dualview.studies.fits import Curve, extrapolated, fit_power_law, worth_of
 from dualview.studies.pictures import Line, curves_picture, trade_off_picture
 from dualview.studies.plans import Run, budget_of, table_of
 
-# Values of one run: "BENCHMARK METRIC" -> query id -> value, as a fraction.
-Values = Mapping[str, Mapping[str, float]]
+# Values of one run: "BENCHMARK METRIC" -> (topic, query) -> value, as a fraction. A baseline may lack some: p-MRR is
+# undefined where a run file, or BM25, ranks nothing.
+Values = Mapping[str, Mapping[Key, float]]
 # A point of the grid without its seed -> seed -> values.
 Cells = Mapping[tuple[str, ...], Mapping[str, Values]]
 
@@ -70,8 +68,8 @@ def study_sections(
     sections = [
         Section(
             "Scores",
-            "Means x100, with 95% bootstrap intervals over queries and seeds of training. Few seeds make them too narrow"
-            " where seeds spread more than queries do; every run's own scores are below.",
+            "Means x100, with 95% bootstrap intervals over topics and seeds of training. Few seeds make them too narrow"
+            " where seeds spread more than topics do; every run's own scores are below.",
             [
                 Table(
                     [*axes, "seeds", *named.values()],
@@ -79,12 +77,13 @@ def study_sections(
                         [
                             *point,
                             "" if point in of_baselines else str(len(of_seeds)),
-                            *map(_shown, intervals[point].values()),
+                            *("" if own is None else _shown(own) for own in intervals[point].values()),
                         ]
                         for point, of_seeds in cells.items()
                     ],
                 )
             ],
+            items=_lacking(study, cells, baselines),
         )
     ]
     if rows := _differences(study, cells, baselines):
@@ -94,10 +93,12 @@ def study_sections(
         )
     if curves:
         sections.append(_curves_section(study, runs, curves, costs))
-    if study.trade_off is not None and cells:
+    if study.trade_off is not None and (both := _with_both(study.trade_off, intervals)):
         # Baselines last, so that recipes have the colours that they have in the curves.
-        points = sorted(intervals, key=lambda point: point in of_baselines)
-        picture = trade_off_picture(study.trade_off, {point: intervals[point] for point in points})
+        picture = trade_off_picture(
+            study.trade_off,
+            {point: both[point] for point in sorted(both, key=lambda point: point in of_baselines)},
+        )
         larger = f"; larger points are later values of {', '.join(axes[1:])}" if axes[1:] else ""
         sections.append(
             Section(
@@ -181,26 +182,60 @@ def _cells(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]
     return cells
 
 
-def _matrix(of_seeds: Sequence[Values], metric: str) -> NDArray[np.float64]:
-    """(seeds, Q), queries in one order."""
-    queries = sorted(of_seeds[0][metric])
-    return np.array([[of_seed[metric][query] for query in queries] for of_seed in of_seeds])
+def _lacking(study: StudyConfig, cells: Cells, baselines: Mapping[str, Values]) -> list[str]:
+    """Which baselines have no value for some queries that others have one for, in sentences."""
+    sentences = []
+    for metric, short in _short_names(study).items():
+        asked = {key for of_seeds in cells.values() for own in of_seeds.values() for key in own[metric]}
+        for name, own in baselines.items():
+            if num_missing := len(asked - own[metric].keys()):
+                sentences.append(
+                    f"{name} has no {short} for {num_missing:,} of {len(asked):,} queries: its mean is over the"
+                    " others, and so are differences from it."
+                )
+    return sentences
 
 
-def seed_and_query_interval(matrix: NDArray[np.float64], samples: int, seed: int) -> Interval:
-    """Bootstrap of the mean over both seeds and queries, each drawn with replacement."""
+def seed_and_topic_interval(scores: ByTopic, samples: int, seed: int) -> Interval:
+    """Bootstrap of the mean over both seeds and topics, each drawn with replacement; a seed's scores are a row."""
     rng = np.random.default_rng(seed)
-    num_seeds, num_queries = matrix.shape
+    num_seeds, num_topics = len(scores.sums_RT), scores.num_topics
     means = [
-        matrix[rng.integers(num_seeds, size=num_seeds)][:, rng.integers(num_queries, size=num_queries)].mean()
+        scores.mean_of(rng.integers(num_seeds, size=num_seeds), rng.integers(num_topics, size=num_topics))
         for _ in range(samples)
     ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Interval(float(matrix.mean()), float(low), float(high))
+    return scores.interval(np.array(means))
 
 
-def _interval(study: StudyConfig, of_seeds: Sequence[Values], metric: str) -> Interval:
-    return seed_and_query_interval(_matrix(of_seeds, metric), study.bootstrap_samples, seed=0)
+def _interval(study: StudyConfig, of_seeds: Sequence[Values], metric: str) -> Interval | None:
+    """None where there is no query that all of them have."""
+    own = in_all([of_seed[metric] for of_seed in of_seeds])
+    return seed_and_topic_interval(ByTopic.of(own), study.bootstrap_samples, seed=0) if own[0] else None
+
+
+def _with_both(
+    metrics: tuple[str, str], intervals: Mapping[tuple[str, ...], Mapping[str, Interval | None]]
+) -> dict[tuple[str, ...], dict[str, Interval]]:
+    """The points that have a value of each of the two."""
+    found = {
+        point: {metric: interval for metric in metrics if (interval := of_point[metric]) is not None}
+        for point, of_point in intervals.items()
+    }
+    return {point: of_point for point, of_point in found.items() if of_point.keys() == set(metrics)}
+
+
+def _paired_interval(
+    study: StudyConfig, pairs: Sequence[tuple[Values, Values]], metric: str
+) -> Interval | None:
+    """Of first minus second over the queries that all runs of both have; None where there is none."""
+    own = in_all([values[metric] for pair in pairs for values in pair])
+    differences = [
+        {key: first[key] - second[key] for key in first}
+        for first, second in zip(own[::2], own[1::2], strict=True)
+    ]
+    if not own[0]:
+        return None
+    return seed_and_topic_interval(ByTopic.of(differences), study.bootstrap_samples, seed=0)
 
 
 def _shown(interval: Interval, sign: str = "") -> str:
@@ -208,7 +243,9 @@ def _shown(interval: Interval, sign: str = "") -> str:
     return f"{mean:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _difference(interval: Interval) -> str:
+def _difference(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
     text = _shown(interval, "+")
     return text if interval.low <= 0 <= interval.high else f"**{text}**"
 
@@ -225,9 +262,7 @@ def _differences(study: StudyConfig, cells: Cells, baselines: Mapping[str, Value
             pairs = [(own, others[seed]) for seed, own in of_seeds.items() if seed in others]
             if not pairs:
                 continue
-            firsts, seconds = zip(*pairs, strict=True)
-            differences = [_matrix(firsts, metric) - _matrix(seconds, metric) for metric in study.metrics]
-            intervals = [seed_and_query_interval(own, study.bootstrap_samples, seed=0) for own in differences]
+            intervals = [_paired_interval(study, pairs, metric) for metric in study.metrics]
             rows.append([f"{first} minus {second}", *rest, str(len(pairs)), *map(_difference, intervals)])
     return rows
 
@@ -249,7 +284,9 @@ def _curves(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values
             continue
         of_budgets = [[values[run.folder] for run in own if _amount(run) == budget] for budget in budgets]
         curves[recipe] = {
-            metric: Curve(tuple(budgets), tuple(tuple(_matrix(each, metric)) for each in of_budgets))
+            metric: Curve(
+                tuple(budgets), tuple(ByTopic.of([run[metric] for run in each]) for each in of_budgets)
+            )
             for metric in study.metrics
         }
     return curves
@@ -281,7 +318,7 @@ def _curves_section(
         for metric, curve in of_metrics.items():
             fit = fit_power_law(curve.budgets, curve.means())
             means = [
-                seed_and_query_interval(np.stack(of_seeds), study.bootstrap_samples, seed=0)
+                seed_and_topic_interval(of_seeds, study.bootstrap_samples, seed=0)
                 for of_seeds in curve.scores
             ]
             lines.append(Line(", ".join(recipe), named[metric], curve.budgets, means, fit))
@@ -353,7 +390,7 @@ def _runs_section(
     rows = [
         [
             *run.point.values(),
-            *(f"{100 * _matrix([values[run.folder]], metric).mean():.1f}" for metric in study.metrics),
+            *(f"{100 * ByTopic.of([values[run.folder][metric]]).mean():.1f}" for metric in study.metrics),
             *(f"{own.get(unit, 0.0):,.6g}" for unit in units),
         ]
         for run, own in zip(finished, in_units, strict=True)

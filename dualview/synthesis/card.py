@@ -7,15 +7,13 @@ from uuid import uuid4
 import pyarrow as pa
 import yaml
 
-from dualview.commit.plan import Plan, read_plan
+from dualview.commit.plan import Plan, numbered, read_plan
 from dualview.commit.shards import near_duplicates_key
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA
 from dualview.storage import Store
 from dualview.synthesis import stats as figures
-from dualview.synthesis.stats import Rows, Stats, run_stats
-
-CARD_KEY = "README.md"
+from dualview.synthesis.stats import Rows, Stats, stats_of
 
 COLUMNS = {
     "id": "of the seed",
@@ -42,15 +40,22 @@ COLUMNS = {
 }
 
 
-def put_card(store: Store) -> bool:
-    """Puts the card of a finished run, create-only; False if one stands already.
+def put_card(store: Store) -> tuple[str, bool]:
+    """Puts the card of a finished run, create-only. Returns its key, and False if it stands already.
 
+    A run that has grown gets a further card, as it gets a further list of near-duplicates.
     Raises InputError where the run is not finished: its figures would not be those of the data.
     """
-    stats = run_stats(store)
+    plan = read_plan(store)
+    stats = stats_of(store, plan)
     if not stats.finished:
         raise InputError(f"{store.url}: the run is {figures.state(stats)}; a card needs a finished run")
-    return store.put_new(CARD_KEY, card(read_plan(store), stats).encode(), uuid4().hex)
+    key = card_key(plan)
+    return key, store.put_new(key, card(plan, stats).encode(), uuid4().hex)
+
+
+def card_key(plan: Plan) -> str:
+    return numbered("README", len(plan.extensions), "md")
 
 
 def card(plan: Plan, stats: Stats) -> str:
@@ -70,6 +75,7 @@ def card(plan: Plan, stats: Stats) -> str:
             f"accepted are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train"
             " on.",
             "",
+            *_growth(plan),
             "## What became of the rows",
             "",
             *_table(figures.funnel(stats)),
@@ -134,6 +140,18 @@ def _size(num_rows: int) -> str:
     return f"{steps[place]}<n<{steps[place + 1]}" if place + 1 < len(steps) else "n>1T"
 
 
+def _growth(plan: Plan) -> list[str]:
+    if not plan.extensions:
+        return []
+    times = len(plan.extensions)
+    return [
+        f"Inputs were added {'once' if times == 1 else f'{times} times'} since the run began. This card counts all"
+        " rows; a card of before",
+        "(README.md) does not count what came later. To publish the data, give this one the name README.md.",
+        "",
+    ]
+
+
 def _section(title: str, rows: Rows) -> list[str]:
     return [f"### {title}", "", *_table(rows)] if len(rows) > 1 else []
 
@@ -162,7 +180,7 @@ def _origins(stats: Stats) -> list[str]:
 
 
 def _inputs(plan: Plan) -> Rows:
-    return [[source.name, f"{source.num_rows:,}", source.checksum] for source in plan.inputs]
+    return [[source.name, f"{source.num_rows:,}", source.checksum] for source in plan.all_inputs]
 
 
 def _columns() -> Rows:

@@ -16,7 +16,7 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 import numpy as np
 import pyarrow as pa
 
-from dualview.commit.plan import Shard, read_plan
+from dualview.commit.plan import Plan, Shard
 from dualview.commit.shards import NEAR_DUPLICATES_SCHEMA, put_near_duplicates, read_shard
 from dualview.config.generate import NearDuplicates
 from dualview.storage import Store
@@ -43,14 +43,15 @@ class Signed:
 
 def mark_near_duplicates(
     store: Store,
+    plan: Plan,
     settings: NearDuplicates,
     each: "Each[Shard, Signed]" = map,
 ) -> None:
-    """Compares the trainable rows of a run whose shards all stand, and puts what is found, create-only.
+    """Compares the trainable rows of a plan whose shards all stand, and puts what is found, create-only.
 
-    `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
+    The plan is the caller's, and not read here: another driver may have extended the run, and compares then
+    what it added. `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
     """
-    plan = read_plan(store)
     signed = each(partial(_sign_shard, store, settings), plan.shards)
     put_near_duplicates(store, plan, near_duplicates(signed, settings))
 

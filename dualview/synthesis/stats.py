@@ -94,7 +94,11 @@ class Stats:
 
 def run_stats(store: Store) -> Stats:
     """Of a run, finished or not. Reads only. Raises InputError where there is no run."""
-    plan = read_plan(store)
+    return stats_of(store, read_plan(store))
+
+
+def stats_of(store: Store, plan: Plan) -> Stats:
+    """The same of the run as it was at this plan."""
     stats = Stats(
         num_shards=len(plan.shards),
         num_missing_shards=len(missing(store, plan)),
@@ -102,7 +106,7 @@ def run_stats(store: Store) -> Stats:
         exam=read_exam(store),
     )
     minima = min_margins(plan)
-    for table in read_tables(store):
+    for table in read_tables(store, plan=plan):
         _count(stats, table, minima)
     if num_repeated := read_near_duplicates(store, plan).num_rows:
         stats.statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})

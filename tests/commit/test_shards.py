@@ -9,7 +9,18 @@ from pathlib import Path
 import tempfile
 from threading import Barrier
 
-from finished_run import INPUTS, SETTINGS, commit_rows, rows_of
+from finished_run import (
+    INPUTS,
+    SETTINGS,
+    ExtendedAfterReading,
+    commit_rows,
+    extend_run,
+    finish_run,
+    put_shard,
+    row,
+    rows_of,
+    training_rows,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pyarrow as pa
@@ -18,7 +29,7 @@ import pytest
 
 from dualview.commit import shards
 from dualview.commit.attempts import begin_attempt
-from dualview.commit.plan import Input, Shard, missing, plan_run
+from dualview.commit.plan import Input, Shard, missing, plan_run, read_plan
 from dualview.commit.shards import commit, is_complete, read_summaries, read_tables
 from dualview.costs import Spent
 from dualview.errors import InputError
@@ -245,3 +256,30 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: Callable[[], bytes], p
     with pytest.raises(InputError, match=problem) as caught:
         list(read_tables(store))
     assert str(caught.value).startswith(f"{tmp_path}/data/shard-000000.parquet: ")
+
+
+# --- a run that another driver extends meanwhile ---------------------------------------------------
+
+
+def test_training_takes_the_run_as_it_was_when_it_was_asked(tmp_path: Path) -> None:
+    """The second row repeats the first, whatever comes later."""
+    finish_run(open_store(str(tmp_path)), [[row("a"), row("b")]], {"near_duplicates": {"threshold": 0.9}})
+    repeated = [{"seed_id": "b", "target_id": "peru", "of_seed_id": "a", "of_target_id": "peru"}]
+    table = pa.Table.from_pylist(repeated, schema=shards.NEAR_DUPLICATES_SCHEMA)
+    shards.put_near_duplicates(open_store(str(tmp_path)), read_plan(open_store(str(tmp_path))), table)
+    store = ExtendedAfterReading(tmp_path, (row("c"),))
+    assert [each["id"].to_pylist() for each in training_rows(store)] == [["a"]]
+    with pytest.raises(InputError, match="is not finished; run it to its end first"):
+        training_rows(store)  # as it is now
+
+
+def test_tables_and_summaries_are_those_of_the_plan(store: Store) -> None:
+    finish_run(store, [[row("a"), row("b")]], {})
+    older = read_plan(store)
+    newer = extend_run(store, [row("c")])
+    assert is_complete(store, older)
+    assert not is_complete(store)
+    put_shard(store, newer.shards[1], [row("c")])
+    assert [table["id"].to_pylist() for table in read_tables(store, plan=older)] == [["a", "b"]]
+    assert [summary["trainable"] for summary in read_summaries(store, older)] == [2]
+    assert [summary["trainable"] for summary in read_summaries(store)] == [2, 1]

@@ -6,7 +6,7 @@ import pytest
 from dualview.config.evaluate import Beir, Flips
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.evaluation.benchmarks.plain import read_beir
 from dualview.records import FlipCollection, FlipQuery, Passage
@@ -76,7 +76,7 @@ def test_beir_reads_the_judged_queries(tmp_path, qrels):
         Collection(
             "wings",
             {"a": Passage("a", title="t", text="\u2028 b"), "b": Passage("b", text="")},
-            (Topic("1", {"original": View("1", "wing", "", {"a": 2, "b": 0})}),),
+            (Case("1", {"original": View("1", "wing", "", {"a": 2, "b": 0})}),),
         )
     ]
 
@@ -167,5 +167,5 @@ def test_the_shared_collections():
     )
     assert (len(condaqa.queries), len(condaqa.passages)) == (234, 398)
     cranfield = read_beir(Beir(kind="beir", name="cranfield", path=str(SHARED / "cranfield")))
-    assert (len(cranfield.topics), len(cranfield.passages)) == (225, 1400)
+    assert (len(cranfield.cases), len(cranfield.passages)) == (225, 1400)
     assert sum(len(view.grades) for view in cranfield.views) == 1612

@@ -12,7 +12,7 @@ import pytest
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.records import Passage
 
 
@@ -48,7 +48,7 @@ def test_followir_as_mteb_reads_it(tmp_path):
     }
     assert {view.id: view.grades for view in ours.views} == theirs["relevant_docs"]
     assert {view.id: list(view.candidates) for view in ours.views} == theirs["top_ranked"]
-    assert {topic.id: set(topic.dropped) for topic in ours.topics} == {
+    assert {case.id: set(case.dropped) for case in ours.cases} == {
         row["query-id"]: set(row["corpus-ids"])
         for row in datasets.load_dataset(str(tmp_path / "data"), "qrel_diff", split="qrel_diff")
     }
@@ -65,9 +65,7 @@ def test_a_language_of_mfollowir_as_mteb_reads_it(tmp_path):
     assert {view.id: view.instruction for view in ours.views} == instructions
     assert {view.id: view.grades for view in ours.views} == qrels
     assert {view.id: list(view.candidates) for view in ours.views} == top_ranked
-    assert {topic.id: set(topic.dropped) for topic in ours.topics} == {
-        id: set(ids) for id, ids in diff.items()
-    }
+    assert {case.id: set(case.dropped) for case in ours.cases} == {id: set(ids) for id, ids in diff.items()}
 
 
 def test_instructir_and_nevir_group_queries_as_mteb_does(tmp_path):
@@ -85,7 +83,7 @@ def test_instructir_and_nevir_group_queries_as_mteb_does(tmp_path):
     for kind in ("instructir", "nevir"):
         [ours] = read_benchmark(_hub(kind, tmp_path / kind))
         theirs = RetrievalDatasetLoader(str(tmp_path / kind), revision=None).load()
-        assert [list(topic.views) for topic in ours.topics] == [ids[:2], ids[2:]]
+        assert [list(case.views) for case in ours.cases] == [ids[:2], ids[2:]]
         assert {view.id: view.grades for view in ours.views} == theirs["relevant_docs"]
         assert {view.id: view.instruction for view in ours.views} == {
             row["id"]: row.get("instruction", "") for row in theirs["queries"]
@@ -116,8 +114,8 @@ def test_infosearch(tmp_path, with_readme):
         ]
         (tmp_path / "README.md").write_text(f"---\n{json.dumps({'configs': declared})}\n---\n")
     [collection] = read_benchmark(_hub("infosearch", tmp_path))
-    assert collection.topics == (
-        Topic(
+    assert collection.cases == (
+        Case(
             "q1",
             {
                 "original": View("q1-original", "gardens", "", {"a": 1, "b": 1, "c": 0}),
@@ -136,8 +134,8 @@ def test_excluir(tmp_path, query, index):
     (tmp_path / "test_manual_final.json").write_text(json.dumps(items))
     [collection] = read_benchmark(_hub("excluir", tmp_path))
     assert collection.passages["1"] == Passage("1", text="about y")
-    assert collection.topics == (
-        Topic("0", {"original": View("0", "y but not x", "", {"1": 1})}, frozenset(["0"])),
+    assert collection.cases == (
+        Case("0", {"original": View("0", "y but not x", "", {"1": 1})}, frozenset(["0"])),
     )
 
 
@@ -163,7 +161,7 @@ def test_mair_has_a_collection_a_part(tmp_path):
     assert (keywords.name, length.name) == ("ifeval", "ifeval")
     assert (len(keywords.passages), len(length.passages)) == (2, 1)
     view = View("length/1", "Write.", "In one line.", {"length0": 2})
-    assert length.topics == (Topic("length/1", {"original": view}, labels={"part": "length"}),)
+    assert length.cases == (Case("length/1", {"original": view}, labels={"part": "length"}),)
 
 
 TOPICS = {
@@ -187,7 +185,7 @@ def test_trec(tmp_path, form):
         Collection(
             "trec",
             {id: Passage(id, text=id) for id in "ab"},
-            (Topic("301", {"original": View("301", "organized crime", "", {"a": 2, "b": 0})}),),
+            (Case("301", {"original": View("301", "organized crime", "", {"a": 2, "b": 0})}),),
         )
     ]
 
@@ -203,7 +201,7 @@ def test_trec(tmp_path, form):
         ({"qrels": "301 0 a 2\n301 0 a 2\n"}, "qrels line 2: 'a' is judged twice"),
         ({"qrels": "301 0 a x\n"}, "qrels line 1: .*'x' is not a whole number"),
         ({"qrels": "301 0 a 0\n"}, "qrels: the query '301' has no relevant passage"),
-        ({"qrels": "\n"}, "benchmark trec: has no topic"),
+        ({"qrels": "\n"}, "benchmark trec: has no query"),
     ],
 )
 def test_wrong_trec_files_are_one_sentence(tmp_path, changes, sentence):

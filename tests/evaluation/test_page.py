@@ -68,7 +68,14 @@ def results():
         scores_to_table(
             arm,
             [
-                QueryScore(benchmark, f"q{number}", metric, number / 10 + shift, {"polarity": "exclusion"})
+                QueryScore(
+                    benchmark,
+                    f"q{number}",
+                    f"q{number}",
+                    metric,
+                    number / 10 + shift,
+                    {"polarity": "exclusion"},
+                )
                 for number in range(5)
                 for benchmark, metric in (("facts", "p-MRR"), ("facts", "nDCG@10"), (NASTY, "nDCG@10"))
             ],
@@ -130,6 +137,22 @@ def test_pictures_are_sound_and_say_what_was_measured(results):
     assert "80  (80.0%)" in texts["Requests of facets by status"]
     assert "not flipped" in texts["Requests of facets by status"]
     assert "declined" not in texts["Requests of facets by status"]
+
+
+def test_one_topic_has_a_mean_and_no_bounds():
+    tables = [
+        scores_to_table(arm, [QueryScore("facts", "t", id, "p-MRR", value, {}) for id in "ab"])
+        for arm, value in (("dual", 0.3), ("single", 0.1))
+    ]
+    html = _whole_page(summary(pa.concat_tables(tables), [("dual", "single")], samples=50, seed=0))
+    assert "30.0 [-inf, inf]" in html
+    figures = dict(re.findall(r'aria-label="([^"]*)">(<svg.*?</svg>)', html, re.DOTALL))
+    assert "30.0" in " ".join(ElementTree.fromstring(figures["Scores on facts"]).itertext())
+    assert "+20.0" in " ".join(
+        ElementTree.fromstring(figures["Paired differences, dual minus single"]).itertext()
+    )
+    assert "nan" not in html
+    assert "inf" not in re.sub(r"\[-inf, inf\]|\[-inf, \+inf\]", "", "".join(figures.values()))
 
 
 def test_the_same_material_gives_the_same_page(results):

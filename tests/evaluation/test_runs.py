@@ -6,7 +6,7 @@ import pytest
 import pytrec_eval
 
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.metrics import average_precision
 from dualview.evaluation.ranking import Ranking
 from dualview.evaluation.runs import most_moved, read_run, run_lines
@@ -68,7 +68,7 @@ def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
 def test_the_passages_that_moved_most():
     views = {name: View(name, "q", name, {}) for name in ("original", "changed")}
     passages = {id: Passage(id, text=id) for id in (f"p{n:02d}" for n in range(30))}
-    collection = Collection("moves", passages, (Topic("t", views, frozenset(passages)),))
+    collection = Collection("moves", passages, (Case("t", views, frozenset(passages)),))
     ids = list(passages)
     rankings = {"original": Ranking(ids, [0.0] * 30), "changed": Ranking(ids[::-1], [0.0] * 30)}
     moved = [json.loads(line) for line in most_moved(collection, rankings)]

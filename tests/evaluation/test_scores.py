@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.ranking import Ranking, rank
 from dualview.evaluation.scores import KINDS, SCORES_SCHEMA, QueryScore, mteb_result, score, scores_to_table
@@ -32,8 +32,8 @@ def _ranking(run):
     return Ranking(ids, [run[id] for id in ids])
 
 
-def _collection(*topics):
-    return Collection("made up", {id: Passage(id, text=id) for id in ["d0", *IDS]}, topics)
+def _collection(*cases):
+    return Collection("made up", {id: Passage(id, text=id) for id in ["d0", *IDS]}, cases)
 
 
 def _values(scores):
@@ -66,14 +66,14 @@ def test_followir_equals_mteb(topics):
             "original": View(f"{number}-og", "q", "i", before),
             "changed": View(f"{number}-changed", "q", "j", after),
         }
-        ours.append(Topic(str(number), views, frozenset(dropped)))
+        ours.append(Case(str(number), views, frozenset(dropped)))
     expected = {
         **_mteb(runs, qrels)[1],
         **evaluate_p_mrr_change(qrels, runs, diff, K_VALUES),
     }
     kind, collection = KINDS["followir MAP@1000"], _collection(*ours)
     rankings = {id: _ranking(run) for id, run in runs.items()}
-    scores = score(kind, collection, rankings)
+    scores = score(kind, [collection], [rankings])
     result = mteb_result(kind, [collection], [rankings], scores, {})["scores"]["test"][0]
     for name, value in expected.items():
         if isinstance(value, dict):
@@ -93,15 +93,15 @@ def test_followir_equals_mteb(topics):
 @settings(max_examples=50, deadline=None)
 @given(groups=st.lists(st.lists(st.tuples(RUNS, GRADES), min_size=2, max_size=4), min_size=1, max_size=3))
 def test_robustness_and_paired_accuracy_equal_mteb(groups):
-    runs, qrels, topics = {}, {}, []
+    runs, qrels, cases = {}, {}, []
     for key, group in enumerate(groups):
         ids = [f"{key}_q{number}" for number in range(1, len(group) + 1)]
         runs |= {id: run for id, (run, _) in zip(ids, group, strict=True)}
         qrels |= {id: grades for id, (_, grades) in zip(ids, group, strict=True)}
-        topics.append(Topic(str(key), {id: View(id, "q", "i", qrels[id]) for id in ids}))
+        cases.append(Case(str(key), {id: View(id, "q", "i", qrels[id]) for id in ids}))
     all_scores, _ = _mteb(runs, qrels)
     rankings = {id: _ranking(run) for id, run in runs.items()}
-    scores = score(KINDS["instructir"], _collection(*topics), rankings)
+    scores = score(KINDS["instructir"], [_collection(*cases)], [rankings])
     robust = [each.value for each in scores if each.metric == "Robustness@10"]
     assert np.mean(robust) == pytest.approx(robustness_at_10(qrels, runs, all_scores), abs=1e-9)
     gains = [each.value for each in scores if each.metric == "nDCG@10"]
@@ -109,9 +109,9 @@ def test_robustness_and_paired_accuracy_equal_mteb(groups):
         np.mean([of["ndcg_cut_10"] for of in all_scores.values()]), abs=1e-9
     )
     pairs = [
-        Topic(topic.id, dict(list(topic.views.items())[:2])) for topic in topics
+        Case(case.id, dict(list(case.views.items())[:2])) for case in cases
     ]  # mteb looks at the first two
-    accuracy = [each.value for each in score(KINDS["nevir"], _collection(*pairs), rankings)]
+    accuracy = [each.value for each in score(KINDS["nevir"], [_collection(*pairs)], [rankings])]
     assert np.mean(accuracy) == paired_accuracy(qrels, runs, all_scores)
 
 
@@ -125,8 +125,10 @@ def _infosearch(original, instructed, reversed):
         "instructed": View("i", "q", "yes", {"d1": 1, "d2": 0}),
         "reversed": View("r", "q", "no", {"d1": 0, "d2": 1}),
     }
-    collection = _collection(Topic("t", views, frozenset(["d2"])))
-    return _values(score(KINDS["infosearch"], collection, {"o": original, "i": instructed, "r": reversed}))
+    collection = _collection(Case("t", views, frozenset(["d2"])))
+    return _values(
+        score(KINDS["infosearch"], [collection], [{"o": original, "i": instructed, "r": reversed}])
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,8 +164,8 @@ def test_infosearch_p_mrr_is_over_what_the_instruction_takes_away():
 
 
 def test_excluir_by_hand():
-    collection = _collection(Topic("t", {"original": View("t", "q", "", {"d1": 1})}, frozenset(["d2"])))
-    right = _values(score(KINDS["excluir"], collection, {"t": _ranked("d3", "d1", "d2")}))
+    collection = _collection(Case("t", {"original": View("t", "q", "", {"d1": 1})}, frozenset(["d2"])))
+    right = _values(score(KINDS["excluir"], [collection], [{"t": _ranked("d3", "d1", "d2")}]))
     assert right == {
         "recall@1": 0,
         "MRR@10": 0.5,
@@ -171,7 +173,7 @@ def test_excluir_by_hand():
         "delta MRR@10": pytest.approx(1 / 2 - 1 / 3),
         "right rank": 1,
     }
-    neither = _values(score(KINDS["excluir"], collection, {"t": _ranked("d3")}))
+    neither = _values(score(KINDS["excluir"], [collection], [{"t": _ranked("d3")}]))
     assert neither["right rank"] == 0
 
 
@@ -189,7 +191,7 @@ def _flip_collection(relevant, labels=None):
 
 def _score_flips(collection, original, changed):
     rankings = {"q-original": _ranked(*original), "q-changed": _ranked(*changed)}
-    return score(KINDS["flips"], collection, rankings)
+    return score(KINDS["flips"], [collection], [rankings])
 
 
 def test_a_retriever_that_obeys_gets_the_best_flip_scores():
@@ -238,26 +240,29 @@ def test_a_run_that_lacks_passages_is_scored_where_that_is_defined():
 
 
 def test_plain_scores():
-    collection = _collection(Topic("1", {"original": View("1", "wing", "", {"d2": 2, "d3": 1, "d1": 0})}))
-    perfect = _values(score(KINDS["beir"], collection, {"1": _ranked("d2", "d3", "d1")}))
+    collection = _collection(Case("1", {"original": View("1", "wing", "", {"d2": 2, "d3": 1, "d1": 0})}))
+    perfect = _values(score(KINDS["beir"], [collection], [{"1": _ranked("d2", "d3", "d1")}]))
     assert perfect == {"nDCG@10": 1, "MAP@1000": 1, "recall@100": 1, "MRR": 1}
-    assert _values(score(KINDS["beir"], collection, {"1": _ranked("d1", "d2")})) == pytest.approx(
+    assert _values(score(KINDS["beir"], [collection], [{"1": _ranked("d1", "d2")}])) == pytest.approx(
         {"nDCG@10": (2 / 1.5849625) / (2 + 1 / 1.5849625), "MAP@1000": 0.25, "recall@100": 0.5, "MRR": 0.5}
     )
 
 
 def test_a_missing_ranking_is_no_score_but_an_error():
     with pytest.raises(KeyError):
-        score(KINDS["flips"], _flip_collection({"original": ("a",), "changed": ("b",)}), {})
+        score(KINDS["flips"], [_flip_collection({"original": ("a",), "changed": ("b",)})], [{}])
 
 
 def test_scores_become_one_table():
-    table = scores_to_table("dual", [QueryScore("stance", "q", "p-MRR", 0.25, {"polarity": "exclusion"})])
+    table = scores_to_table(
+        "dual", [QueryScore("stance", "t", "q", "p-MRR", 0.25, {"polarity": "exclusion"})]
+    )
     assert table.schema == SCORES_SCHEMA
     assert table.to_pylist() == [
         {
             "encoder": "dual",
             "benchmark": "stance",
+            "topic_id": "t",
             "query_id": "q",
             "metric": "p-MRR",
             "value": 0.25,

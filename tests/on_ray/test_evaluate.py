@@ -204,6 +204,61 @@ def test_bm25_needs_no_cluster_and_ranks_all_candidates_but_only_so_deep_a_corpu
         assert found == [id for _, id in expected][:depth]
 
 
+@pytest.fixture
+def instructed(tmp_path) -> EvaluateConfig:
+    """Six queries under four instructions each, in InstructIR's layout, ranked by BM25: needs no cluster."""
+    rng = random.Random(0)
+    ids = [f"{key}_{number}" for key in range(6) for number in range(4)]
+    tables = {
+        "corpus": [{"_id": id, "title": "", "text": " ".join(rng.choices(WORDS, k=8))} for id in ids],
+        "queries": [{"_id": id, "text": f"{WORDS[int(id[0])]} {WORDS[int(id[0]) + 6]}"} for id in ids],
+        "instruction": [{"query-id": id, "instruction": rng.choice(WORDS)} for id in ids],
+        "default": [{"query-id": id, "corpus-id": id, "score": 1} for id in ids],
+    }
+    write_parquet_dataset(tmp_path / "data", tables)
+    settings = {
+        "output": str(tmp_path / "out"),
+        "encoders": {
+            name: {"kind": "bm25", "k1": k1, "b": 0.75, "stopwords": "english"}
+            for name, k1 in (("one", 1.5), ("other", 0.1))
+        },
+        "benchmarks": [{"kind": "instructir", "name": "instructir", "path": str(tmp_path / "data")}],
+        "compare": [["one", "other"]],
+        "bootstrap_samples": 200,
+    }
+    assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    return load(EvaluateConfig, "configs/demo/evaluate.yaml", assignments)
+
+
+def test_every_score_has_its_topic_and_topics_are_counted(instructed):
+    summary = evaluate(instructed)
+    table = pq.read_table(Path(instructed.output) / "scores.parquet")
+    assert table.num_rows == 2 * (24 + 6)
+    for row in table.to_pylist():
+        assert row["topic_id"] == row["query_id"].partition("_")[0]
+    cells = summary["encoders"]["one"]["instructir"]
+    assert {metric: cell["num_topics"] for metric, cell in cells.items()} == {
+        "Robustness@10": 6,
+        "nDCG@10": 6,
+    }
+    [pair] = summary["differences"]
+    assert pair["benchmarks"]["instructir"]["nDCG@10"]["num_topics"] == 6
+
+
+def test_scores_of_before_topics_are_refused_and_made_again_from_what_is_kept(instructed):
+    summary, folder = evaluate(instructed), Path(instructed.output)
+    file, page = folder / "scores.parquet", (folder / "report.html").read_bytes()
+    pq.write_table(pq.read_table(file).drop_columns(["topic_id"]), file)
+    with pytest.raises(
+        InputError, match=r"out/scores.parquet: lacks topic_id, .*; remove it and report.html"
+    ):
+        evaluate(instructed)
+    file.unlink()
+    (folder / "report.html").unlink()
+    assert evaluate(instructed) == summary
+    assert (folder / "report.html").read_bytes() == page
+
+
 # --- beside mteb ----------------------------------------------------------------------------------
 
 MIRRORS = {"kind": "followir", "name": "core17", "subset": None, "score": "MAP@1000"}

@@ -5,20 +5,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finished_run import extend_run, finish_run, put_shard, row
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_generate import LLM
 
+from dualview.commit.plan import read_plan
 from dualview.commit.shards import is_complete, read_tables
 from dualview.config.base import Actors
-from dualview.config.generate import GenerateConfig
+from dualview.config.generate import GenerateConfig, NearDuplicates
 from dualview.errors import InputError
 from dualview.on_ray.cluster import map_on_cluster
-from dualview.on_ray.generate import generate
+from dualview.on_ray.generate import generate, summarize
 from dualview.records import dual_views_from_table
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store
+from dualview.synthesis.duplicates import mark_near_duplicates
 
 ONE = Actors(num=1, cpus=1.0, gpus=0.0)
 
@@ -79,6 +82,21 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
         (f"{folder}/a.jsonl", None),
         (f"{folder}/a.jsonl", 2),
     ]
+
+
+def test_a_driver_that_another_one_extends_counts_its_own_rows(tmp_path: Path) -> None:
+    near = NearDuplicates(threshold=0.9, num_perm=64, ngram=2)
+    store = open_store(str(tmp_path))
+    finish_run(store, [[row("a"), row("b")]], {"near_duplicates": near.model_dump(mode="json")})
+    older = read_plan(store)
+    newer = extend_run(store, [row("c", query="c"), row("d", query="c")])
+    put_shard(store, newer.shards[1], [row("c", query="c"), row("d", query="c")])
+    mark_near_duplicates(store, older, near)
+    summary = summarize(store, older)
+    assert (summary["planned"], summary["accepted"], summary["trainable"]) == (2, 1, 1)
+    assert summary["rejected"] == {"near_duplicate": 1}
+    mark_near_duplicates(store, newer, near)
+    assert summarize(store, newer)["rejected"] == {"near_duplicate": 2}
 
 
 def test_a_run_on_promptrievers_rows_keeps_the_plain_ones(cluster: str, s3: str, tmp_path: Path) -> None:

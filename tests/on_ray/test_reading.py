@@ -17,7 +17,7 @@ def test_ray_data_reads_the_rows_as_the_card_says(cluster, tmp_path):
     store = open_store(str(tmp_path))
     shards = [[row("a"), row("b", trainable=False)], [row("c"), row("d", new_instruction="Only islands.")]]
     finish_run(store, shards, {"near_duplicates": NEAR.model_dump(mode="json")})
-    mark_near_duplicates(store, NEAR, each=map_in_order)
+    mark_near_duplicates(store, read_plan(store), NEAR, each=map_in_order)
     assert read_near_duplicates(store, read_plan(store))["seed_id"].to_pylist() == ["c"]
     put_card(store)
     card = (tmp_path / "README.md").read_text()

@@ -10,12 +10,15 @@ import pytest
 from tiny import save_small_encoder
 import yaml
 
+from dualview.config.evaluate import RunFiles
 from dualview.config.loading import load
 from dualview.config.study import StudyConfig
 from dualview.errors import InputError
+from dualview.on_ray.evaluate import evaluate
 from dualview.on_ray.study import estimate_study, report_study, run_study
+from dualview.sources import factbook
 from dualview.storage import open_store
-from dualview.studies.plans import plan_study
+from dualview.studies.plans import plan_study, scoring_of_baselines
 
 DEMO = Path("configs/demo").absolute()
 
@@ -129,3 +132,38 @@ def test_a_study_may_be_planned_before_its_data_is_made(study_at):
     nowhere = study.model_copy(update={"train_changes": {"mixture.parts.0.data": f"{study.output}/nowhere"}})
     told = estimate_study(nowhere, plan_study(nowhere))
     assert told.startswith("2 runs; what they will read cannot be told yet: no generate run at ")
+
+
+def test_run_files_without_some_queries_are_baselines_of_a_report(tmp_path):
+    """Of one a query is ranked under one instruction only, of the other all are: p-MRR has no value there."""
+    collection = factbook.collection("development", 8, 1)
+    for name, num_whole in (("some", 3), ("none", 0)):
+        (tmp_path / name).mkdir()
+        lines = [
+            f"{query.id}-{view} Q0 {passage} 1 {-place} theirs\n"
+            for number, query in enumerate(collection.queries)
+            for view in ("original", "changed")[: 1 + (number < num_whole)]
+            for place, passage in enumerate(query.candidates)
+        ]
+        (tmp_path / name / "factbook-development.trec").write_text("".join(lines))
+    benchmark = {"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}
+    study = load(StudyConfig, "configs/smoke/study.yaml").model_copy(
+        update={
+            "output": str(tmp_path / "study"),
+            "evaluate_changes": {"benchmarks": [benchmark]},
+            "baselines": {
+                name: RunFiles(kind="runs", path=str(tmp_path / name)) for name in ("some", "none")
+            },
+            "compare": (),
+            "metrics": ("factbook-development p-MRR", "factbook-development nDCG@10"),
+            "trade_off": ("factbook-development p-MRR", "factbook-development nDCG@10"),
+            "bootstrap_samples": 20,
+        }
+    )
+    evaluate(scoring_of_baselines(study))
+    text = report_study(study, plan_study(study), failed={})
+    rows = [line for line in text.splitlines() if line.startswith(("| some |", "| none |"))]
+    assert re.match(r"\| some \|  \|  \| 0.0 \[0.0, 0.0\] \| [\d.]+ \[", rows[0])  # the same ranking twice
+    assert re.match(r"\| none \|  \|  \|  \| [\d.]+ \[", rows[1])
+    assert "- none has no p-MRR for 3 of 3 queries" in text
+    assert "some has no" not in text  # nobody has more

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dualview.evaluation.significance import ByTopic
 from dualview.studies.fits import (
     Curve,
     PowerLaw,
@@ -31,15 +32,22 @@ def test_two_budgets_make_no_curve():
         fit_power_law([100, 200, 200], [0.1, 0.2, 0.2])
 
 
+def scores(values_RT):
+    """A query a topic."""
+    return ByTopic(np.array(values_RT), np.ones(len(values_RT[0]), np.int64))
+
+
 def noisy(law, rng, num_seeds=3, num_queries=60):
     """Queries differ from each other, and seeds of training from each other, as they do in a study."""
     of_query = rng.normal(0, 0.15, num_queries)
     return Curve(
         BUDGETS,
         tuple(
-            tuple(
-                law.at(budget) + of_query + rng.normal(0, 0.004) + rng.normal(0, 0.02, num_queries)
-                for _ in range(num_seeds)
+            scores(
+                [
+                    law.at(budget) + of_query + rng.normal(0, 0.004) + rng.normal(0, 0.02, num_queries)
+                    for _ in range(num_seeds)
+                ]
             )
             for budget in BUDGETS
         ),
@@ -63,10 +71,13 @@ def test_twice_the_data_is_worth_half():
     """The second curve is the first one at half the budget: one instance of the first is worth two of the second."""
     law = PowerLaw(limit=0.6, gain=0.4, exponent=0.7, unit=100.0)
     rng = np.random.default_rng(0)
-    first = Curve(
-        BUDGETS, tuple((law.at([2 * budget] * 50) + rng.normal(0, 1e-4, 50),) for budget in BUDGETS)
+    first, second = (
+        Curve(
+            BUDGETS,
+            tuple(scores([law.at([times * budget] * 50) + rng.normal(0, 1e-4, 50)]) for budget in BUDGETS),
+        )
+        for times in (2, 1)
     )
-    second = Curve(BUDGETS, tuple((law.at([budget] * 50) + rng.normal(0, 1e-4, 50),) for budget in BUDGETS))
     value, low, high = worth_of(first, second, 400.0, samples=100, seed=0)
     assert value == pytest.approx(2.0, rel=0.01)
     assert low <= 2.0 <= high
@@ -78,8 +89,29 @@ def test_extrapolation_has_an_interval_that_holds_the_truth():
     rng = np.random.default_rng(3)
     curve = Curve(
         BUDGETS,
-        tuple(tuple(law.at([budget] * 50) + rng.normal(0, 1e-3, 50) for _ in range(3)) for budget in BUDGETS),
+        tuple(
+            scores([law.at([budget] * 50) + rng.normal(0, 1e-3, 50) for _ in range(3)]) for budget in BUDGETS
+        ),
     )
     value, low, high = extrapolated(curve, 6400.0, samples=200, seed=0)
     assert low <= float(law.at(6400.0)) <= high
     assert low <= value <= high
+
+
+def test_queries_of_a_topic_are_drawn_together():
+    """Ten queries of each topic that say the same: the interval is that of one."""
+    once = noisy(PowerLaw(limit=0.6, gain=0.4, exponent=0.7, unit=100.0), np.random.default_rng(0))
+    often = Curve(BUDGETS, tuple(ByTopic(10 * each.sums_RT, 10 * each.counts_T) for each in once.scores))
+    assert extrapolated(often, 6400.0, samples=50, seed=0) == pytest.approx(
+        extrapolated(once, 6400.0, samples=50, seed=0)
+    )
+    assert worth_of(often, often, 400.0, samples=50, seed=0) == pytest.approx(
+        worth_of(once, once, 400.0, samples=50, seed=0)
+    )
+
+
+def test_curves_over_other_topics_share_no_draw():
+    curve = noisy(PowerLaw(limit=0.6, gain=0.4, exponent=0.7, unit=100.0), np.random.default_rng(0))
+    fewer = Curve(BUDGETS, tuple(ByTopic(each.sums_RT[:, 1:], each.counts_T[1:]) for each in curve.scores))
+    with pytest.raises(ValueError, match="share a draw of topics"):
+        bootstrap_fits([curve, fewer], samples=5, seed=0)

@@ -15,9 +15,10 @@ from dualview.config.loading import load
 from dualview.config.study import StudyConfig
 from dualview.config.train import TrainBudget
 from dualview.costs import Spent, TrainingCost
+from dualview.evaluation.significance import ByTopic
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
-from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_query_interval, study_sections
+from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_topic_interval, study_sections
 
 SMOKE = Path("configs/smoke/study.yaml").absolute()
 CHROMIUM = shutil.which("chromium")
@@ -44,13 +45,21 @@ def made_up(study, runs):
         rng = np.random.default_rng([seed, budget])
         mean = float(law.at(budget)) + rng.normal(0, 0.002)
         values[run.folder] = {
-            metric: {f"q{n}": mean + 0.2 * np.sin(n) for n in range(40)} for metric in study.metrics
+            metric: {(f"q{n}", f"q{n}"): mean + 0.2 * np.sin(n) for n in range(40)}
+            for metric in study.metrics
         }
         generation = Spent(100 * budget, 10 * budget) if run.point["recipe"] == "dual" else Spent()
         tokens = budget * (50 if run.point["recipe"] == "dual" else 100)
         costs[run.folder] = TrainingCost(budget, tokens, 6e7 * tokens, 60.0, generation)
-    untouched = {metric: {f"q{n}": 0.05 + 0.2 * np.sin(n) for n in range(40)} for metric in study.metrics}
+    untouched = {
+        metric: {(f"q{n}", f"q{n}"): 0.05 + 0.2 * np.sin(n) for n in range(40)} for metric in study.metrics
+    }
     return values, {"untouched": untouched}, costs
+
+
+def alone(matrix):
+    """Seeds x queries, each a topic of its own."""
+    return ByTopic(matrix, np.ones(matrix.shape[1], np.int64))
 
 
 def markdown(study, runs, values, baselines, costs, failed):
@@ -127,6 +136,73 @@ def test_what_failed_is_said_and_the_rest_reported(study):
     assert seeds == ["3", "3", "2"]  # those that both have
 
 
+def without(baselines, metric, lacking):
+    return {
+        name: {
+            each: {key: value for key, value in own.items() if each != metric or key[1] not in lacking}
+            for each, own in values.items()
+        }
+        for name, values in baselines.items()
+    }
+
+
+@pytest.mark.parametrize("num_lacking", [1, 39])
+def test_a_baseline_without_a_value_for_some_topics_is_compared_on_the_others(study, num_lacking):
+    """A run file without a query. One topic that is left must not be compared with all."""
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+    lacking = {f"q{n}" for n in range(num_lacking)}
+    text = markdown(study, runs, values, without(baselines, P_MRR, lacking), costs, failed={})
+    had = [key for key in baselines["untouched"][P_MRR] if key[1] not in lacking]
+    own = 100 * np.mean([baselines["untouched"][P_MRR][key] for key in had])
+    assert cells(line_of(text, "| untouched |"))[3].startswith(f"{own:.1f} [")
+    for budget in ("240", "480", "960"):
+        of_seeds = [
+            100 * np.mean([values[run.folder][P_MRR][key] for key in had])
+            for run in runs
+            if (run.point["recipe"], run.point["budget"]) == ("dual", budget)
+        ]
+        difference = cells(line_of(text, f"| dual minus untouched | {budget} |"))[3].strip("*")
+        assert difference.startswith(f"{np.mean(of_seeds) - own:+.1f} [")
+    assert f"- untouched has no p-MRR for {num_lacking} of 40 queries" in text
+    assert "of 40 queries" not in markdown(study, runs, values, baselines, costs, failed={})
+
+
+def test_a_baseline_without_any_value_of_a_metric_has_none_in_the_report(study):
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+    nothing = without(baselines, P_MRR, {f"q{n}" for n in range(40)})
+    sections = study_sections(study, runs, values, nothing, costs, failed={})
+    text = as_markdown("Study", sections)
+    assert cells(line_of(text, "| untouched |")) == ["untouched", "", "", ""]
+    assert cells(line_of(text, "| dual minus untouched | 240 |"))[3] == ""
+    assert "- untouched has no p-MRR for 40 of 40 queries" in text
+    [picture] = [section.pictures[0] for section in sections if section.heading == "Trade-off"]
+    assert "untouched" not in picture
+    alone_there = study_sections(study, runs, {}, nothing, {}, failed={})
+    assert [section.heading for section in alone_there][:2] == ["Scores", "How to repeat it"]
+
+
+def test_instructions_of_a_query_are_one_topic_in_a_study(study):
+    """Ten queries of each topic that say the same: the same figures as with one."""
+    runs = plan_study(study)
+    values, baselines, costs = made_up(study, runs)
+
+    def often(of_runs):
+        return {
+            name: {
+                metric: {
+                    (topic, f"{query}_{n}"): value for (topic, query), value in own.items() for n in range(10)
+                }
+                for metric, own in of_metrics.items()
+            }
+            for name, of_metrics in of_runs.items()
+        }
+
+    text = markdown(study, runs, values, baselines, costs, failed={})
+    assert markdown(study, runs, often(values), often(baselines), costs, failed={}) == text
+
+
 def test_the_page_has_the_pictures_and_fetches_nothing(study):
     runs = plan_study(study)
     html = as_page("Study <of> dual views", study_sections(study, runs, *made_up(study, runs), failed={}))
@@ -164,9 +240,33 @@ def test_nothing_finished_is_a_report_too(study):
 def test_seeds_widen_the_interval():
     alike = np.tile(np.linspace(0, 1, 50), (3, 1))
     apart = alike + np.array([[-0.2], [0.0], [0.2]])
-    narrow, wide = (seed_and_query_interval(matrix, 500, seed=0) for matrix in (alike, apart))
+    narrow, wide = (seed_and_topic_interval(alone(matrix), 500, seed=0) for matrix in (alike, apart))
     assert narrow.mean == pytest.approx(wide.mean)
     assert wide.high - wide.low > 1.3 * (narrow.high - narrow.low)
+
+
+def test_the_interval_is_that_of_draws_of_topics_with_all_their_queries():
+    """Against a plain loop, of topics of unlike size and two seeds."""
+    rng = np.random.default_rng(1)
+    topics = [rng.normal(rng.normal(0, 1), 0.3, (2, size)) for size in (1, 5, 2, 9, 3, 4, 7, 1, 2, 6)]
+    seeds = [
+        {
+            (f"t{number}", f"q{place}"): value
+            for number, own in enumerate(topics)
+            for place, value in enumerate(own[seed])
+        }
+        for seed in range(2)
+    ]
+    interval = seed_and_topic_interval(ByTopic.of(seeds), 4000, seed=0)
+    means = []
+    for _ in range(4000):
+        drawn_seeds = rng.integers(2, size=2)
+        drawn = [topics[number][drawn_seeds] for number in rng.integers(10, size=10)]
+        means.append(np.concatenate(drawn, axis=1).mean())
+    assert interval.mean == pytest.approx(np.concatenate(topics, axis=1).mean())
+    low, high = np.percentile(means, [2.5, 97.5])
+    # two independent draws of 4,000: an end's standard error is about a fiftieth of the width
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +283,8 @@ def test_three_seeds_cover_the_truth_as_often_as_the_readme_says(spread_of_seeds
     covered = 0
     for _ in range(300):
         of_queries, of_seeds = rng.normal(0, 0.3, (1, 100)), rng.normal(0, spread_of_seeds, (3, 1))
-        interval = seed_and_query_interval(of_queries + of_seeds + rng.normal(0, 0.1, (3, 100)), 300, seed=0)
+        scores = alone(of_queries + of_seeds + rng.normal(0, 0.1, (3, 100)))
+        interval = seed_and_topic_interval(scores, 300, seed=0)
         covered += interval.low <= 0 <= interval.high
     assert least <= covered / 300 <= most
 

@@ -4,11 +4,12 @@ from pathlib import Path
 import re
 
 import datasets
-from finished_run import finish_run, row, training_rows
+from finished_run import extend_run, finish_run, put_shard, row, training_rows
 import pyarrow as pa
 import pytest
 import yaml
 
+from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
@@ -30,8 +31,8 @@ def finished(request, tmp_path) -> Path:
     settings = {"source": {"kind": "tuples", "paths": ["a|b.jsonl"]}, "near_duplicates": asked}
     finish_run(store, SHARDS, settings)
     if request.param:
-        mark_near_duplicates(store, request.param)
-    assert put_card(store)
+        mark_near_duplicates(store, read_plan(store), request.param)
+    assert put_card(store) == ("README.md", True)
     return tmp_path
 
 
@@ -100,8 +101,33 @@ def test_every_column_is_described():
 
 def test_a_card_that_stands_stays(finished):
     before = (finished / "README.md").read_bytes()
-    assert not put_card(open_store(str(finished)))
+    assert put_card(open_store(str(finished))) == ("README.md", False)
     assert (finished / "README.md").read_bytes() == before
+
+
+def test_a_run_that_has_grown_gets_a_card_of_all_its_rows(finished):
+    store = open_store(str(finished))
+    before = (finished / "README.md").read_bytes()
+    compared = (finished / "near_duplicates.parquet").exists()
+    for number, later in enumerate([[row("f", query="f")], [row("g", query="g"), row("h", query="g")]]):
+        plan = extend_run(store, later)
+        with pytest.raises(InputError, match="a card needs a finished run"):
+            put_card(store)
+        put_shard(store, plan.shards[-1], later)
+        if compared:
+            mark_near_duplicates(store, plan, NEAR)
+        assert put_card(store) == (f"README-000{1 + number}.md", True)
+    assert put_card(store) == ("README-0002.md", False)
+    assert (finished / "README.md").read_bytes() == before
+    body = (finished / "README-0002.md").read_text()
+    num_trainable = sum(table.num_rows for table in training_rows(store))
+    assert f"8 rows, {num_trainable} of them to train on" in " ".join(body.split())
+    rows = re.findall(r"^\| (input-\d|later-\d) \| (\d) \| checksum \|$", body, re.MULTILINE)
+    assert rows == [("input-0", "2"), ("input-1", "3"), ("later-0", "1"), ("later-1", "2")]
+    assert "Inputs were added 2 times since the run began." in body
+    assert ("near_duplicates-0002.parquet" in body) == compared
+    assert "near_duplicates.parquet" not in body
+    assert "Inputs were added once since" in (finished / "README-0001.md").read_text()
 
 
 def test_an_unfinished_run_gets_no_card(tmp_path):

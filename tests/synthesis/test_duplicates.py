@@ -1,7 +1,7 @@
 from itertools import islice
 import random
 
-from finished_run import finish_run, row, training_rows
+from finished_run import extend_run, finish_run, put_shard, row, training_rows
 import pytest
 
 from dualview.commit.plan import read_plan
@@ -19,7 +19,7 @@ def found(tmp_path, shards, settings=SETTINGS, each=map):
     """(seed, target) -> ((seed, target) that it repeats, similarity)"""
     store = open_store(str(tmp_path))
     finish_run(store, shards, {"near_duplicates": settings.model_dump(mode="json")})
-    mark_near_duplicates(store, settings, each)
+    mark_near_duplicates(store, read_plan(store), settings, each)
     return {
         (pair["seed_id"], pair["target_id"]): ((pair["of_seed_id"], pair["of_target_id"]), pair["similarity"])
         for pair in read_near_duplicates(store, read_plan(store)).to_pylist()
@@ -137,7 +137,7 @@ def test_training_reads_what_is_left(tmp_path):
     assert not is_complete(store)
     with pytest.raises(InputError, match="is not finished; run it to its end first"):
         training_rows(store)
-    mark_near_duplicates(store, SETTINGS)
+    mark_near_duplicates(store, read_plan(store), SETTINGS)
     assert is_complete(store)
     left = training_rows(store)
     assert [table["id"].to_pylist() for table in left] == [["a"], ["c"]]
@@ -160,8 +160,8 @@ def test_a_shard_that_is_missing_is_told(tmp_path):
 def test_a_list_that_stands_stays(tmp_path):
     store = open_store(str(tmp_path))
     finish_run(store, [[row("a"), row("b")]], ASKED)
-    mark_near_duplicates(store, SETTINGS)
-    mark_near_duplicates(store, SETTINGS.model_copy(update={"ngram": 3}))
+    mark_near_duplicates(store, read_plan(store), SETTINGS)
+    mark_near_duplicates(store, read_plan(store), SETTINGS.model_copy(update={"ngram": 3}))
     assert read_near_duplicates(store, read_plan(store)).num_rows == 1
 
 
@@ -171,3 +171,18 @@ def test_a_corrupt_list_is_told(tmp_path):
     store.put_new("near_duplicates.parquet", b"PAR1", "one")
     with pytest.raises(InputError, match=r"near_duplicates.parquet: is not a whole list"):
         training_rows(store)
+
+
+def test_an_older_driver_compares_what_it_planned_while_a_newer_one_goes_on(tmp_path):
+    """Both in any order: each list is of its own plan's rows, and the newer one is in force at the end."""
+    store = open_store(str(tmp_path))
+    finish_run(store, [[row("a"), row("b")]], ASKED)
+    older = read_plan(store)
+    newer = extend_run(store, [row("c")])
+    mark_near_duplicates(store, older, SETTINGS)  # the shard of "c" is still to do
+    assert read_near_duplicates(store, older)["seed_id"].to_pylist() == ["b"]
+    assert not is_complete(store)
+    put_shard(store, newer.shards[1], [row("c")])
+    mark_near_duplicates(store, newer, SETTINGS)
+    assert read_near_duplicates(store, newer)["seed_id"].to_pylist() == ["b", "c"]
+    assert [table["id"].to_pylist() for table in training_rows(store)] == [["a"], []]

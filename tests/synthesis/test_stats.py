@@ -2,11 +2,12 @@ from collections import Counter
 import io
 import json
 
-from finished_run import finish_run, row
+from finished_run import ExtendedAfterReading, finish_run, row
 import numpy as np
 import pytest
 from rich.console import Console
 
+from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.records import Draft, Rewording, Verdict
@@ -91,7 +92,7 @@ def test_near_duplicates_are_counted_as_such(tmp_path):
     before = run_stats(store)
     assert not before.finished
     assert "have not been searched for near-duplicates" in state(before)
-    mark_near_duplicates(store, NEAR)
+    mark_near_duplicates(store, read_plan(store), NEAR)
     after = run_stats(store)
     assert after.finished
     assert after.statuses == {"accepted": 2, "declined": 2, "not_flipped": 1, "near_duplicate": 1}
@@ -102,6 +103,15 @@ def test_an_unfinished_run_says_so(tmp_path):
     stats = stats_of(tmp_path, [ROWS[:2], ROWS[2:4], ROWS[4:]], num_missing=2)
     assert state(stats).startswith("not finished: 1 of 3 shards stand")
     assert stats.num_rows == 2
+
+
+def test_a_run_that_is_extended_meanwhile_is_counted_as_it_was(tmp_path):
+    finish_run(open_store(str(tmp_path)), [ROWS], {**SETTINGS, "near_duplicates": NEAR.model_dump()})
+    mark_near_duplicates(open_store(str(tmp_path)), read_plan(open_store(str(tmp_path))), NEAR)
+    stats = run_stats(ExtendedAfterReading(tmp_path, (row("g"),)))
+    assert stats.finished
+    assert (stats.num_shards, stats.num_rows) == (1, len(ROWS))
+    assert stats.statuses["near_duplicate"] == 1
 
 
 def test_no_run_is_one_sentence(tmp_path):

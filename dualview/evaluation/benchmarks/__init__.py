@@ -37,8 +37,8 @@ def read_benchmark(settings: Benchmark) -> list[Collection]:
 
 def _check(collection: Collection) -> None:
     name = collection.name
-    if not collection.passages or not collection.topics:
-        what = "topic" if collection.passages else "passage"
+    if not collection.passages or not collection.cases:
+        what = "query" if collection.passages else "passage"
         raise InputError(f"benchmark {name}: has no {what}; expected a corpus and queries that are judged")
     if twice := [id for id, count in Counter(view.id for view in collection.views).items() if count > 1]:
         raise InputError(f"benchmark {name}: the query id {twice[0]!r} stands there twice")

@@ -1,10 +1,11 @@
-"""What is searched and what is relevant.
+"""What is searched, what is relevant, and what is drawn.
 
-A topic is what the bootstrap draws; its views are the searches that are scored together: one of plain retrieval,
-two of a pair of instructions, ten of ten instructions for one query.
+A view is one search. A case is the views that are scored together: one of plain retrieval, two of a pair of
+instructions, ten of ten instructions for one query. A topic is what the bootstrap draws: all the cases that ask the
+same query, under whatever instructions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dualview.records import Passage
@@ -24,19 +25,45 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class Topic:
+class Case:
     id: str
     views: Mapping[str, View]
     dropped: frozenset[str] = frozenset()  # passages that the instruction takes away: p-MRR is over them
     labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
+    about: frozenset[str] = frozenset()  # besides its queries: cases that share one of these are of one topic
 
 
 @dataclass(frozen=True, slots=True)
 class Collection:
     name: str
     passages: Mapping[str, Passage]
-    topics: tuple[Topic, ...]
+    cases: tuple[Case, ...]
 
     @property
     def views(self) -> list[View]:
-        return [view for topic in self.topics for view in topic.views.values()]
+        return [view for case in self.cases for view in case.views.values()]
+
+
+def topics_of(collections: Iterable[Collection]) -> dict[str, str]:
+    """Case -> its topic, which has the name of its first case. The collections are one benchmark's parts.
+
+    Cases are of one topic where they ask the same query, letter case and white space aside, or are `about` the same;
+    also where a third one links them.
+    """
+    cases = [case for collection in collections for case in collection.cases]
+    topic = list(range(len(cases)))  # case -> an earlier one of its topic; itself: the first
+
+    def first(number: int) -> int:
+        while topic[number] != number:
+            topic[number] = topic[topic[number]]
+            number = topic[number]
+        return number
+
+    seen: dict[tuple[str, str], int] = {}
+    for number, case in enumerate(cases):
+        queries = {" ".join(view.query.split()).casefold() for view in case.views.values()}
+        shared = [("query", query) for query in queries if query] + [("about", each) for each in case.about]
+        for each in shared:
+            ends = sorted((first(number), first(seen.setdefault(each, number))))
+            topic[ends[1]] = ends[0]
+    return {case.id: cases[first(number)].id for number, case in enumerate(cases)}

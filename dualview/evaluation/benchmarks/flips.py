@@ -6,7 +6,7 @@ from pathlib import Path
 from dualview.beir import Row
 from dualview.config.evaluate import Flips
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.plain import read_corpus, rows_by_id
 from dualview.records import FlipCollection, FlipQuery, Passage
 
@@ -16,7 +16,7 @@ def from_flips(flips: FlipCollection) -> Collection:
         flips.name,
         flips.passages,
         tuple(
-            Topic(
+            Case(
                 query.id,
                 {
                     name: View(
@@ -30,6 +30,7 @@ def from_flips(flips: FlipCollection) -> Collection:
                 },
                 frozenset(query.relevant["original"]) - frozenset(query.relevant["changed"]),
                 query.labels,
+                frozenset([query.topic] if query.topic else []),
             )
             for query in flips.queries
         ),
@@ -41,6 +42,7 @@ def read_flips(settings: Flips) -> FlipCollection:
 
     corpus.jsonl stands in the folder or in its parent, which several splits may share. Candidates of
     every query are all passages that are relevant to some query; the rest of the corpus is left out.
+    Rows may have a `topic`, a text: those with the same one are drawn together, as are those with the same query.
     Raises InputError where a file is missing or a row is wrong.
     """
     folder = Path(settings.path)
@@ -61,6 +63,7 @@ def read_flips(settings: Flips) -> FlipCollection:
                 instructions={view: _instruction(row, name) for view, name in names.items()},
                 relevant=relevant[id],
                 candidates=candidates,
+                topic=row.text("topic") if "topic" in row.columns else "",
             )
             for id, row in rows.items()
         ),

@@ -7,7 +7,7 @@ from typing import Any
 from dualview.beir import Row, by_id
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.mirrors import Mirror, rows_of_json, rows_of_mirrored
 from dualview.models import local_data
 from dualview.records import Passage
@@ -109,7 +109,7 @@ def _hub_qrels(rows: Iterable[Row], queries: Mapping[str, Any]) -> dict[str, dic
 def read_followir(settings: FollowIR) -> Collection:
     """Every query twice, as ID-og and ID-changed, over exactly its listed candidates. [2403.15246]"""
     data = _MtebData(settings.path, "mteb/Core17InstructionRetrieval", settings.subset)
-    topics = []
+    cases = []
     if not data.dropped:
         raise InputError(f"benchmark {settings.name}: has no qrel_diff, which says whose relevance changed")
     for key, ids in data.pairs("-").items():
@@ -119,31 +119,44 @@ def read_followir(settings: FollowIR) -> Collection:
                 f" found {', '.join(ids)}"
             )
         views = {"original": data.view(f"{key}-og"), "changed": data.view(f"{key}-changed")}
-        topics.append(Topic(key, views, frozenset(data.dropped.get(key, ()))))
-    return Collection(settings.name, data.passages, tuple(topics))
+        cases.append(Case(key, views, frozenset(data.dropped.get(key, ()))))
+    return Collection(settings.name, data.passages, tuple(cases))
 
 
-def _read_grouped(hub_name: str) -> Callable[[HubBenchmark], Collection]:
-    """InstructIR (ten instructions a query, KEY_N) and NevIR (two queries a pair, KEY_q1 and KEY_q2)."""
+def _read_instructir(settings: HubBenchmark) -> Collection:
+    """Every query with ten instructions, as KEY_N. [2402.14334]"""
+    data = _MtebData(settings.path, "mteb/InstructIR-mteb")
+    cases = (Case(key, {id: data.view(id) for id in ids}) for key, ids in data.pairs("_").items())
+    return Collection(settings.name, data.passages, tuple(cases))
 
-    def read(settings: HubBenchmark) -> Collection:
-        data = _MtebData(settings.path, hub_name)
-        topics = (Topic(key, {id: data.view(id) for id in ids}) for key, ids in data.pairs("_").items())
-        return Collection(settings.name, data.passages, tuple(topics))
 
-    return read
+def _read_nevir(settings: HubBenchmark) -> Collection:
+    """Two queries for two passages that differ by a negation, as KEY_q1 and KEY_q2. [2305.07614]
+
+    Most passages of CondaQA were edited twice and stand in two pairs, under different ids: of mteb's 5,112 texts
+    3,838 are different. Such pairs are of one topic.
+    """
+    data = _MtebData(settings.path, "orionweller/NevIR-mteb")
+    cases = []
+    for key, ids in data.pairs("_").items():
+        views = {id: data.view(id) for id in ids}
+        judged = {passage for view in views.values() for passage in view.grades} & data.passages.keys()
+        texts = frozenset(data.passages[passage].full_text for passage in judged)
+        cases.append(Case(key, views, about=texts))
+    return Collection(settings.name, data.passages, tuple(cases))
 
 
 def _read_infosearch(settings: HubBenchmark) -> Collection:
     """Every query in three modes over the whole corpus. [2410.23841]
 
+    The same query comes in several rows, one a condition (sentence, paragraph, article), which are one topic.
     `dropped` are the passages that are relevant to the original and not to the instructed query.
     """
     mirror = Mirror(settings.path, "jianqunZ/Length-v1")
     queries = _by_id(_with_id(mirror.rows("queries")))
     modes = {"original": "og", "instructed": "changed", "reversed": "reversed"}
     qrels = {mode: _hub_qrels(mirror.rows(f"qrels_{name}"), queries) for mode, name in modes.items()}
-    topics = []
+    cases = []
     for id, row in queries.items():
         if id in qrels["original"]:
             before, after = qrels["original"][id], qrels["instructed"].get(id, {})
@@ -154,9 +167,9 @@ def _read_infosearch(settings: HubBenchmark) -> Collection:
                 for mode, name in modes.items()
             }
             dropped = {passage for passage in before if before[passage] > 0 and after.get(passage, 0) <= 0}
-            topics.append(Topic(id, views, frozenset(dropped)))
+            cases.append(Case(id, views, frozenset(dropped)))
     passages = {id: _passage(id, row) for id, row in _by_id(_with_id(mirror.rows("corpus"))).items()}
-    return Collection(settings.name, passages, tuple(topics))
+    return Collection(settings.name, passages, tuple(cases))
 
 
 def _read_excluir(settings: HubBenchmark) -> Collection:
@@ -166,7 +179,7 @@ def _read_excluir(settings: HubBenchmark) -> Collection:
     """
     folder = local_data(settings.path, "zwh-sdu/ExcluIR")
     texts, file = rows_of_json(folder / "corpus.json"), folder / "test_manual_final.json"
-    topics = []
+    cases = []
     for number, item in enumerate(rows_of_json(file)):
         where = f"{file} item {number}"
         if not isinstance(item, dict):
@@ -179,17 +192,20 @@ def _read_excluir(settings: HubBenchmark) -> Collection:
         match places:
             case [int(unwanted), int(wanted)] if isinstance(query, str) and max(places) < len(texts):
                 view = View(str(number), query, "", {str(wanted): 1})
-                topics.append(Topic(str(number), {"original": view}, frozenset([str(unwanted)])))
+                cases.append(Case(str(number), {"original": view}, frozenset([str(unwanted)])))
             case _:
                 raise InputError(
                     f"{where}: expected a text `ExcluQ` and `index`, two places in corpus.json, found {item!r:.80}"
                 )
     passages = {str(place): Passage(str(place), text=str(text)) for place, text in enumerate(texts)}
-    return Collection(settings.name, passages, tuple(topics))
+    return Collection(settings.name, passages, tuple(cases))
 
 
 def read_mair(settings: Mair) -> list[Collection]:
-    """A collection a part of the task: TASK/PART_queries.jsonl and TASK/PART_docs.jsonl. [2410.10127]"""
+    """A collection a part of the task: TASK/PART_queries.jsonl and TASK/PART_docs.jsonl. [2410.10127]
+
+    A query that comes with several instructions is several rows, in one part or in several: they are one topic.
+    """
     folders = [
         local_data(path, name) / settings.task
         for path, name in (
@@ -210,7 +226,7 @@ def read_mair(settings: Mair) -> list[Collection]:
             for id, row in _by_id(rows_of_mirrored(docs_file), "id").items()
         }
         prefix = "" if len(parts) == 1 else f"{file.name.partition('_queries')[0]}/"
-        topics = []
+        cases = []
         for id, row in _by_id(rows_of_mirrored(file), "qid").items():
             try:
                 grades = {str(label["id"]): int(label["score"]) for label in row.columns["labels"]}
@@ -219,16 +235,16 @@ def read_mair(settings: Mair) -> list[Collection]:
                     f"{row.where}: `labels` must be a list of objects with an id and a score"
                 ) from None
             view = View(prefix + id, row.text("query"), row.text("instruction"), grades)
-            topics.append(
-                Topic(prefix + id, {"original": view}, labels={"part": prefix[:-1]} if prefix else {})
+            cases.append(
+                Case(prefix + id, {"original": view}, labels={"part": prefix[:-1]} if prefix else {})
             )
-        collections.append(Collection(settings.name, passages, tuple(topics)))
+        collections.append(Collection(settings.name, passages, tuple(cases)))
     return collections
 
 
 HUB_READERS: Mapping[str, Callable[[HubBenchmark], Collection]] = {
     "infosearch": _read_infosearch,
-    "instructir": _read_grouped("mteb/InstructIR-mteb"),
-    "nevir": _read_grouped("orionweller/NevIR-mteb"),
+    "instructir": _read_instructir,
+    "nevir": _read_nevir,
     "excluir": _read_excluir,
 }

@@ -7,7 +7,7 @@ import re
 from dualview.beir import Row, by_id, check_qrels, read_lines, read_qrels, read_rows
 from dualview.config.evaluate import Beir, Trec
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, Grades, Topic, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, Grades, View
 from dualview.records import Passage
 from dualview.storage import open_store
 
@@ -54,10 +54,10 @@ def _plain(
     for query_id, grades in qrels.items():
         if max(grades.values()) <= 0:
             raise InputError(f"{url}: the query {query_id!r} has no relevant passage")
-    topics = (
-        Topic(id, {"original": View(id, text, "", qrels[id])}) for id, text in texts.items() if id in qrels
+    cases = (
+        Case(id, {"original": View(id, text, "", qrels[id])}) for id, text in texts.items() if id in qrels
     )
-    return Collection(name, passages, tuple(topics))
+    return Collection(name, passages, tuple(cases))
 
 
 def _trec_topics(url: str) -> dict[str, str]:
