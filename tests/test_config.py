@@ -190,3 +190,21 @@ def test_equal_values_have_one_text_and_one_fingerprint() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": "1"})
     assert re.fullmatch("[0-9a-f]{16}", fingerprint({}))
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "name"),
+    [
+        (
+            "[{kind: factbook, split: test, num_queries: 5, seed: 1}, {kind: factbook, split: test, num_queries: 5, seed: 2}]",
+            "factbook-test",
+        ),
+        (
+            "[{kind: flips, name: mine, path: a}, {kind: flips, name: mine, path: b}]",
+            "mine",
+        ),
+    ],
+)
+def test_two_benchmarks_of_one_name_would_mix(benchmarks: str, name: str) -> None:
+    with pytest.raises(InputError, match=f"two benchmarks have the same name among {name}"):
+        load(EvaluateConfig, EVALUATE, [f"benchmarks={benchmarks}"])

@@ -117,7 +117,10 @@ RankingModel = Annotated[
 
 
 def _of_different_names(benchmarks: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
-    names = [benchmark.name for benchmark in benchmarks if not isinstance(benchmark, FactbookFlips)]
+    names = [
+        f"factbook-{benchmark.split}" if isinstance(benchmark, FactbookFlips) else benchmark.name
+        for benchmark in benchmarks
+    ]
     if len(set(names)) < len(names):
         raise ValueError(f"two benchmarks have the same name among {', '.join(names)}")
     return benchmarks
