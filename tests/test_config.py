@@ -200,7 +200,7 @@ def test_equal_values_have_one_text_and_one_fingerprint() -> None:
             "factbook-test",
         ),
         (
-            "[{kind: flips, name: mine, path: a}, {kind: flips, name: mine, path: b}]",
+            "[{kind: flips, name: mine, path: a, original: o, changed: c}, {kind: flips, name: mine, path: b, original: o, changed: c}]",
             "mine",
         ),
     ],
