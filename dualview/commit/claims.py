@@ -1,4 +1,7 @@
-"""An output is what it was first claimed for: settings that differ are refused, and told."""
+"""An output is what it was first claimed for: settings that differ are refused, and told.
+
+All that is promised of overlapping jobs rests on create-only puts, so a claim also tries whether the store keeps them.
+"""
 
 from collections.abc import Iterator, Mapping
 import json
@@ -16,20 +19,39 @@ def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str
     """Makes `content` what the output is, or finds that it already is.
 
     `notes` stand beside it for human readers, and are not compared. Raises InputError, saying what
-    differs, where the output was claimed with other content.
+    differs, where the output was claimed with other content, and where the store lets a second writer
+    replace an object.
     """
-    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False)
-    if store.put_new(key, text.encode(), attempt=uuid4().hex):
-        return
+    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False).encode()
     try:
-        standing = json.loads(store.get(key))
-        claimed = {name: value for name, value in standing.items() if name not in notes}
+        standing = store.get(key)
+    except FileNotFoundError:
+        store.put_new(key, text, attempt=uuid4().hex)
+        standing = store.get(key)  # another's, where that one was first
+    _check_create_only(store, key, standing)
+    try:
+        claimed = {name: value for name, value in json.loads(standing).items() if name not in notes}
     except (ValueError, AttributeError):
         raise InputError(f"{store.url}/{key}: is not a JSON object; choose another output") from None
     if told := differences(claimed, json.loads(json.dumps(content))):
         raise InputError(
             f"{store.url}: holds a run with other settings ({told});"
             " choose another output, or put the settings back"
+        )
+
+
+def claim_shelf(store: Store) -> None:
+    """Claims a folder that runs share, whose objects are named by what decides their content."""
+    claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
+
+
+def _check_create_only(store: Store, key: str, data: bytes) -> None:
+    """Puts what stands once more, as another writer would: harmless where it succeeds, but it must not."""
+    if store.put_new(key, data, attempt=uuid4().hex):
+        raise InputError(
+            f"{store.url}: this store replaces objects that are to be created only: it ignores"
+            " `If-None-Match: *`, and two jobs would overwrite each other; choose a store that honours it,"
+            " for example AWS S3, MinIO, Cloudflare R2 or Ceph (cluster/README.md, Stores)"
         )
 
 
