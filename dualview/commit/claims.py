@@ -4,13 +4,17 @@ All that is promised of overlapping jobs rests on create-only puts, so a claim a
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 import json
 from typing import Any
 from uuid import uuid4
 
-from dualview.config.base import canonical_json
+from dualview.config.base import canonical_json, fingerprint
 from dualview.errors import InputError
+from dualview.provenance import Code, code, libraries
 from dualview.storage import Store
+
+CODE_PREFIX = "code/"
 
 _NUM_DIFFERENCES_SHOWN = 3
 
@@ -18,10 +22,33 @@ _NUM_DIFFERENCES_SHOWN = 3
 def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     """Makes `content` what the output is, or finds that it already is.
 
-    `notes` stand beside it for human readers, and are not compared. Raises InputError, saying what
-    differs, where the output was claimed with other content, and where the store lets a second writer
-    replace an object.
+    `notes` stand beside it for human readers, and are not compared; nor is the code that makes the claim,
+    which note_code keeps. Raises InputError, saying what differs, where the output was claimed with other
+    content, and where the store lets a second writer replace an object.
     """
+    _claim(store, key, content, notes)
+    note_code(store)
+
+
+def claim_shelf(store: Store) -> None:
+    """Claims a folder that runs share, whose objects are named by what decides their content."""
+    _claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
+
+
+def note_code(store: Store) -> None:
+    """Leaves which code works on this output, once for each: a run that two versions made shows it."""
+    note = {"code": asdict(code()), "libraries": libraries()}
+    data = json.dumps(note, indent=2).encode()
+    store.put_new(f"{CODE_PREFIX}{fingerprint(note)}.json", data, attempt=uuid4().hex)
+
+
+def read_codes(store: Store) -> list[tuple[Code, dict[str, str]]]:
+    """What note_code left: each code that worked on the output, and the versions of its libraries."""
+    notes = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
+    return [(Code(**note["code"]), note["libraries"]) for note in notes]
+
+
+def _claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
     text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False).encode()
     try:
         standing = store.get(key)
@@ -38,11 +65,6 @@ def claim(store: Store, key: str, content: Mapping[str, Any], notes: Mapping[str
             f"{store.url}: holds a run with other settings ({told});"
             " choose another output, or put the settings back"
         )
-
-
-def claim_shelf(store: Store) -> None:
-    """Claims a folder that runs share, whose objects are named by what decides their content."""
-    claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
 
 
 def _check_create_only(store: Store, key: str, data: bytes) -> None:
