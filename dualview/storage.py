@@ -10,6 +10,7 @@ A store that fails for a while is waited for. One that stays away, refuses or is
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+import errno
 from functools import cached_property
 from itertools import count
 from operator import methodcaller
@@ -137,7 +138,7 @@ class LocalStore:
             return file.read()
 
     def download(self, key: str, path: Path) -> None:
-        with _room_for(path):
+        with _writing(path):
             shutil.copyfile(self.folder / key, path)
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
@@ -154,16 +155,19 @@ class LocalStore:
     def put_new(self, key: str, data: bytes, attempt: str) -> bool:
         path = self.folder / key
         partial = path.with_name(f"{_PARTIAL}{attempt}-{uuid4().hex}")
-        with _room_for(path):
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with partial.open("xb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.link(partial, path)
-            except FileExistsError:  # a disk loses no answers, so it is another's
-                return False
+                try:
+                    os.link(partial, path)
+                except FileExistsError:
+                    # NFS repeats a request whose answer was lost, and then meets our own link [link(2), BUGS].
+                    if not path.samefile(partial):
+                        return False
             finally:
                 partial.unlink(missing_ok=True)
             _fsync_folder(path.parent)
@@ -192,15 +196,28 @@ class LocalStore:
                     (self.folder / parent).rmdir()
 
 
+# What to do where a file cannot be written.
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room for it"),
+    errno.EACCES: "give the job the right to write there",
+    # What link(2) says where the file system has no hard links.
+    **dict.fromkeys(
+        (errno.EPERM, errno.ENOTSUP), "give the job the right to write and to make hard links there"
+    ),
+    errno.EROFS: "mount it so that it can be written",
+}
+
+
 @contextmanager
-def _room_for(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Raises Interruption where the disk has no room, or does not let us write for another reason."""
     try:
         yield
     except FileNotFoundError:  # of what was to be read
         raise
     except OSError as error:
-        raise Interruption(f"{path}: cannot be written ({error.strerror}); make room for it") from error
+        advice = _ADVICE.get(error.errno or 0, "see to the disk and the folder")
+        raise Interruption(f"{path}: cannot be written ({error.strerror}); {advice}") from error
 
 
 def _local_entry(key: str, status: os.stat_result) -> Entry:
@@ -270,6 +287,11 @@ class S3Store:
                         ) from error
                     asked_with_fresh_credentials = True
                     self.__dict__.pop("_client", None)
+                elif isinstance(error, ClientError) and _status(error) == 501:
+                    raise Interruption(
+                        f"{self.url}: S3 does not know a request ({reason});"
+                        " choose a store that honours `If-None-Match: *` (cluster/README.md, Stores)"
+                    ) from error
                 elif not _may_pass(error):
                     raise Interruption(
                         f"{self.url}: S3 refuses a request ({reason});"
@@ -308,7 +330,7 @@ class S3Store:
         return self._ask(read)
 
     def download(self, key: str, path: Path) -> None:
-        with _room_for(path):
+        with _writing(path):
             self._ask(lambda client: client.download_file(self.bucket, self._full_key(key), str(path)))
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
@@ -371,9 +393,9 @@ def _is_about_credentials(error: Exception) -> bool:
 def _may_pass(error: Exception) -> bool:
     """Whether the same request may succeed after a while."""
     if isinstance(error, ClientError):
-        # 409: another conditional put of this key is under way. 501: this S3 does not know what we ask for.
+        # 409: another conditional put of this key is under way.
         status = _status(error)
-        return _reason(error) in _PASSING_CODES or status in (409, 429) or (status >= 500 and status != 501)
+        return _reason(error) in _PASSING_CODES or status in (409, 429) or status >= 500
     return isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError | RetriesExceededError)
 
 

@@ -78,6 +78,7 @@ class FaultyS3:
         self._opened = Event()
         self.holds = Event()  # some put waits
         self.faults: list[tuple[str, Fault, int]] = []
+        self.ignores_conditions = False  # as servers that do not know a header
 
     @contextmanager
     def hold_after(self, num_puts: int) -> Iterator[None]:
@@ -96,6 +97,8 @@ class FaultyS3:
             f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}"
             f" {environ.get('HTTP_AUTHORIZATION', '')}"
         )
+        if self.ignores_conditions:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         response = fault(self._answer, environ) if fault else self._answer(environ)
         return response(environ, start_response)
 

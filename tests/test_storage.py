@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+import errno
 import os
 from pathlib import Path
 import pickle
@@ -254,6 +255,47 @@ def test_an_unwritable_folder_is_told(tmp_path: Path) -> None:
         check_reachable(open_store(str(tmp_path / "run")))
 
 
+def test_a_link_that_was_made_by_a_request_of_ours_that_was_sent_twice_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where the answer to the first may be lost."""
+    link = os.link
+
+    def answers_to_the_second(source: Path, name: Path) -> None:
+        link(source, name)
+        link(source, name)
+
+    store = open_store(str(tmp_path))
+    monkeypatch.setattr(os, "link", answers_to_the_second)
+    assert store.put_new("shard", b"ours", "me")
+    assert not store.put_new("shard", b"theirs", "them")
+    assert store.get("shard") == b"ours"
+    assert os.listdir(tmp_path) == ["shard"]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "make room for it"),
+        (errno.EDQUOT, "make room for it"),
+        (errno.EACCES, "give the job the right to write there"),
+        (errno.EPERM, "give the job the right to write and to make hard links there"),
+        (errno.EROFS, "mount it so that it can be written"),
+        (errno.EIO, "see to the disk and the folder"),
+    ],
+)
+def test_what_to_do_depends_on_why_a_file_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, advice: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", fails)
+    with pytest.raises(Interruption) as caught:
+        open_store(str(tmp_path)).put_new("shard", b"", "me")
+    assert str(caught.value) == f"{tmp_path}/shard: cannot be written ({os.strerror(code)}); {advice}"
+
+
 FILL_A_DISK = """
 import os, sys
 from dualview.errors import Interruption
@@ -372,7 +414,10 @@ def test_what_passes_is_waited_for(
         (error(503, "SlowDown"), "S3 has failed for 0 s (SlowDown); wait until it is well"),
         (cut_request, "S3 has failed for 0 s (ConnectionClosedError); wait until it is well"),
         (error(403, "AccessDenied"), "S3 refuses a request (AccessDenied); see to the rights"),
-        (error(501, "NotImplemented"), "S3 refuses a request (NotImplemented); see to the rights"),
+        (
+            error(501, "NotImplemented"),
+            "S3 does not know a request (NotImplemented); choose a store that honours `If-None-Match: *`",
+        ),
         (error(400, "ExpiredToken"), "the credentials are no longer accepted (ExpiredToken); renew them"),
     ],
 )

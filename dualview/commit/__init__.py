@@ -3,6 +3,7 @@
 On the store of a run:
 
     plan.json                     what the run is; created once
+    code/HASH.json                which code and libraries worked on it; one for each
     exam.json                     how the LLM judges did on gold pairs; created once
     plan-0001.json                inputs that came later; each extension is created once
     bad_rows.jsonl                rows of the inputs that are no seeds, and why (bad_rows-0001.jsonl: of the later)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from dualview.commit.claims import claim
+from dualview.commit.claims import claim, claim_shelf
 from dualview.config.base import Actors
 from dualview.config.evaluate import Benchmark as BenchmarkSettings
 from dualview.config.evaluate import (
@@ -85,6 +85,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     check_reachable(store)
     if config.embeddings is not None:
         check_reachable(open_store(config.embeddings))
+        claim_shelf(open_store(config.embeddings))
     _check_comparisons(config)
     for model in config.encoders.values():
         if isinstance(model, EncoderModel):

@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
 
+from dualview.commit.claims import claim_shelf
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
 from dualview.encoder import encode_tokens
@@ -39,6 +40,8 @@ def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
 
     Raises InputError where vectors that the run has begun with are not there any more, or a file is no whole one.
     """
+    if config.embeddings is not None:
+        claim_shelf(open_store(config.embeddings))
     store, shelf = open_store(config.output), _shelf(config)
     names = [entry.key for entry in shelf.list()]
     if store.list(UNITS_KEY):

@@ -11,7 +11,6 @@ import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
-import dualview
 from dualview.commit.attempts import spent_so_far
 from dualview.commit.plan import Plan, Shard, known_inputs, missing, plan_run
 from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_summaries
@@ -32,8 +31,9 @@ from dualview.sources.promptriever import keep_plain
 from dualview.storage import Store, check_reachable, open_store
 from dualview.synthesis.contamination import load_benchmarks
 from dualview.synthesis.duplicates import mark_near_duplicates
+from dualview.synthesis.language import model_version
 from dualview.synthesis.preview import fill_prompts
-from dualview.synthesis.recipe import check_parts, prompt_versions, writing_version
+from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_version
 
 # What says where, how fast and how far the work is done, and not what its rows are (rows_per_shard is the plan's).
 PLACEMENT = {
@@ -109,16 +109,20 @@ def check(config: GenerateConfig) -> None:
 
 
 def run_settings(config: GenerateConfig) -> dict[str, Any]:
-    """What decides the rows of a run: the config without the place of the work, prompts, code version."""
-    benchmarks = config.rules.benchmarks
+    """What decides the rows of a run, and so whether it may go on: settings, and all text that is data to us.
+
+    Prompts with what is filled into them, the vocabulary, benchmarks, the model that tells languages. Code is not
+    among them: which one made a row is in its lineage, and which ones worked on a run is noted beside it.
+    """
+    benchmarks, vocabulary = config.rules.benchmarks, vocabulary_of(config.source)
     return {
         **config.model_dump(
             mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "source": INPUTS, "engine": CONNECTION}
         ),
         "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
-        "writing_version": writing_version(config, vocabulary_of(config.source)),
+        "vocabulary": vocabulary_version(vocabulary) if vocabulary else None,
+        "language_model": model_version() if config.rules.other_language is not None else None,
         "prompt_versions": prompt_versions(config),
-        "code_version": dualview.__version__,
     }
 
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-import dualview
 from dualview.commit.claims import claim
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
@@ -79,7 +78,6 @@ def judge(config: JudgeConfig) -> Judged:
     settings = {
         **config.model_dump(mode="json", exclude={"output": True, "actors": True, "engine": CONNECTION}),
         "judge_version": judge_name(config.judge),
-        "code_version": dualview.__version__,
     }
     claim(store, "config.json", settings, notes={})
     if store.list(PAIRS_KEY):

@@ -17,7 +17,7 @@ deleted once all parts stand.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import io
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import numpy as np
@@ -27,13 +27,12 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-import dualview
 from dualview.commit.claims import claim
 from dualview.config.base import ENCODING_GROUP
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.evaluation.ranking import inner_products
 from dualview.evaluation.search import QUERIES_AT_A_TIME, Score, search
-from dualview.models import Side, check_model
+from dualview.models import Side, check_model, model_fingerprint
 from dualview.on_ray.cluster import ENCODING_ENVIRONMENT, errors_of_workers, join_cluster
 from dualview.progress import Progress
 from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
@@ -91,7 +90,9 @@ def mine(source: BeirSource, output: str) -> Mined:
 def _plan(source: BeirSource, collection: BeirCollection) -> dict[str, Any]:
     """All that decides the seeds, and how they are cut."""
     settings = source.model_dump(mode="json", exclude={"path": True, "qrels": True, "mining": {"actors"}})
-    return {**settings, "inputs": dict(collection.checksums), "code_version": dualview.__version__}
+    dense, sides = source.mining.dense, get_args(Side)
+    encoder = {side: model_fingerprint(dense.model, side) for side in sides} if dense else None
+    return {**settings, "inputs": dict(collection.checksums), "encoder": encoder}
 
 
 def _part_key(part: int) -> str:

@@ -15,7 +15,6 @@ import ray
 from ray.actor import ActorHandle
 import ray.util.metrics
 
-import dualview
 from dualview.commit.attempts import begin_attempt, killers, mark_row, note_lost
 from dualview.commit.plan import Plan, Shard
 from dualview.commit.shards import EXAM_KEY, commit, read_exam
@@ -25,6 +24,7 @@ from dualview.costs import Spent
 from dualview.engines import EngineDied, EngineUnavailable, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.on_ray.examination import Exam, exam_passed, sit_exams
+from dualview.provenance import code
 from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.drafts import Drafts
@@ -86,7 +86,7 @@ class ShardActor:
                 run=self.plan.fingerprint,
                 shard=shard.index,
                 attempt=attempt,
-                code_version=dualview.__version__,
+                code_version=str(code()),
             )
             if careful:
                 rows = await self._one_by_one(recipe, shard, ordinal, tasks, origin)

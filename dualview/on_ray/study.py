@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from dualview.commit.attempts import spent_so_far
+from dualview.commit.claims import note_code, read_codes
 from dualview.commit.plan import read_plan
 from dualview.config.base import fingerprint
 from dualview.config.evaluate import EvaluateConfig
@@ -23,7 +24,7 @@ from dualview.on_ray.train import RESULT_KEY, train
 from dualview.progress import Progress
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
-from dualview.studies.report import Values, as_markdown, as_page, study_sections
+from dualview.studies.report import Section, Values, as_markdown, as_page, study_sections
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
@@ -33,7 +34,9 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     killed driver stopped, as every run does.
     """
     runs = plan_study(study)
-    check_reachable(open_store(study.output))
+    store = open_store(study.output)
+    check_reachable(store)
+    note_code(store)
     names = [open_benchmark(benchmark).name for benchmark in runs[0].evaluate.benchmarks]
     for metric in study.metrics:
         if metric.partition(" ")[0] not in names:
@@ -140,11 +143,19 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
     baselines = _values_of_baselines(study)
     title = f"Study: {' x '.join(study.axes)}"
     sections = study_sections(study, runs, values, baselines, costs, failed)
+    sections += code_section([url for run in runs for url in (run.train.output, run.evaluate.output)])
     text = as_markdown(title, sections)
     store, name = open_store(study.output), f"report-{fingerprint(text)}"
     store.put_new(f"{name}.md", text.encode(), attempt="driver")
     store.put_new(f"{name}.html", as_page(title, sections).encode(), attempt="driver")
     return f"{text}\n{store.url}/{name}.html"
+
+
+def code_section(outputs: Sequence[str]) -> list[Section]:
+    """Which code made these outputs, as they note it themselves; nothing where none does."""
+    made = {str(code) for url in outputs for code, _ in read_codes(open_store(url))}
+    note = "What worked on these runs; the libraries of each are in `code/` of its output."
+    return [Section("Code", note, items=sorted(made))] if made else []
 
 
 def _values_of_run(run: Run, study: StudyConfig) -> Values:

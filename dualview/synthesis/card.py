@@ -92,6 +92,7 @@ def card(plan: Plan, stats: Stats) -> str:
             "By [dual-view training by polarity reversal](https://arxiv.org/abs/2604.18845), with dualview.",
             "",
             *_origins(stats),
+            *_section("Code that worked on it", figures.codes(stats)),
             "Inputs, with the checksum of what was read:",
             "",
             *_table([["input", "rows", "checksum"], *_inputs(plan)]),

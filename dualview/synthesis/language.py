@@ -1,13 +1,20 @@
 """How sure it is that two texts are in different languages."""
 
 from functools import cache
+import hashlib
 
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
+from py3langid.langid import MODEL_DIR, MODEL_FILE, LanguageIdentifier
 
 
 @cache  # 0.7 s, once for each process
 def _identifier() -> LanguageIdentifier:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def model_version() -> str:
+    """Name and hash of the model whose probabilities the threshold is stated in."""
+    content = (MODEL_DIR / MODEL_FILE).read_bytes()
+    return f"py3langid@{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def in_different_languages(one: str, other: str) -> float:

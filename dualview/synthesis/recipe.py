@@ -9,13 +9,13 @@ from dualview.config.generate import (
     FacetsWriter,
     GivenWriter,
     LlmJudge,
+    LlmRewording,
     LlmWriter,
-    Sampling,
     Synthesis,
 )
-from dualview.engines import Engine
+from dualview.engines import Engine, Turn
 from dualview.errors import InputError
-from dualview.records import Lineage
+from dualview.records import Lineage, Passage, Seed
 from dualview.synthesis import prompts
 from dualview.synthesis.contamination import BenchmarkTexts, load_benchmarks
 from dualview.synthesis.judging import judge_name
@@ -104,20 +104,56 @@ def _kind(settings: Synthesis) -> str | None:
     return settings.rewording.kind if settings.rewording else None
 
 
+# Filled in, it shows all that we say in a prompt. Its passages try to leave their tags.
+_SPECIMEN = Seed(
+    id="specimen",
+    query_id="specimen",
+    query="query </query>",
+    instruction="instruction </instruction>",
+    positive=Passage("1", "positive </passage>", title="title"),
+    instruction_negatives=(Passage("2", "target"), Passage("3", "one other"), Passage("4", "another")),
+)
+
+
 def prompt_versions(settings: Synthesis) -> dict[str, str]:
-    """Use -> name and hash of the prompt, for every prompt that the run will fill."""
-    named: dict[str, str | None] = {}
-    for use, part in (
-        ("writer", settings.writer),
-        ("bootstrap", settings.bootstrap),
-        ("rewording", settings.rewording),
-    ):
-        if isinstance(part, Sampling):
-            named[use] = part.prompt
+    """Use -> name and hash of all that we say there, for every prompt that the run will fill.
+
+    The hash is over filled prompts, in every length, style and form that may be asked for, and not over the
+    prompt's file alone.
+    """
+    query, instruction = _SPECIMEN.query, _SPECIMEN.instruction
+    positive, (target, *others) = _SPECIMEN.positive, _SPECIMEN.instruction_negatives
+    filled: dict[str, tuple[str, list[tuple[Turn, ...]]]] = {}
+    if isinstance(writer := settings.writer, LlmWriter):
+        prompt = prompts.load(writer.prompt)
+        filled["writer"] = writer.prompt, [prompts.writing_prompt(prompt, _SPECIMEN, target)]
+    if bootstrap := settings.bootstrap:
+        prompt = prompts.load(bootstrap.prompt)
+        filled["bootstrap"] = (
+            bootstrap.prompt,
+            [
+                prompts.original_prompt(prompt, _SPECIMEN, others, length, style)
+                for length in bootstrap.lengths
+                for style in bootstrap.styles
+            ],
+        )
+    if isinstance(rewording := settings.rewording, LlmRewording):
+        prompt = prompts.load(rewording.prompt)
+        asked = [prompts.rewording_prompt(prompt, query, instruction, form) for form in prompts.FORMS]
+        filled["rewording"] = rewording.prompt, asked
     for number, judge in enumerate(settings.judges, start=1):
         if isinstance(judge, LlmJudge):
-            named |= {f"judge {number}": judge.prompt, f"judge {number}, query alone": judge.query_prompt}
-    return {use: prompts.load(name).version for use, name in named.items() if name is not None}
+            prompt = prompts.load(judge.prompt)
+            question = prompts.judging_prompt(prompt, query, instruction, positive)
+            filled[f"judge {number}"] = judge.prompt, [question]
+            if judge.query_prompt is not None:
+                prompt = prompts.load(judge.query_prompt)
+                question = prompts.judging_prompt(prompt, query, None, positive)
+                filled[f"judge {number}, query alone"] = judge.query_prompt, [question]
+    return {
+        use: f"{name}@{fingerprint([[[turn.role, turn.text] for turn in turns] for turns in several])}"
+        for use, (name, several) in filled.items()
+    }
 
 
 def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
@@ -127,7 +163,7 @@ def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
             return prompts.load(writer.prompt).version
         case FacetsWriter():
             assert vocabulary is not None  # check_parts
-            return f"vocabulary@{_vocabulary_hash(vocabulary)}"
+            return vocabulary_version(vocabulary)
         case GivenWriter():
             return ""
 
@@ -150,8 +186,9 @@ def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version:
     )
 
 
-def _vocabulary_hash(vocabulary: Vocabulary) -> str:
-    return fingerprint(
+def vocabulary_version(vocabulary: Vocabulary) -> str:
+    """Of all words by which requirements are said, and read back from what a model wrote."""
+    words = fingerprint(
         [
             sorted([*key, *phrases] for key, phrases in vocabulary.phrases.items()),
             sorted([*key, *names] for key, names in vocabulary.names.items()),
@@ -159,3 +196,4 @@ def _vocabulary_hash(vocabulary: Vocabulary) -> str:
             vocabulary.exclusions,
         ]
     )
+    return f"vocabulary@{words}"

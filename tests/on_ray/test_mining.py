@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
+from tiny import save_tiny_encoder
 
 from dualview.config.sources import BeirSource
 from dualview.errors import InputError
@@ -244,8 +245,8 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
         "mine(BeirSource.model_validate_json(sys.argv[1]), sys.argv[2])"
     )
     store = open_store(output)
-    # The plan, the statistics, three indices and one part of four.
-    with faulty_s3.hold_after(6), (tmp_path / "log").open("w") as log:
+    # The plan, once more to see that it is not replaced, the code, the statistics, three indices, one part of four.
+    with faulty_s3.hold_after(8), (tmp_path / "log").open("w") as log:
         driver = subprocess.Popen(
             [sys.executable, "-c", code, settings.model_dump_json(), output], stdout=log, stderr=log
         )
@@ -271,6 +272,19 @@ def test_a_finished_run_is_only_read_and_other_settings_are_refused(
     assert open_store(str(output)).list() == before
     with pytest.raises(InputError, match=r"other settings \(mining.min_margin: there 0.1, here 0.2\)"):
         mine(source(folder, min_margin=0.2), str(output))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_another_encoder_under_the_same_name_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = save_tiny_encoder(tmp_path / "model")
+    too_many = source(
+        folder, dense={**DENSE, "model": str(model)}, actors={"num": 5, "cpus": 1.0, "gpus": 0.0}
+    )
+    with pytest.raises(InputError, match="the cluster has 2 CPUs"):  # and has planned by then
+        mine(too_many, str(tmp_path / "run"))
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"other settings \(encoder\.query: there"):
+        mine(too_many, str(tmp_path / "run"))
 
 
 def test_an_encoder_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Path) -> None:

@@ -10,12 +10,14 @@ import pytest
 from tiny import save_small_encoder
 import yaml
 
+from dualview.commit.claims import note_code
 from dualview.config.evaluate import RunFiles
 from dualview.config.loading import load
 from dualview.config.study import StudyConfig
 from dualview.errors import InputError
 from dualview.on_ray.evaluate import evaluate
-from dualview.on_ray.study import estimate_study, report_study, run_study
+from dualview.on_ray.study import code_section, estimate_study, report_study, run_study
+from dualview.provenance import code
 from dualview.sources import factbook
 from dualview.storage import open_store
 from dualview.studies.plans import plan_study, scoring_of_baselines
@@ -68,6 +70,15 @@ def study_at(facets_data, s3, tmp_path_factory):
     return make
 
 
+def test_a_report_names_each_code_once(tmp_path):
+    urls = [str(tmp_path / name) for name in ("train", "evaluate", "not there")]
+    for url in urls[:2]:
+        note_code(open_store(url))
+    [section] = code_section(urls)
+    assert section.items == [str(code())]
+    assert code_section(urls[2:]) == []
+
+
 @pytest.mark.slow
 def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, capsys):
     path = study_at("study")
@@ -84,6 +95,8 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
     assert not failed
     text = report_study(study, runs, failed)
     assert "| dual minus single |" in text
+    assert "## Code\n\nWhat worked on these runs" in text
+    assert f"- {code()}\n" in text
     wrong = study.model_copy(update={"metrics": ("factbook-development nDCG@5",)})
     with pytest.raises(InputError, match="`factbook-development nDCG@5` was not measured; expected some of"):
         report_study(wrong, runs, failed)

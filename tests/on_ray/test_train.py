@@ -236,11 +236,11 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
 
 
-def test_runs_share_the_vectors_of_frozen_passages(config, s3):
+def test_runs_share_the_vectors_of_frozen_passages(config, s3, faulty_s3, monkeypatch):
     shelf = f"{s3}/shared-vectors"
 
     def units() -> set[str]:
-        return {entry.key for entry in open_store(shelf).list()}
+        return {entry.key for entry in open_store(shelf).list() if entry.key.endswith(".arrow")}
 
     def run_of(name: str, num_instances: int) -> TrainConfig:
         sizes = {"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances}
@@ -281,6 +281,9 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3):
     open_store(shelf).put_new(f"{space}/broken.arrow", b"ARROW1", attempt="test")
     with pytest.raises(InputError, match=r"broken\.arrow: is not a whole Arrow file of vectors"):
         kept_by(run_of("broken", 160))
+    monkeypatch.setattr(faulty_s3, "ignores_conditions", True)
+    with pytest.raises(InputError, match=r"shared-vectors: this store replaces objects"):
+        keep_vectors(run_of("many", 160), many)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import yaml
 from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
+from dualview.provenance import code
 from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
 from dualview.storage import open_store
 from dualview.synthesis.card import COLUMNS, _size, put_card
@@ -93,6 +94,7 @@ def test_the_card_says_what_the_run_is(finished):
     settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", body, re.DOTALL)[1])
     assert settings["source"] == {"kind": "tuples", "paths": ["a|b.jsonl"]}
     assert "| input-0 | 2 | checksum |" in body
+    assert f"| {code().version} | {code().files} |" in body
 
 
 def test_every_column_is_described():

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 import io
 import json
 
@@ -10,10 +11,11 @@ from rich.console import Console
 from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
+from dualview.provenance import code
 from dualview.records import Draft, Rewording, Verdict
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
-from dualview.synthesis.stats import Cells, print_stats, quantiles, run_stats, state
+from dualview.synthesis.stats import Cells, made_by, print_stats, quantiles, run_stats, state
 
 NEAR = NearDuplicates(threshold=0.9, num_perm=64, ngram=2)
 SETTINGS = {"judges": [{"kind": "llm", "prompt": "j", "min_margin": 0.5}, {"kind": "attributes"}]}
@@ -72,6 +74,21 @@ def test_everything_is_counted_however_it_is_cut(tmp_path, cut):
     assert stats.lengths["query"] == {2: 3}
     assert [dict(origin)["writer"] for origin in stats.origins] == ["demo"]
     assert list(stats.origins.values()) == [6]
+
+
+def test_a_run_that_two_versions_made_shows_both(tmp_path):
+    def by(code_version, seed_id):
+        made = row(seed_id)
+        return replace(made, lineage=replace(made.lineage, code_version=code_version))
+
+    stats = stats_of(
+        tmp_path, [[by("0.1.0 files a", "a"), by("0.1.0 files a", "b"), by("0.1.0 files b", "c")]]
+    )
+    assert made_by(stats)[1:] == [["0.1.0 files a", "2"], ["0.1.0 files b", "1"]]
+    assert [noted for noted, _ in stats.codes] == [code()]  # of the driver that planned it
+    output = io.StringIO()
+    print_stats(stats, Console(file=output, width=160))
+    assert "code that made the rows" in output.getvalue()
 
 
 def test_examples_are_the_first_accepted_rows_and_one_of_each_reason(tmp_path):
