@@ -176,7 +176,7 @@ class LocalStore:
     def upload(self, key: str, path: Path) -> None:
         target = self.folder / key
         partial = target.with_name(f"{_PARTIAL}{uuid4().hex}")
-        with _room_for(target):
+        with _writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(path, partial)

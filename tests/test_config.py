@@ -76,7 +76,7 @@ def test_settings_are_frozen() -> None:
             GenerateConfig,
             FACETS,
             "engine={kind: vllm}",
-            "missing key `engine.model`; it has no default (8 more)",
+            "missing key `engine.model`; it has no default (9 more)",
         ),
         (GenerateConfig, FACETS, "source.kind=csv", "`source`: Input tag 'csv' found using 'kind' does not"),
         (GenerateConfig, FACETS, "source.split=test", "`source.split`: Input should be 'train' or"),

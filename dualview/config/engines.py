@@ -6,6 +6,10 @@ from pydantic import Field
 
 from dualview.config.base import NotNegative, Positive, Settings
 
+# Of the model's chat template; {}: as it is. Models that may reason first want {enable_thinking: false} here, or they
+# answer no judge with a word, and a writer's tokens are used up.
+TemplateArguments = dict[str, bool | int | float | str | None]
+
 
 class VllmEngine(Settings):
     kind: Literal["vllm"]
@@ -18,6 +22,7 @@ class VllmEngine(Settings):
     compile: bool  # torch.compile when it starts: a minute that only long runs earn back
     tensor_parallel: Positive  # GPUs of one node that share a model; on CPU: 1
     trust_remote_code: bool
+    chat_template_kwargs: TemplateArguments
 
 
 class HttpEngine(Settings):
@@ -36,6 +41,7 @@ class HttpEngine(Settings):
     max_pause_seconds: Annotated[
         float, Field(gt=0)
     ]  # before a further try; a server that asks for more ends the run
+    chat_template_kwargs: TemplateArguments  # vLLM's and SGLang's servers know them; others refuse them: {}
 
 
 class ScriptedEngine(Settings):

@@ -1,6 +1,7 @@
 """Who answers a prompt: the protocol that synthesis speaks, and the engines behind it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -70,7 +71,12 @@ def check_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> None:
 
             check_server(settings)
         case "vllm":
+            from dualview.engines.chat import chat_of
+
             check_model(settings.model)
+            if "://" not in settings.model:  # which would be copied, weights and all
+                with suppress(OSError):  # a hub that the nodes may reach
+                    chat_of(settings)
         case "scripted":
             pass
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from dualview.config.engines import HttpEngine
 from dualview.engines import Completion, EngineUnavailable, Request, Turn
+from dualview.engines.chat import without_marks
 from dualview.errors import InputError
 
 # What a word is worth where the server reports no probabilities: the margin of every "yes", in nats. Any
@@ -70,6 +71,8 @@ class Http:
         self._settings, self._sleep, self._now = settings, sleep, now
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._misses_usage = False
+        # How the server makes tokens of a text is not ours to say, nor which marks its model has.
+        self._broken = without_marks()
 
     @cached_property
     def _client(self) -> httpx.AsyncClient:
@@ -147,12 +150,17 @@ class Http:
         num_logprobs = min(request.num_logprobs, self._settings.num_logprobs)
         return {
             "model": self._settings.model,
-            "messages": [{"role": turn.role, "content": turn.text} for turn in request.prompt],
+            "messages": [{"role": turn.role, "content": self._broken(turn.text)} for turn in request.prompt],
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
             "seed": request.seed,
             **({"logprobs": True, "top_logprobs": num_logprobs} if num_logprobs else {}),
+            **(
+                {"chat_template_kwargs": arguments}
+                if (arguments := self._settings.chat_template_kwargs)
+                else {}
+            ),
         }
 
     def _backoff_seconds(self, request: Request, attempt: int) -> float:

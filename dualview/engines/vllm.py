@@ -23,6 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from dualview.config.engines import VllmEngine
 from dualview.engines import Completion, EngineDied, Request
+from dualview.engines.chat import Chat
 from dualview.models import local_model
 
 
@@ -54,15 +55,14 @@ class Vllm:
         # it once more, and also where nothing is wrong: at an actor's end Ray kills the engine's process first.
         # After the start, which sets all levels anew.
         logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
-        self._tokenizer = self._llm.get_tokenizer()
+        self._chat = Chat(self._llm.get_tokenizer(), settings.chat_template_kwargs)
         self._request_ids = count()
 
     async def complete(self, request: Request) -> Completion:
-        token_ids = self._tokenizer.apply_chat_template(
-            [{"role": turn.role, "content": turn.text} for turn in request.prompt],
-            add_generation_prompt=True,
-            return_dict=False,
-        )
+        try:
+            token_ids = self._chat.token_ids(request.prompt)
+        except ValueError as error:
+            return Completion(str(error), "error", 0, 0, {})
         sampling = SamplingParams(
             max_tokens=request.max_tokens,
             temperature=request.temperature,

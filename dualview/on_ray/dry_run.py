@@ -10,7 +10,7 @@ from dualview.commit.plan import Plan
 from dualview.config.engines import VllmEngine
 from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
-from dualview.models import local_model
+from dualview.engines.chat import chat_of
 from dualview.on_ray.generate import check
 from dualview.sources import open_source
 from dualview.synthesis.preview import Prompt, estimate, fill_prompts
@@ -54,17 +54,10 @@ def dry_run(config: GenerateConfig) -> None:
 def _counter(config: GenerateConfig) -> tuple[Callable[[Prompt], int], str]:
     """How many tokens a prompt has, and in words how that is known."""
     if isinstance(config.engine, VllmEngine):
-        from transformers import AutoTokenizer  # seconds to import
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            local_model(config.engine.model),
-            revision=config.engine.revision,
-            trust_remote_code=config.engine.trust_remote_code,
-        )
+        chat = chat_of(config.engine)
 
         def count(prompt: Prompt) -> int:
-            turns = [{"role": turn.role, "content": turn.text} for turn in prompt]
-            return len(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))
+            return len(chat.token_ids(prompt))
 
         return count, "by the model's tokenizer"
     return (

@@ -34,9 +34,7 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     killed driver stopped, as every run does.
     """
     runs = plan_study(study)
-    store = open_store(study.output)
-    check_reachable(store)
-    note_code(store)
+    check_reachable(open_store(study.output))
     names = [open_benchmark(benchmark).name for benchmark in runs[0].evaluate.benchmarks]
     for metric in study.metrics:
         if metric.partition(" ")[0] not in names:
@@ -48,6 +46,7 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     join_cluster(largest, dashboard=True)  # as in a training
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
+    note_code(open_store(study.output))
     # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
     repeats = list(study.axes[study.seeds])
     missing = [run for run in runs if not _is_finished(run)]

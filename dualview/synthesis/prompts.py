@@ -52,10 +52,16 @@ class Prompt:
     def _placeholders(self) -> frozenset[str]:
         return frozenset(name for _, template in self.turns for name in template.get_identifiers())
 
-    def fill(self, **values: str) -> tuple[Turn, ...]:
-        """The turns with every $placeholder replaced.
+    @cached_property
+    def _tags(self) -> re.Pattern[str]:
+        """What opens and closes the blocks of this prompt, however it is written."""
+        names = {name for _, template in self.turns for name in re.findall(r"</(\w+)>", template.template)}
+        return re.compile(rf"</?\s*({'|'.join(sorted(names)) or '(?!)'})\b[^<>]*>", re.IGNORECASE)
 
-        Raises InputError where the prompt asks for something else than it is given here, as when a
+    def fill(self, **values: str) -> tuple[Turn, ...]:
+        """The turns with every $placeholder replaced by a text that cannot leave the tags around it.
+
+        A tag of the prompt's that stands in a value gets a space: "< /passage>" closes nothing. Raises InputError where the prompt asks for something else than it is given here, as when a
         prompt for writing is named as a judge's.
         """
         if unknown := self._placeholders - values.keys():
@@ -63,7 +69,10 @@ class Prompt:
                 f"prompt {self.version}: has no value for ${min(unknown)};"
                 f" this use of a prompt offers ${', $'.join(values)}"
             )
-        return tuple(Turn(role, template.substitute(values)) for role, template in self.turns)
+        inside = {
+            name: self._tags.sub(lambda tag: f"< {tag[0][1:]}", value) for name, value in values.items()
+        }
+        return tuple(Turn(role, template.substitute(inside)) for role, template in self.turns)
 
 
 @cache

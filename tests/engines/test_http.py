@@ -41,6 +41,7 @@ def settings_of(host: str, **changes: Any) -> HttpEngine:
             "timeout_seconds": 60.0,
             "max_tries": 4,
             "max_pause_seconds": 30.0,
+            "chat_template_kwargs": {},
             **changes,
         }
     )
@@ -514,6 +515,7 @@ def test_vllm_behind_its_own_server_and_in_this_process_answer_alike(smollm2, vl
                 compile=False,
                 tensor_parallel=1,
                 trust_remote_code=False,
+                chat_template_kwargs={},
             )
         )
         try:

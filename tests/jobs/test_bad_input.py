@@ -166,6 +166,7 @@ def test_an_unreachable_server_and_a_key_that_is_not_set(tmp_path: Path) -> None
         "timeout_seconds": 60,
         "max_tries": 3,
         "max_pause_seconds": 10,
+        "chat_template_kwargs": {},
     }
     settings = {"output": str(tmp_path), "engine": engine}
     error = error_of("judge", settings, OUR_KEY=SECRET)

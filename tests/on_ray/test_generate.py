@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 from faulty_s3 import FaultyS3
 import numpy as np
+from prompted import inside
 import pytest
 import ray
 from ray_processes import workers_of
@@ -329,7 +330,7 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
             yes = gold[request.prompt] == knows_the_gold
         else:
             question = request.prompt[-1].text
-            yes = any(f"Query: {query}\n" in question and question.endswith(text) for query, text in targets)
+            yes = (inside(question, "query"), inside(question, "passage")) in targets
         return Completion("", "length", 1, 1, {"yes": -0.1 if yes else -3.0, "no": -3.0 if yes else -0.1})
 
     store = open_store(config.output)

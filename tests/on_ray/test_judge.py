@@ -114,7 +114,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     alone = config.model_copy(update={"actors": config.actors.model_copy(update={"num": 1})})
     with pytest.raises(Interruption, match=rf"the server at {chat_server.host} answers 503: closed"):
         judge(alone)
-    assert {file.name for file in (tmp_path / "run").iterdir()} == {"config.json"}
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {"code", "config.json"}
 
     chat_server.answer = answer
     chat_server.bodies.clear()

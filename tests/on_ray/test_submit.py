@@ -1,5 +1,6 @@
 """All jobs through `ray job submit`, as a user would send them, with token authentication on."""
 
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,10 @@ import psutil
 import pytest
 import ray
 
+from dualview.commit.claims import read_codes
+from dualview.provenance import code
 from dualview.storage import open_store
+from dualview.synthesis.stats import run_stats
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
@@ -87,10 +91,18 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
         arguments = ["--config", options["--config"]]
         for assignment in options["--set"]:
             arguments += ["--set", assignment]
-        sent = submit(job_server, sys.executable, f"jobs/{name}.py", *arguments)
+        # As cluster/README has it: the history stays here.
+        sent = submit(
+            job_server, "env", "DUALVIEW_COMMIT=c0ffee-dirty", sys.executable, f"jobs/{name}.py", *arguments
+        )
         assert sent.returncode == 0, sent.stdout + sent.stderr
     keys = {entry.key for entry in open_store(base).list()}
     assert {"data/plan.json", "encoder/result.json", "scores/scores.parquet"} <= keys
+    sent_code = replace(code(), commit="c0ffee", dirty=True)
+    for output in ("data", "encoder", "scores"):
+        assert [noted for noted, _ in read_codes(open_store(f"{base}/{output}"))] == [sent_code]
+    [made_by] = run_stats(open_store(f"{base}/data")).origins
+    assert dict(made_by)["code_version"] == str(replace(code(), commit=None, dirty=None))
 
 
 def test_a_users_mistake_reaches_the_user_as_its_sentence(job_server):

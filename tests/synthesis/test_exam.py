@@ -4,6 +4,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
+from prompted import inside
 import pytest
 
 from dualview.config.generate import Exam, LlmJudge
@@ -116,7 +117,7 @@ def answering(answer):
     """A judge that is given the passage's line of the prompt."""
 
     def complete(request):
-        logprobs = answer(request.prompt[-1].text.rsplit("Passage:", 1)[1])
+        logprobs = answer(inside(request.prompt[-1].text, "passage"))
         return Completion("", "length", 1, 1, logprobs)
 
     return Scripted("judge", complete)

@@ -81,5 +81,5 @@ def test_an_original_is_asked_for_in_every_length_and_style():
 @pytest.mark.parametrize("form", prompts.FORMS)
 def test_a_rewording_is_asked_for_in_its_form(form):
     (turn,) = prompts.rewording_prompt(prompts.load("reword-v1"), "main exports", "Only islands.", form)
-    for part in ("main exports", "Instruction: Only islands.\n", form):
+    for part in ("main exports", "<below>\nOnly islands.\n</below>", form):
         assert part in turn.text

@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 import random
 
+from prompted import inside
 import pytest
 
 from dualview.config.generate import (
@@ -93,7 +94,7 @@ def engine(write: str | Completion, relevant: Callable[[str], float | None]) -> 
     def answer(request: Request) -> Completion:
         if not request.num_logprobs:
             return write if isinstance(write, Completion) else Completion(write, "stop", 100, 20, {})
-        margin = relevant(request.prompt[-1].text.rsplit("Passage: ", 1)[1])
+        margin = relevant(inside(request.prompt[-1].text, "passage"))
         logprobs = {"The": -1.0} if margin is None else {"yes": margin - 5, "no": -5.0}
         return Completion("?", "length", 30, 1, logprobs)
 
@@ -396,8 +397,8 @@ def drafting(*answers):
         if not request.num_logprobs:
             return Completion(left.pop(0), "stop", 10, 5, {})
         question = request.prompt[-1].text
-        strength = float(question.split("Instruction: ")[1].split(".")[0].split()[-1])
-        margin = strength if "island" in question.rsplit("Passage: ", 1)[1] else -strength
+        strength = float(inside(question, "instruction").split(".")[0].split()[-1])
+        margin = strength if "island" in inside(question, "passage") else -strength
         return Completion("", "length", 3, 1, {"yes": margin - 50, "no": -50.0})
 
     return Scripted("model@1", answer)
@@ -434,8 +435,8 @@ def by_condition(query=3.0, original=3.0):
         if not request.num_logprobs:
             return Completion(block(ISLANDS), "stop", 100, 20, {})
         question = request.prompt[-1].text
-        passage = question.rsplit("Passage: ", 1)[1]
-        if "Instruction: " not in question:
+        passage = inside(question, "passage")
+        if "<instruction>" not in question:
             margin = query
         elif ISLANDS in question:
             margin = islands_only(passage)
@@ -556,8 +557,8 @@ def bootstrapping(*, original=ORIGINAL, confirms=3.0):
         question = request.prompt[-1].text
         if not request.num_logprobs:
             return Completion(block(original if "<found>" in question else ISLANDS), "stop", 10, 5, {})
-        passage = question.rsplit("Passage: ", 1)[1]
-        if "Instruction: " not in question:
+        passage = inside(question, "passage")
+        if "<instruction>" not in question:
             margin = -3.0 if "off-topic" in passage else 3.0
         elif ORIGINAL in question:
             margin = confirms if "africa" in passage else (-2.0 if "fiji" in passage else -4.0)
@@ -622,12 +623,12 @@ def rewording_engine(reword):
         question = request.prompt[-1].text
         if not request.num_logprobs:
             if "Form of yours:" in question:
-                said = question.split("Instruction: ")[1].split("\n")[0]
+                said = inside(question, "below")
                 return Completion(block(reword(said)), "stop", 10, 5, {})
             return Completion(block(ISLANDS), "stop", 10, 5, {})
         instruction, passage = (
-            question.split("Instruction: ")[1].split("\n")[0],
-            question.rsplit("Passage: ", 1)[1],
+            inside(question, "instruction"),
+            inside(question, "passage"),
         )
         if "Africa" in instruction:
             margin = 3.0 if "africa" in passage else -3.0
