@@ -11,6 +11,9 @@ from typing import Any
 # about a run is reported to anyone.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+# vLLM's warm-up compiles FlashInfer's sampler by nvcc, and ends the engine where there is none, as in our image. Our
+# requests carry seeds, which that sampler does not serve. Can go when vllm-project/vllm#49497 is closed.
+os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 import numpy as np
 from vllm import AsyncEngineArgs, SamplingParams
