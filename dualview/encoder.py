@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from dualview.errors import InputError
 from dualview.models import Side, local_model
@@ -24,6 +25,8 @@ Precision = Literal["bf16", "fp32"]
 Tokens = Sequence[int] | NDArray[np.int32]
 Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
 
+
+disable_progress_bar()  # over weights and files, in the midst of our own lines
 
 # transformers 5 keeps the precision of a model's file. In bf16 AdamW loses small updates, and `precision` would
 # mean another thing for each file.

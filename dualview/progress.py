@@ -49,6 +49,7 @@ class Progress:
             disable=not self._console.is_terminal,
         )
         self._done = 0
+        self._done_of_last_line = -1
         self._figures: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -87,7 +88,8 @@ class Progress:
         self._print_line()
 
     def _print_line(self) -> None:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and self._done != self._done_of_last_line:
+            self._done_of_last_line = self._done
             elapsed = timedelta(seconds=round(self._clock() - self._start))
             print(f"{self._label}: {self._status()}, {elapsed} elapsed", file=self._console.file, flush=True)
 

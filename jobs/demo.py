@@ -1,10 +1,11 @@
-"""The whole pipeline on real input, on this machine: S3, Ray, vLLM, DeepSpeed, evaluation, a page to read."""
+"""The whole pipeline on real input, on this machine: Ray, DeepSpeed, evaluation, a search and a page to look at."""
 
 from argparse import ArgumentParser
 from pathlib import Path
+import sys
 
-from dualview.demo import DUAL_VIEWS, FROZEN_DOCUMENTS, run_demo
 from dualview.errors import one_sentence
+from dualview.quiet import run_quietly
 
 
 def main() -> None:
@@ -13,10 +14,21 @@ def main() -> None:
     parser.add_argument(
         "--general", type=Path, metavar="FOLDER", help="a BEIR folder, to watch general retrieval"
     )
-    parser.add_argument("--frozen", action="store_true", help="the demo of frozen documents instead")
+    parser.add_argument(
+        "--story",
+        choices=("first", "frozen", "dual"),
+        default="first",
+        help="an index learns to follow instructions: in minutes, or in full; or one view against both",
+    )
+    parser.add_argument("--loud", action="store_true", help="show also what libraries print")
     arguments = parser.parse_args()
-    story = FROZEN_DOCUMENTS if arguments.frozen else DUAL_VIEWS
-    run_demo(story, arguments.out, arguments.general)
+
+    if arguments.loud:
+        from dualview.demo import STORIES, run_demo  # which take seconds to import
+
+        run_demo(STORIES[arguments.story], arguments.out, arguments.general)
+    else:
+        sys.exit(run_quietly([sys.executable, *sys.argv, "--loud"], arguments.out / "log.txt"))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-from dualview.evaluation.report import Summary, in_hundredths
+from dualview.evaluation.report import HEADLINE, Summary, in_hundredths
+from dualview.evaluation.side_by_side import Found, found_html
 from dualview.records import ACCEPTED, DualView
 
-HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
 PALETTE = (
     "#0072b2",
     "#d55e00",
@@ -68,6 +68,7 @@ svg text {{ font-family: inherit !important; }}
 .card span {{ display: block; font-size: .82rem; color: #5b6875; }}
 table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid #e4e2dd; white-space: nowrap; }}
+.found td {{ white-space: normal; vertical-align: top; min-width: 15rem; }}
 .wide {{ overflow-x: auto; margin-bottom: 1.5rem; }}
 summary {{ cursor: pointer; color: #5b6875; font-size: .85rem; margin: 1rem 0; }}
 article {{ margin: 1.2rem 0; padding: 1.2rem 1.5rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
@@ -96,6 +97,7 @@ below 0 is the wrong way.</p>"""
 def page(
     title: str,
     summary: Summary,
+    found: Sequence[Found],
     funnels: Mapping[str, Mapping[str, int]],
     notes: Sequence[str],
     losses: Mapping[str, Sequence[tuple[int, float]]],
@@ -104,12 +106,12 @@ def page(
 ) -> str:
     """The whole page as HTML; nothing in it is fetched. A part without material is left out.
 
-    funnels: run -> status -> number of requests. notes: sentences on the generation.
-    losses: arm -> (step, loss). The examples are shown as given.
+    found: searches to look at, on the first screen. funnels: run -> status -> number of requests. notes:
+    sentences on the generation. losses: arm -> (step, loss). The examples are shown as given.
     """
     encoders = list(summary["encoders"])
     colors = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(dict.fromkeys([*encoders, *losses]))}
-    parts = [LEAD, _cards(summary)]
+    parts = [LEAD, _cards(summary), found_html(found)]
     with matplotlib.rc_context(STYLE):
         if encoders:
             parts += [

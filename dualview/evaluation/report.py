@@ -18,6 +18,7 @@ from dualview.evaluation.significance import (
     paired_difference,
 )
 
+HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
 # encoder, then benchmark, then metric. Plain values, so that JSON holds it.
 Intervals = dict[str, dict[str, dict[str, dict[str, float]]]]
 
@@ -105,8 +106,13 @@ def _splits(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def print_table(summary: Summary, console: Console | None = None) -> None:
-    """Two tables a benchmark, metrics x encoders and metrics x differences: x100, with 95% intervals."""
+def print_table(
+    summary: Summary, console: Console | None = None, metrics: Sequence[str] | None = None
+) -> None:
+    """Two tables a benchmark, metrics x encoders and metrics x differences: x100, with 95% intervals.
+
+    metrics: these alone, in their order; None: all.
+    """
     console = console or Console()
     for benchmark in dict.fromkeys(name for results in summary["encoders"].values() for name in results):
         results = {
@@ -125,14 +131,16 @@ def print_table(summary: Summary, console: Console | None = None) -> None:
             table.add_column("topics", justify="right")
             for heading in columns:
                 table.add_column(escape(heading), justify="right")
-            for metric in sorted({metric for cells in columns.values() for metric in cells}):
+            measured = {metric for cells in columns.values() for metric in cells}
+            for metric in sorted(measured) if metrics is None else [m for m in metrics if m in measured]:
                 cells = [of_column.get(metric) for of_column in columns.values()]
                 counts = {int(cell["num_topics"]) for cell in cells if cell}
                 topics = " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
                 table.add_row(escape(metric), topics, *map(_cell, cells))
             console.print(table)
-        for name, metrics in differences.items():
-            if weak := _too_small(metrics):
+        for name, cells_of in differences.items():
+            shown = {metric: cell for metric, cell in cells_of.items() if not metrics or metric in metrics}
+            if weak := _too_small(shown):
                 text = f"{name}: too few topics to tell from none the differences in {', '.join(weak)}"
                 console.print(escape(text), highlight=False, soft_wrap=True)
 

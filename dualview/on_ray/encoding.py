@@ -5,14 +5,14 @@
 FINGERPRINT is of all that decides a vector, TEXTS of the texts: what stands is not encoded again.
 """
 
-# D = texts of a shard, E = embedding size
+# D, N = texts of a shard, of any list; E = embedding size
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -119,39 +119,57 @@ class KeepUnit:
         return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.encoder import check_length, comparable, encode_tokens, num_cut, own_prompt, tokenize
-
         space, texts = Space(**unit["space"]), list(unit["texts"])
         try:
-            encoder = self.encoder_of(unit["model"])
-            side = "query" if space.side == "query" else "passage"
-            check_length(encoder, f"max_{side}_tokens", space.max_tokens)
-            prompt = own_prompt(encoder, space.side) if space.prompt is None else space.prompt
-            prompted = [prompt + text for text in texts]
-            vectors, at_limit = [], []
-            for start in range(0, len(texts), ENCODING_GROUP):
-                some = prompted[start : start + ENCODING_GROUP]
-                tokens = tokenize(encoder, some, space.max_tokens)
-                found = encode_tokens(encoder, tokens, side=space.side, precision=space.precision)
-                vectors.append(comparable(encoder, found).numpy())
-                at_limit += [
-                    text for text, ids in zip(some, tokens, strict=True) if len(ids) == space.max_tokens
-                ]
-            vectors_DE = np.concatenate(vectors)
+            found = encode_in(self.encoder_of(unit["model"]), space, texts)
         except InputError as error:
             name = f"model {unit['model']}: "
             raise InputError(name + str(error).removeprefix(name)) from None
-        notes = {**asdict(space), "prompt": prompt, "num_cut": num_cut(encoder, at_limit, space.max_tokens)}
+        notes = {**asdict(space), "prompt": found.prompt, "num_cut": found.num_cut}
         table = pa.table(
             {
                 "text_sha256": [hashlib.sha256(text.encode()).hexdigest() for text in texts],
-                "vector": pa.FixedSizeListArray.from_arrays(vectors_DE.ravel(), vectors_DE.shape[1]),
+                "vector": pa.FixedSizeListArray.from_arrays(
+                    found.vectors_NE.ravel(), found.vectors_NE.shape[1]
+                ),
             }
         ).replace_schema_metadata({"dualview": json.dumps(notes)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="none", use_dictionary=False)  # floats do not get smaller
         self.store.put_new(unit["key"], sink.getvalue().to_pybytes(), uuid4().hex)
         return {"num_texts": len(texts)}
+
+
+class Encoded(NamedTuple):
+    vectors_NE: NDArray[np.float32]
+    prompt: str  # that stood before every text
+    num_cut: int  # texts with more tokens than are read
+
+
+def encode_in(encoder: "SentenceTransformer", space: Space, texts: Sequence[str]) -> Encoded:
+    """The texts' vectors, in their order. Raises InputError where the encoder cannot be used so."""
+    from dualview.encoder import check_length, comparable, encode_tokens, num_cut, own_prompt, tokenize
+
+    side = "query" if space.side == "query" else "passage"
+    check_length(encoder, f"max_{side}_tokens", space.max_tokens)
+    prompt = own_prompt(encoder, space.side) if space.prompt is None else space.prompt
+    prompted = [prompt + text for text in texts]
+    vectors, at_limit = [], []
+    for start in range(0, len(texts), ENCODING_GROUP):
+        some = prompted[start : start + ENCODING_GROUP]
+        tokens = tokenize(encoder, some, space.max_tokens)
+        found = encode_tokens(encoder, tokens, side=space.side, precision=space.precision)
+        vectors.append(comparable(encoder, found).numpy())
+        at_limit += [text for text, ids in zip(some, tokens, strict=True) if len(ids) == space.max_tokens]
+    return Encoded(np.concatenate(vectors), prompt, num_cut(encoder, at_limit, space.max_tokens))
+
+
+def kept_texts(store: Store, key: str) -> list[str]:
+    """SHA-256 of each text whose vector the object holds, in their order."""
+    filesystem, path = arrow_filesystem(f"{store.url}/{key}")
+    with filesystem.open_input_file(path) as file:  # without the vectors
+        digests: list[str] = pq.read_table(file, columns=["text_sha256"])["text_sha256"].to_pylist()
+    return digests
 
 
 def kept_vectors(store: Store, key: str) -> NDArray[np.float32]:

@@ -57,6 +57,7 @@ from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kep
 from dualview.sources import bm25, factbook
 from dualview.storage import Store, check_reachable, open_store
 
+CONFIG_KEY = "config.json"
 SCORES_KEY = "scores.parquet"
 DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
 _PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
@@ -91,7 +92,9 @@ def evaluate(config: EvaluateConfig) -> Summary:
         if isinstance(model, EncoderModel):
             check_model(model.model)
     benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
-    claim(store, "config.json", config.deciding(), notes={})
+    deciding = config.deciding()
+    notes = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
+    claim(store, CONFIG_KEY, deciding, notes)
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
@@ -224,15 +227,13 @@ class _Index:
     """The vectors of all texts, on the store."""
 
     def __init__(self, config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> None:
-        self.store = open_store(config.embeddings or f"{config.output.rstrip('/')}/embeddings")
+        self.store = vectors_store(config, open_store(config.output))
         self.config = config
         encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
         self.queries: dict[tuple[str, int], list[Shard]] = {}
         self.passages: dict[tuple[str, int], list[Shard]] = {}
         for name, model in encoders.items():
-            space = partial(_space, model.model, precision=config.precision)
-            of_query = space("query", max_tokens=config.max_query_tokens, prompt=model.query_prompt)
-            of_passage = space("document", max_tokens=config.max_passage_tokens, prompt=model.passage_prompt)
+            of_query, of_passage = (space_of(config, model, side) for side in ("query", "document"))
             for benchmark in benchmarks:
                 for collection in benchmark.collections:
                     place, size = (name, id(collection)), config.rows_per_shard
@@ -267,12 +268,12 @@ class _Index:
             for shard in self.passages[place]
         ]
         batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
-        questions: Any = (queries_VE, _candidates(collection))
+        questions: Any = (queries_VE, candidates_of(collection, collection.views))
         depth = _depth(collection)
         if len(batches) > 1:
             join_cluster(self.config.actors)
             questions = ray.put(questions)
-        search = partial(_search, self.store, questions, depth)
+        search = partial(search_kept, self.store, questions, depth)
         return _merged(map_on_cluster(self.config.actors, search, batches), depth)
 
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
@@ -290,14 +291,27 @@ class _Index:
         return notes
 
 
-def _space(model: str, side: Side, **settings: Any) -> Space:
-    return Space(model_fingerprint(model, side), side, **settings)
+def vectors_store(config: EvaluateConfig, output: Store) -> Store:
+    """Where an evaluation keeps vectors; `output` is where it lies now."""
+    return open_store(config.embeddings or f"{output.url.rstrip('/')}/embeddings")
 
 
-def _candidates(collection: Collection) -> list[NDArray[np.int32]] | None:
+def space_of(config: EvaluateConfig, model: EncoderModel, side: Side) -> Space:
+    """What the vectors of one side of the model are made by."""
+    is_query = side == "query"
+    return Space(
+        model_fingerprint(model.model, side),
+        side,
+        max_tokens=config.max_query_tokens if is_query else config.max_passage_tokens,
+        precision=config.precision,
+        prompt=model.query_prompt if is_query else model.passage_prompt,
+    )
+
+
+def candidates_of(collection: Collection, views: Sequence[View]) -> list[NDArray[np.int32]] | None:
     """The numbers of each view's candidates; None where all are. All views of a collection are alike in this."""
     number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
-    listed = [view.candidates for view in collection.views]
+    listed = [view.candidates for view in views]
     if listed[0] is None:
         return None
     return [np.array([number_of[id] for id in candidates or ()], np.int32) for candidates in listed]
@@ -311,7 +325,7 @@ def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _search(
+def search_kept(
     store: Store,
     questions: Any,
     depth: int,
@@ -350,7 +364,9 @@ def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collec
     ]
     statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
     queries = bm25.numbered(terms, vocabulary)
-    search = partial(_search_words, model, vocabulary, statistics, queries, _candidates(collection))
+    search = partial(
+        _search_words, model, vocabulary, statistics, queries, candidates_of(collection, collection.views)
+    )
     return _merged(map_on_cluster(actors, search, parts), _depth(collection))
 
 

@@ -8,6 +8,7 @@ import pytest
 from dualview.evaluation.page import page
 from dualview.evaluation.report import summary
 from dualview.evaluation.scores import QueryScore, scores_to_table
+from dualview.evaluation.side_by_side import Found, Hit
 from dualview.records import ACCEPTED, DualView, Lineage, Passage, Seed, Verdict
 
 NASTY = "<script>alert('x & y')</script> $\\frac{1}$ {0}"
@@ -85,10 +86,23 @@ def results():
     return summary(pa.concat_tables(tables), [(f"dual {NASTY}", "single")], samples=50, seed=0)
 
 
+FOUND = [
+    Found(
+        f"main exports {NASTY}",
+        "Only islands.",
+        {
+            f"before {NASTY}": [Hit(Passage("1", "landlocked", title="Chad"), False)],
+            "after": [Hit(Passage("2", f"an island {NASTY}", title="Fiji"), True)],
+        },
+    )
+]
+
+
 def _whole_page(results):
     return page(
         title=f"report {NASTY}",
         summary=results,
+        found=FOUND,
         notes=["The judge <failed> its exam."],
         funnels={"facets": {ACCEPTED: 80, "not_flipped": 15, "poison": 5, "declined": 0}},
         losses={"single": [(1, 3.0), (2, 2.0)], f"dual {NASTY}": [(1, 2.5), (2, 1.5)]},
@@ -119,12 +133,18 @@ def test_texts_stand_there_as_written(results):
     parser = Balanced()
     parser.feed(_whole_page(results))
     text = "".join(parser.text)
-    for shown in ("report", "dry season", "Only Africa", "Landlocked only"):
+    for shown in ("report", "dry season", "Only Africa", "Landlocked only", "main exports", "an island"):
         assert f"{shown} {NASTY}" in text
     assert "Mongolia far from the sea" in text
     assert (
         "judge on N*: right (+1.5); judge on positive: wrong (+0.7); judge on other: could not tell" in text
     )
+
+
+def test_the_search_stands_before_the_figures(results):
+    html = _whole_page(results)
+    assert html.index("✓ Fiji") < html.index("<svg")
+    assert "after (1 of 1 obey)" in html
 
 
 def test_pictures_are_sound_and_say_what_was_measured(results):
@@ -161,7 +181,14 @@ def test_the_same_material_gives_the_same_page(results):
 
 def test_parts_without_material_are_left_out(results):
     html = page(
-        "report", {**results, "differences": []}, funnels={}, notes=[], losses={}, accepted=[], rejected=[]
+        "report",
+        {**results, "differences": []},
+        found=[],
+        funnels={},
+        notes=[],
+        losses={},
+        accepted=[],
+        rejected=[],
     )
     headings = re.findall(r"<h2>(.*?)</h2>", html)
     assert headings == ["Scores"]

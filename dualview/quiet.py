@@ -1,0 +1,65 @@
+"""A job whose own lines alone are shown; what libraries print goes to a file."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+
+NUM_LINES_OF_A_FAILURE = 20
+
+
+def run_quietly(command: Sequence[str], log: Path) -> int:
+    """Runs the command and returns its exit code. Shows its own lines; what libraries print goes to `log`.
+
+    Of a command that fails, the end of the log is shown too.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    columns = shutil.get_terminal_size().columns
+    environment = {
+        **os.environ,
+        "COLUMNS": str(columns),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, encoding="utf-8"
+        )
+        assert process.stdout is not None
+        with suppress(KeyboardInterrupt):  # which the command got as well, and ends by
+            for line in process.stdout:
+                own = _own(line)
+                if own is None:
+                    file.write(line)
+                    file.flush()
+                else:
+                    print(own, end="", flush=True)
+        code = process.wait()
+    if code:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LINES_OF_A_FAILURE:]
+        print(*tail, sep="\n")
+        print(f"exit code {code}; all that was printed: {log}")
+    return code
+
+
+# (RayTrainWorker pid=4711, ip=10.0.0.1) in front of what a worker printed, and [repeated 2x across cluster] behind it.
+_FROM_WORKER = re.compile(
+    r"^(?:\x1b\[\d+m)*\([^()]*\)(?:\x1b\[\d+m)* ?(?P<text>.*?)(?:\x1b\[\d+m)* ?(?:\[repeated .*)?$"
+)
+
+
+# [2026-11-27 22:07:00,222] [WARNING] [real_accelerator.py:213:get_accelerator] ..., as DeepSpeed's logger prints.
+_FROM_LOGGER = re.compile(r"^\[\d{4}-\d\d-\d\d [^\]]*\] \[[A-Z]+\] ")
+
+
+def _own(line: str) -> str | None:
+    """The line as we wrote it, in the driver or in a training worker; None: a library wrote it."""
+    if _FROM_LOGGER.match(line):
+        return None
+    if not (from_worker := _FROM_WORKER.match(line.rstrip("\n"))):
+        return line
+    text = from_worker["text"]
+    return f"{text}\n" if text.startswith("step ") else None
