@@ -36,7 +36,7 @@ demo-dual: .venv/ready
 
 study: .venv/ready
 	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data
-	$(BIN)/python jobs/study.py --config configs/smoke/study.yaml
+	$(BIN)/python jobs/study.py --config configs/studies/study.yaml
 
 bench: .venv/ready-for-tests
 	$(BIN)/python tests/benchmarks/generate.py

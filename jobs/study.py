@@ -1,4 +1,4 @@
-"""Runs a grid of trainings and reports it: python jobs/study.py --config configs/smoke/study.yaml [--dry-run]"""
+"""Runs a grid of trainings and reports it: python jobs/study.py --config configs/studies/study.yaml [--dry-run]"""
 
 import sys
 

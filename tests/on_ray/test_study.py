@@ -160,7 +160,7 @@ def test_run_files_without_some_queries_are_baselines_of_a_report(tmp_path):
         ]
         (tmp_path / name / "factbook-development.trec").write_text("".join(lines))
     benchmark = {"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}
-    study = load(StudyConfig, "configs/smoke/study.yaml").model_copy(
+    study = load(StudyConfig, "configs/studies/study.yaml").model_copy(
         update={
             "output": str(tmp_path / "study"),
             "evaluate_changes": {"benchmarks": [benchmark]},

@@ -8,7 +8,7 @@ from dualview.config.study import StudyConfig
 from dualview.errors import InputError
 from dualview.studies.plans import budget_of, plan_study
 
-SMOKE = Path("configs/smoke/study.yaml").absolute()
+SMOKE = Path("configs/studies/study.yaml").absolute()
 
 
 def study(tmp_path, **changes):
@@ -48,7 +48,7 @@ def test_a_run_is_named_by_what_decides_it(tmp_path):
 
 def test_another_way_of_scoring_shares_the_trainings(tmp_path):
     runs = plan_study(study(tmp_path))
-    others = plan_study(study(tmp_path, evaluate=str(Path("configs/development/evaluate.yaml").absolute())))
+    others = plan_study(study(tmp_path, evaluate=str(Path("configs/studies/evaluate.yaml").absolute())))
     assert [run.train.output for run in others] == [run.train.output for run in runs]
     assert {run.evaluate.output for run in others}.isdisjoint(run.evaluate.output for run in runs)
 

@@ -20,7 +20,7 @@ from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
 from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_topic_interval, study_sections
 
-SMOKE = Path("configs/smoke/study.yaml").absolute()
+SMOKE = Path("configs/studies/study.yaml").absolute()
 CHROMIUM = shutil.which("chromium")
 P_MRR = "factbook-test p-MRR"
 LAWS = {
