@@ -86,7 +86,7 @@ STORIES = {
         FROZEN,
         changes={
             "facets-many": ("source.num_seeds=4000",),
-            "train-frozen": ("mixture.parts.0.num_instances=2880", "budget.instances=2880"),
+            "train-frozen": ("mixture.parts.0.num_instances=2400", "budget.instances=2400"),
         },
         is_short=True,
     ),
