@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 import re
 
-from dualview.beir import Row, by_id, check_qrels, read_lines, read_qrels, read_rows
+from dualview.beir import Row, by_id, check_qrels, fields_of, read_lines, read_qrels, read_rows
 from dualview.config.evaluate import Beir, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Case, Collection, Grades, View
@@ -79,7 +79,7 @@ def _fields(
 ) -> Iterator[tuple[str, list[str]]]:
     """Where it stands, and the fields of each line that is not blank."""
     for where, line in read_lines(url):
-        fields = line.split(separator)
+        fields = line.split(separator) if separator else fields_of(line)
         if fields and len(fields) != num:
             raise InputError(f"{where}: has {len(fields)} fields, not {num}, for example: {example}")
         if fields:
