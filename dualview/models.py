@@ -11,7 +11,7 @@ from typing import Literal
 
 from dualview.config.base import fingerprint
 from dualview.errors import InputError
-from dualview.storage import S3Store, check_reachable, download_tree, open_store
+from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
 Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
 ROUTER = "router_config.json"
@@ -116,6 +116,19 @@ def local_data(path: str, hub_name: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{path}: there is no such folder; {how}, and name FOLDER")
     return folder
+
+
+def open_data(path: str) -> Store:
+    """Where a data set's files are read: a folder, s3://..., package:NAME/FOLDER or hub:OWNER/NAME, downloaded first.
+
+    Raises InputError where the bucket or the hub cannot be reached. What the folder must hold is its reader's to say.
+    """
+    if path.startswith(("hub:", "package:")):
+        return open_store(str(local_data(path, path.removeprefix("hub:"))))
+    store = open_store(path)
+    if isinstance(store, S3Store):
+        check_reachable(store)
+    return store
 
 
 @cache

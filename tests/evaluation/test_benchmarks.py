@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+from faulty_s3 import FaultyS3, bucket
 import pytest
 
 from dualview.config.evaluate import Beir, Flips
@@ -10,6 +11,7 @@ from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.evaluation.benchmarks.plain import read_beir
 from dualview.records import FlipCollection, FlipQuery, Passage
+from dualview.storage import open_store
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(
@@ -79,6 +81,75 @@ def test_beir_reads_the_judged_queries(tmp_path, qrels):
             (Case("1", {"original": View("1", "wing", "", {"a": 2, "b": 0})}),),
         )
     ]
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with bucket(FaultyS3(), "data") as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "file", "s3", "the bucket itself", "hub"])
+def place_of(request, monkeypatch):
+    """Where a folder's files are to be read from, for readers."""
+
+    def place(folder):
+        if request.param in ("folder", "file"):
+            return f"file://{folder}" if request.param == "file" else f"{folder}/"
+        if request.param == "hub":
+
+            def snapshot_download(repository, *, repo_type):
+                assert (repository, repo_type) == ("ours/data", "dataset")
+                return str(folder)
+
+            monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+            return "hub:ours/data"
+        s3 = request.getfixturevalue("s3")
+        url = s3 if request.param == "the bucket itself" else f"{s3}/{folder.parent.name}/{folder.name}/"
+        for path in folder.iterdir():
+            open_store(url).put_new(path.name, path.read_bytes(), "test")
+        return url
+
+    yield place
+    if request.param == "the bucket itself":
+        open_store(request.getfixturevalue("s3")).remove("")
+
+
+def test_flips_are_read_from_anywhere(tmp_path, place_of):
+    _write(tmp_path / "dev" / "corpus.jsonl", CORPUS)
+    _write(tmp_path / "dev" / "queries.jsonl", [FLIP])
+    expected = read_flips(_flips(tmp_path / "dev"))
+    assert read_flips(_flips(place_of(tmp_path / "dev"))) == expected
+
+
+def test_splits_on_a_bucket_share_the_corpus_beside_them(tmp_path, s3):
+    split, shared = open_store(f"{s3}/shared/dev"), open_store(f"{s3}/shared")
+    shared.put_new("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in CORPUS).encode(), "test")
+    split.put_new("corpus.jsonl.old", b"another", "test")
+    split.put_new("queries.jsonl", json.dumps(FLIP).encode(), "test")
+    assert list(read_flips(_flips(f"{s3}/shared/dev")).passages) == ["a", "b", "c"]
+
+
+def test_beir_is_read_from_anywhere(tmp_path, place_of):
+    for name, rows in (("corpus.jsonl", CORPUS), ("queries.jsonl", QUERIES), ("qrels.tsv", [QRELS])):
+        _write(tmp_path / "wings" / name, rows)
+    expected = read_beir(_beir(tmp_path / "wings"))
+    assert read_beir(_beir(place_of(tmp_path / "wings"))) == expected
+
+
+@pytest.mark.parametrize("read", [lambda path: read_flips(_flips(path)), lambda path: read_beir(_beir(path))])
+def test_a_place_that_cannot_be_reached_is_one_sentence(read, s3, monkeypatch):
+    with pytest.raises(InputError, match="s3://nobodys/data: there is no bucket `nobodys`"):
+        read("s3://nobodys/data")
+    with pytest.raises(InputError, match=r"corpus.jsonl: cannot be read \(there is no such file\)"):
+        read(f"{s3}/nowhere")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(InputError, match=r"hub:ours/data: cannot be had from the hub .* run `hf download"):
+        read("hub:ours/data")
 
 
 @pytest.mark.parametrize(
