@@ -6,7 +6,9 @@ query-id <tab> corpus-id <tab> score                       the first line of qre
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+import hashlib
 import io
 import json
 import math
@@ -140,6 +142,12 @@ def fields_of(line: str) -> list[str]:
     return [field.decode() for field in line.encode().split()]
 
 
+def file_sha256(url: str) -> str:
+    """Of its bytes. Raises InputError where the file cannot be read."""
+    with _opened(url) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_lines(url: str) -> Iterator[tuple[str, str]]:
     """Where it stands, and each line. Raises InputError where the file cannot be read."""
     return ((where, line) for where, _, line in _lines(url))
@@ -147,19 +155,25 @@ def read_lines(url: str) -> Iterator[tuple[str, str]]:
 
 def _lines(url: str) -> Iterator[tuple[str, int, str]]:
     """Where it stands, its offset in bytes, and each line without its end."""
+    # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids may hold, such
+    # as U+2028.
+    with _opened(url) as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            where = f"{url} line {number}"
+            try:
+                yield where, start, line.rstrip(b"\r\n").decode()
+            except UnicodeDecodeError:
+                raise InputError(f"{where}: is not UTF-8 text") from None
+            start += len(line)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[io.BufferedReader]:
     filesystem, path = arrow_filesystem(url)
     try:
-        # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids
-        # may hold, such as U+2028.
         with io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES) as file:
-            start = 0
-            for number, line in enumerate(file, start=1):
-                where = f"{url} line {number}"
-                try:
-                    yield where, start, line.rstrip(b"\r\n").decode()
-                except UnicodeDecodeError:
-                    raise InputError(f"{where}: is not UTF-8 text") from None
-                start += len(line)
+            yield file
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{url}: cannot be read ({reason.splitlines()[0]})") from None

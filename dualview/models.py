@@ -14,6 +14,7 @@ from dualview.errors import InputError
 from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
 Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
+SIDES: tuple[Side, ...] = ("query", "document")
 ROUTER = "router_config.json"
 
 
@@ -90,7 +91,22 @@ def _of_side(side: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
     return [name for name in names if name != "README.md" and name.partition("/")[0] not in others]
 
 
+def model_stamp(model: str) -> str | None:
+    """Costs no reading of the files, and is the same while nobody writes to them; None for a name of the hub."""
+    if model.startswith("package:"):
+        model = str(_package_folder(model))
+    elif "://" not in model and not Path(model).is_dir():
+        return None
+    return fingerprint([[entry.key, entry.stamp] for entry in open_store(model).list()])
+
+
 def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@cache  # large files, and most decide both sides
+def _sha256_of(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

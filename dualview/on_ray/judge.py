@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dualview.commit.claims import claim
+from dualview.config.base import fingerprint
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
 from dualview.config.sources import FactbookSource, TuplesSource
@@ -79,7 +80,9 @@ def judge(config: JudgeConfig) -> Judged:
         **config.model_dump(mode="json", exclude={"output": True, "actors": True, "engine": CONNECTION}),
         "judge_version": judge_name(config.judge),
     }
-    claim(store, "config.json", settings, notes={})
+    # What is asked, whatever the gold's paths hold by now.
+    asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
+    claim(store, "config.json", {**settings, "pairs": asked}, notes={})
     if store.list(PAIRS_KEY):
         print(f"{config.output} is finished; nothing to ask")
     else:
