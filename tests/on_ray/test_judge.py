@@ -87,6 +87,7 @@ def http(chat_server: Any) -> dict[str, Any]:
         "timeout_seconds": 300.0,
         "max_tries": 1,
         "max_pause_seconds": 1.0,
+        "chat_template_kwargs": {},
     }
 
 
