@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
-import json
 import logging
 import os
 from pathlib import Path
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualview.commit.shards import read_tables
-from dualview.config.base import canonical_json
+from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
@@ -122,7 +121,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
         },
         "evaluation": _headline(scores),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "summary.json").write_text(plain_json(summary, indent=2))
     _print_end(folder, summary, scores)
 
 

@@ -116,6 +116,7 @@ def most_moved(collection: Collection, rankings: Mapping[str, Ranking]) -> Itera
                     "new_rank": new_place,
                 },
                 ensure_ascii=False,
+                allow_nan=False,
             )
             + "\n"
         )

@@ -252,7 +252,7 @@ def _put_files(
     )
     put(f"moved/{name}/{benchmark.name}.jsonl", "".join(line for pair in pairs for line in most_moved(*pair)))
     result = mteb_result(benchmark.kind, benchmark.collections, rankings, scores, notes)
-    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2))
+    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2, allow_nan=False))
 
 
 def _sentence(notes: Mapping[str, Any]) -> str:
