@@ -6,9 +6,12 @@ query-id <tab> corpus-id <tab> score                       the first line of qre
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+import hashlib
 import io
 import json
+import math
 from typing import Any
 
 from dualview.errors import InputError
@@ -34,10 +37,16 @@ class Row:
             raise InputError(f"{self.where}: `{key}` must be a text, found {found!r}")
         return str(self.columns[key])
 
+    def id(self, key: str = "_id") -> str:
+        """Raises InputError where the key does not hold a text with something in it: no file could name it."""
+        if not (id := self.text(key)):
+            raise InputError(f'{self.where}: `{key}` is empty; expected an id, for example "184"')
+        return id
+
     def passage(self) -> Passage:
         """The row as a passage of corpus.jsonl."""
         title = self.text("title") if "title" in self.columns else ""
-        return Passage(self.text("_id"), text=self.text("text"), title=title)
+        return Passage(self.id(), text=self.text("text"), title=title)
 
 
 def read_rows(url: str) -> Iterator[Row]:
@@ -57,16 +66,16 @@ def read_rows(url: str) -> Iterator[Row]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         columns = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not valid JSON ({error.msg})") from None
+        if "\\ud" in line or "\\uD" in line:  # JSON can say half a character, but nothing can store it
+            json.dumps(columns, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # not JSON, or not Unicode
+        raise InputError(f"{where}: is not valid JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(columns, dict):
         raise InputError(f'{where}: expected a JSON object, for example {{"_id": "7", "text": "..."}}')
     return columns
 
 
-def by_id(
-    rows: Iterable[Row], key: str = "_id", read: Callable[[Row, str], str] = Row.text
-) -> dict[str, Row]:
+def by_id(rows: Iterable[Row], key: str = "_id", read: Callable[[Row, str], str] = Row.id) -> dict[str, Row]:
     """All rows, by what `read` finds under the key. Raises InputError where an id stands a second time."""
     found: dict[str, Row] = {}
     for row in rows:
@@ -122,6 +131,23 @@ def _judgements(url: str) -> Iterator[tuple[str, str, str, int]]:
                 )
 
 
+def whole_grade(value: Any) -> int | None:
+    """A grade as JSON or Parquet has it, 2 or 2.0; None where it is anything else, NaN and 0.5 included."""
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return int(value) if is_number and value == int(value) else None
+
+
+def fields_of(line: str) -> list[str]:
+    """What stands between ASCII's white space, as trec_eval parts it: an id may hold other kinds, such as U+00A0."""
+    return [field.decode() for field in line.encode().split()]
+
+
+def file_sha256(url: str) -> str:
+    """Of its bytes. Raises InputError where the file cannot be read."""
+    with _opened(url) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_lines(url: str) -> Iterator[tuple[str, str]]:
     """Where it stands, and each line. Raises InputError where the file cannot be read."""
     return ((where, line) for where, _, line in _lines(url))
@@ -129,19 +155,25 @@ def read_lines(url: str) -> Iterator[tuple[str, str]]:
 
 def _lines(url: str) -> Iterator[tuple[str, int, str]]:
     """Where it stands, its offset in bytes, and each line without its end."""
+    # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids may hold, such
+    # as U+2028.
+    with _opened(url) as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            where = f"{url} line {number}"
+            try:
+                yield where, start, line.rstrip(b"\r\n").decode()
+            except UnicodeDecodeError:
+                raise InputError(f"{where}: is not UTF-8 text") from None
+            start += len(line)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[io.BufferedReader]:
     filesystem, path = arrow_filesystem(url)
     try:
-        # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids
-        # may hold, such as U+2028.
         with io.BufferedReader(filesystem.open_input_file(path), _BUFFER_BYTES) as file:
-            start = 0
-            for number, line in enumerate(file, start=1):
-                where = f"{url} line {number}"
-                try:
-                    yield where, start, line.rstrip(b"\r\n").decode()
-                except UnicodeDecodeError:
-                    raise InputError(f"{where}: is not UTF-8 text") from None
-                start += len(line)
+            yield file
     except OSError as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{url}: cannot be read ({reason.splitlines()[0]})") from None

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-import json
 import os
 from pathlib import Path
 import shutil
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dualview.commit.shards import read_tables
-from dualview.config.base import canonical_json
+from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import SettingsType, load
@@ -167,7 +166,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
         },
         "evaluation": _headline(scores),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    (folder / "summary.json").write_text(plain_json(summary, indent=2))
     _print_end(folder, summary, scores, found)
 
 

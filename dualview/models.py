@@ -11,9 +11,10 @@ from typing import Literal
 
 from dualview.config.base import fingerprint
 from dualview.errors import InputError
-from dualview.storage import S3Store, check_reachable, download_tree, open_store
+from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
 Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
+SIDES: tuple[Side, ...] = ("query", "document")
 ROUTER = "router_config.json"
 
 
@@ -90,7 +91,22 @@ def _of_side(side: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
     return [name for name in names if name != "README.md" and name.partition("/")[0] not in others]
 
 
+def model_stamp(model: str) -> str | None:
+    """Costs no reading of the files, and is the same while nobody writes to them; None for a name of the hub."""
+    if model.startswith("package:"):
+        model = str(_package_folder(model))
+    elif "://" not in model and not Path(model).is_dir():
+        return None
+    return fingerprint([[entry.key, entry.stamp] for entry in open_store(model).list()])
+
+
 def _sha256(path: Path) -> str:
+    status = path.stat()
+    return _sha256_of(path, status.st_size, status.st_mtime_ns)
+
+
+@cache  # large files, and most decide both sides
+def _sha256_of(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -116,6 +132,19 @@ def local_data(path: str, hub_name: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{path}: there is no such folder; {how}, and name FOLDER")
     return folder
+
+
+def open_data(path: str) -> Store:
+    """Where a data set's files are read: a folder, s3://..., package:NAME/FOLDER or hub:OWNER/NAME, downloaded first.
+
+    Raises InputError where the bucket or the hub cannot be reached. What the folder must hold is its reader's to say.
+    """
+    if path.startswith(("hub:", "package:")):
+        return open_store(str(local_data(path, path.removeprefix("hub:"))))
+    store = open_store(path)
+    if isinstance(store, S3Store):
+        check_reachable(store)
+    return store
 
 
 @cache

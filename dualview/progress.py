@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import timedelta
-import json
 from pathlib import Path
 import time
 from types import TracebackType
@@ -11,6 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+
+from dualview.config.base import plain_json
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -69,7 +70,7 @@ class Progress:
             line = {"time": self._wall_clock(), "done": self._done, "total": self._total, **figures}
             try:
                 with self._trail.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                    file.write(plain_json(line) + "\n")
             except OSError as error:  # figures to look at must not end a run
                 self._console.print(f"{self._trail}: cannot be written ({error.strerror}); the run goes on")
                 self._trail = None

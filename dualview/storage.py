@@ -119,6 +119,20 @@ def open_store(url: str) -> Store:
     raise InputError(f"storage address {url!r}: expected s3://bucket/prefix, file:///folder or a path")
 
 
+def holds(store: Store, key: str) -> bool:
+    return any(entry.key == key for entry in store.list(key))
+
+
+def parent_of(store: Store) -> Store:
+    """The folder that this one lies in; at the top it is the same."""
+    match store:
+        case LocalStore(folder):
+            return LocalStore(folder.parent)
+        case S3Store(bucket, prefix):
+            return S3Store(bucket, prefix.rpartition("/")[0])
+    raise AssertionError(store)
+
+
 @dataclass(frozen=True)
 class LocalStore:
     """A folder. Creation is atomic through link(2), which fails where the name is taken."""

@@ -111,6 +111,13 @@ def test_settings_are_frozen() -> None:
             "loss.temperature.value=0",
             "`loss.temperature.value`: Input should be greater than 0",
         ),
+        (
+            TrainConfig,
+            TRAIN,
+            "optimizer.learning_rate=.inf",
+            "Input should be a finite number, but found inf",
+        ),
+        (TrainConfig, TRAIN, "loss.false_negative_margin=.nan", "Input should be a finite number, but found"),
         (EvaluateConfig, EVALUATE, "compare=[[a]]", "missing key `compare.0.1`"),
         (
             EvaluateConfig,

@@ -82,6 +82,13 @@ def test_the_trail_has_a_line_for_each_advance_and_is_continued(tmp_path: Path) 
     ]
 
 
+def test_a_figure_that_is_no_number_is_null_in_the_trail(tmp_path: Path) -> None:
+    with Progress("train", 2, "steps", tmp_path / "trail", plain_console(), Clock(), Clock()) as progress:
+        progress.advance(1, loss=float("nan"), gradient_norm=float("inf"))
+    line = json.loads((tmp_path / "trail").read_text(), parse_constant=pytest.fail)  # of NaN, Infinity
+    assert (line["loss"], line["gradient_norm"]) == (None, None)
+
+
 @pytest.mark.parametrize("jump_seconds", [-1e6, 1e6])
 def test_a_jump_of_the_machines_clock_changes_no_rate(tmp_path: Path, jump_seconds: float) -> None:
     clock, wall_clock, console = Clock(), Clock(), plain_console()

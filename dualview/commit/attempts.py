@@ -60,7 +60,9 @@ def killers(store: Store, shard: Shard, num_requests: int) -> set[int]:
 
 def note_lost(store: Store, shard: Shard, attempt: str, spent: Spent) -> None:
     """Keeps what an attempt spent whose shard another attempt committed first."""
-    store.put_new(f"lost/{shard.index:06d}/{attempt}", json.dumps(asdict(spent)).encode(), attempt)
+    store.put_new(
+        f"lost/{shard.index:06d}/{attempt}", json.dumps(asdict(spent), allow_nan=False).encode(), attempt
+    )
 
 
 def spent_so_far(store: Store) -> Spent:

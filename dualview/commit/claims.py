@@ -62,7 +62,7 @@ def _claim(
     notes: Mapping[str, Any],
     deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
-    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False).encode()
+    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False, allow_nan=False).encode()
     try:
         standing = store.get(key)
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 class Settings(BaseModel):
     """Values that matter have no default. Frozen, so that a run is its config."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 T = TypeVar("T")
@@ -57,6 +58,22 @@ WholeGroups = Annotated[int, Field(gt=0, multiple_of=ENCODING_GROUP)]
 def canonical_json(value: Any) -> str:
     """One text for equal values: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def plain_json(value: Any, indent: int | None = None) -> str:
+    """For figures that may be no numbers or without bounds, such as an interval over one topic: they are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_finite(inner) for inner in value]
+    return value
 
 
 def fingerprint(value: Any) -> str:

@@ -26,7 +26,7 @@ class Flips(Settings):
 
     kind: Literal["flips"]
     name: Name
-    path: str
+    path: str  # a folder, s3://... or hub:OWNER/NAME
     original: str  # names of two instructions
     changed: str
 
@@ -36,7 +36,7 @@ class Beir(Settings):
 
     kind: Literal["beir"]
     name: Name
-    path: str
+    path: str  # a folder, s3://... or hub:OWNER/NAME
 
 
 class Trec(Settings):

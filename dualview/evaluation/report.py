@@ -19,7 +19,7 @@ from dualview.evaluation.significance import (
 )
 
 HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
-# encoder, then benchmark, then metric. Plain values, so that JSON holds it.
+# encoder, then benchmark, then metric. Bounds over one topic are infinite: plain_json writes them as null.
 Intervals = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 

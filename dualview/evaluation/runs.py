@@ -1,19 +1,32 @@
-"""Rankings as files of TREC, ours and others', and as what people read."""
+"""Rankings as files of TREC, ours and others', and as what people read.
+
+301 Q0 FBIS3-10082 1 12.25 ours                            query, passage, rank, score and a tag, between blanks
+301 Q0 Geneva%20Durben 2 11.5 ours+percent-encoded         the passage "Geneva Durben"
+
+Where an id holds white space or %, we write these as URLs do, and say so at the end of the line's tag. Only such a
+line is decoded when it is read: in the files of others a % is a %.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
+import math
+import re
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
-from dualview.beir import read_lines
+from dualview.beir import fields_of, read_lines
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.metrics import rank_change
 from dualview.evaluation.ranking import Ranking, rank
 
 _EXAMPLE = "301 Q0 FBIS3-10082 1 12.25 ours"
+_ENCODED = "+percent-encoded"
+_TO_ENCODE = re.compile(r"[\s%]")
+_LARGEST = float(np.finfo(np.float32).max)  # scores are compared in float32, as trec_eval does it
 _NUM_MOVED = 10  # in each direction
 
 
@@ -22,7 +35,13 @@ def run_lines(rankings: Mapping[str, Ranking], tag: str) -> Iterator[str]:
     tag = "-".join(tag.split())
     for query_id, ranking in rankings.items():
         for place, (id, score) in enumerate(zip(*ranking, strict=True), start=1):
-            yield f"{query_id} Q0 {id} {place} {score:.9g} {tag}\n"
+            query, passage = _encoded(query_id), _encoded(id)
+            mark = "" if (query, passage) == (query_id, id) else _ENCODED
+            yield f"{query} Q0 {passage} {place} {score:.9g} {tag}{mark}\n"
+
+
+def _encoded(id: str) -> str:
+    return _TO_ENCODE.sub(lambda found: quote(found[0], safe=""), id)
 
 
 def read_run(url: str, views: Sequence[View], passages: Mapping[str, Any]) -> dict[str, Ranking]:
@@ -34,11 +53,12 @@ def read_run(url: str, views: Sequence[View], passages: Mapping[str, Any]) -> di
     wanted = {view.id: view for view in views}
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     for where, line in read_lines(url):
-        match line.split():
+        match fields_of(line):
             case []:
                 continue
-            case [query_id, _, id, _, score, _]:
-                pass
+            case [query_id, _, id, _, score, tag]:
+                if tag.endswith(_ENCODED):
+                    query_id, id = unquote(query_id), unquote(id)
             case fields:
                 raise InputError(f"{where}: has {len(fields)} fields, not 6, for example: {_EXAMPLE}")
         if query_id not in wanted:
@@ -51,11 +71,18 @@ def read_run(url: str, views: Sequence[View], passages: Mapping[str, Any]) -> di
             raise InputError(f"{where}: the passage {id!r} is not among those to be ranked for {query_id!r}")
         if id in scores[query_id]:
             raise InputError(f"{where}: the passage {id!r} is ranked twice for {query_id!r}")
-        try:
-            scores[query_id][id] = float(score)
-        except ValueError:
-            raise InputError(f"{where}: the score {score!r} is not a number") from None
+        scores[query_id][id] = _number(score, where)
     return {view.id: _sorted(scores.get(view.id, {})) for view in views}
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not abs(number) <= _LARGEST:
+        raise InputError(f"{where}: the score {text!r} is not a finite number, for example: 12.25")
+    return number
 
 
 def _sorted(scores: Mapping[str, float]) -> Ranking:
@@ -89,6 +116,7 @@ def most_moved(collection: Collection, rankings: Mapping[str, Ranking]) -> Itera
                     "new_rank": new_place,
                 },
                 ensure_ascii=False,
+                allow_nan=False,
             )
             + "\n"
         )

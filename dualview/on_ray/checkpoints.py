@@ -93,7 +93,7 @@ class Checkpoints:
         finally:
             shutil.rmtree(folder)
         mark = f"{name}/rank-{self._rank}-of-{self._world_size}.json"
-        self._store.put_new(mark, json.dumps(vars(position)).encode(), self._attempt)
+        self._store.put_new(mark, json.dumps(vars(position), allow_nan=False).encode(), self._attempt)
         if self._rank == 0:
             self._remove_old()
 

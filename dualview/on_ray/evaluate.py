@@ -1,6 +1,6 @@
 """Evaluation on Ray: actors encode, tasks search shards, the driver scores. Under the output:
 
-config.json                       what is evaluated; created once
+config.json                       what is evaluated, by name and by content; created once
 embeddings/                       vectors, see encoding.py; elsewhere where `embeddings` says so
 runs/ENCODER/BENCHMARK.trec       rankings
 moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
+from dualview.beir import file_sha256
 from dualview.commit.claims import claim, claim_shelf
 from dualview.config.base import Actors
 from dualview.config.evaluate import Benchmark as BenchmarkSettings
@@ -36,7 +37,7 @@ from dualview.config.evaluate import (
 )
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Collection, View
+from dualview.evaluation.benchmarks.collections import Collection, View, fingerprint_of
 from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
 from dualview.evaluation.report import Summary, html_report, summary
@@ -51,7 +52,7 @@ from dualview.evaluation.scores import (
     scores_to_table,
 )
 from dualview.evaluation.search import QUERIES_AT_A_TIME
-from dualview.models import Side, check_model, model_fingerprint
+from dualview.models import SIDES, Side, check_model, model_fingerprint, model_stamp
 from dualview.on_ray.cluster import join_cluster, map_on_cluster
 from dualview.on_ray.encoding import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
 from dualview.sources import bm25, factbook
@@ -92,19 +93,66 @@ def evaluate(config: EvaluateConfig) -> Summary:
         if isinstance(model, EncoderModel):
             check_model(model.model)
     benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
+    content, stamps = _content(config, benchmarks, _claimed(store))
     deciding = config.deciding()
-    notes = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
-    claim(store, CONFIG_KEY, deciding, notes)
+    others = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
+    claim(store, CONFIG_KEY, {**deciding, "content": content}, notes={**others, "stamps": stamps})
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
-        tables = _evaluate(config, store, benchmarks)
+        tables = _evaluate(config, store, benchmarks, content["models"])
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink)
         store.put_new(SCORES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
     result = summary(read_scores(store), config.compare, config.bootstrap_samples, config.seed)
     store.put_new("report.html", html_report(result).encode(), attempt="driver")
     return result
+
+
+def _claimed(store: Store) -> dict[str, Any]:
+    """What the output was claimed for, {} where it was not yet.
+
+    Raises InputError where it was claimed by names alone: its scores may be of what lay there before.
+    """
+    try:
+        claimed: dict[str, Any] = json.loads(store.get(CONFIG_KEY))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        claimed = {}
+    if not isinstance(claimed, dict) or "content" not in claimed:
+        raise InputError(
+            f"{store.url}/{CONFIG_KEY}: does not say which content its models and benchmarks had, as earlier versions"
+            " did not; choose another output, or, if nothing has changed since, remove this file and run the same"
+            " command again: it makes nothing anew"
+        )
+    return claimed
+
+
+def _content(
+    config: EvaluateConfig, benchmarks: Sequence[Benchmark], claimed: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
+    """Fingerprints of what lies behind the config's names: models by side, run files, benchmarks. And models' stamps.
+
+    A model whose stamp is the claimed one is not read again. Raises InputError where a run file is missing.
+    """
+    models, runs, stamps = dict[str, Any](), dict[str, str](), dict[str, str | None]()
+    for model in config.encoders.values():
+        if isinstance(model, EncoderModel):
+            stamp = stamps[model.model] = model_stamp(model.model)
+            if stamp is not None and stamp == claimed.get("stamps", {}).get(model.model):
+                models[model.model] = claimed["content"]["models"][model.model]
+            else:
+                models[model.model] = {side: model_fingerprint(model.model, side) for side in SIDES}
+        elif isinstance(model, RunFiles):
+            urls = [_run_url(model, benchmark) for benchmark in benchmarks]
+            runs |= {url: file_sha256(url)[:16] for url in urls}
+    of_benchmarks = {each.name: fingerprint_of(each.collections) for each in benchmarks}
+    return {"models": models, "runs": runs, "benchmarks": of_benchmarks}, stamps
+
+
+def _run_url(model: RunFiles, benchmark: Benchmark) -> str:
+    return f"{model.path.rstrip('/')}/{benchmark.name}.trec"
 
 
 def read_scores(store: Store) -> pa.Table:
@@ -145,8 +193,9 @@ def _evaluate(
     config: EvaluateConfig,
     store: Store,
     benchmarks: Sequence[Benchmark],
+    fingerprints: Mapping[str, Mapping[Side, str]],
 ) -> list[pa.Table]:
-    index = _Index(config, benchmarks)
+    index = _Index(config, benchmarks, fingerprints)
     tables = []
     for name, model in config.encoders.items():
         for benchmark in benchmarks:
@@ -154,7 +203,7 @@ def _evaluate(
             notes: dict[str, Any] = {"template": benchmark.template}
             for collection in benchmark.collections:
                 if isinstance(model, RunFiles):
-                    url = f"{model.path.rstrip('/')}/{benchmark.name}.trec"
+                    url = _run_url(model, benchmark)
                     rankings.append(read_run(url, collection.views, collection.passages))
                     missing = sum(not ranking.ids for ranking in rankings[-1].values())
                     notes = _with(notes, {"run": url, "num_queries_without_a_line": missing})
@@ -205,7 +254,7 @@ def _put_files(
     )
     put(f"moved/{name}/{benchmark.name}.jsonl", "".join(line for pair in pairs for line in most_moved(*pair)))
     result = mteb_result(benchmark.kind, benchmark.collections, rankings, scores, notes)
-    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2))
+    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2, allow_nan=False))
 
 
 def _sentence(notes: Mapping[str, Any]) -> str:
@@ -226,14 +275,21 @@ def _sentence(notes: Mapping[str, Any]) -> str:
 class _Index:
     """The vectors of all texts, on the store."""
 
-    def __init__(self, config: EvaluateConfig, benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        benchmarks: Sequence[Benchmark],
+        fingerprints: Mapping[str, Mapping[Side, str]],  # model -> side -> of its files
+    ) -> None:
         self.store = vectors_store(config, open_store(config.output))
         self.config = config
         encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
         self.queries: dict[tuple[str, int], list[Shard]] = {}
         self.passages: dict[tuple[str, int], list[Shard]] = {}
         for name, model in encoders.items():
-            of_query, of_passage = (space_of(config, model, side) for side in ("query", "document"))
+            of_query, of_passage = (
+                space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES
+            )
             for benchmark in benchmarks:
                 for collection in benchmark.collections:
                     place, size = (name, id(collection)), config.rows_per_shard
@@ -296,11 +352,11 @@ def vectors_store(config: EvaluateConfig, output: Store) -> Store:
     return open_store(config.embeddings or f"{output.url.rstrip('/')}/embeddings")
 
 
-def space_of(config: EvaluateConfig, model: EncoderModel, side: Side) -> Space:
-    """What the vectors of one side of the model are made by."""
+def space_of(config: EvaluateConfig, model: EncoderModel, side: Side, fingerprint: str) -> Space:
+    """What the vectors of one side of the model are made by; `fingerprint` is of its files."""
     is_query = side == "query"
     return Space(
-        model_fingerprint(model.model, side),
+        fingerprint,
         side,
         max_tokens=config.max_query_tokens if is_query else config.max_passage_tokens,
         precision=config.precision,

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-import json
 import random
 from uuid import uuid4
 
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dualview.commit.claims import claim
+from dualview.config.base import fingerprint, plain_json
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
 from dualview.config.sources import FactbookSource, TuplesSource
@@ -79,7 +79,9 @@ def judge(config: JudgeConfig) -> Judged:
         **config.model_dump(mode="json", exclude={"output": True, "actors": True, "engine": CONNECTION}),
         "judge_version": judge_name(config.judge),
     }
-    claim(store, "config.json", settings, notes={})
+    # What is asked, whatever the gold's paths hold by now.
+    asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
+    claim(store, "config.json", {**settings, "pairs": asked}, notes={})
     if store.list(PAIRS_KEY):
         print(f"{config.output} is finished; nothing to ask")
     else:
@@ -93,7 +95,7 @@ def judge(config: JudgeConfig) -> Judged:
         engines=table["engine"].unique().to_pylist(),
         measurements={name: _measure(config, table.filter(pc.field("gold") == name)) for name in pairs},
     )
-    content = json.dumps({**settings, **asdict(judged)}, indent=2).encode()
+    content = plain_json({**settings, **asdict(judged)}, indent=2).encode()
     store.put_new(MEASURES_KEY, content, uuid4().hex)
     return judged
 

@@ -1,7 +1,7 @@
 """From generate runs to tokenised groups on the store, by Ray tasks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import groupby
 import json
@@ -38,10 +38,7 @@ class Source:
     left_out: frozenset[tuple[str, str]]
     draws: dict[str, Draw]
     num_sections: int  # of the part: the most groups that a seed gives, which must not share a batch
-
-    @property
-    def piece(self) -> str:
-        return f"prepared/part-{self.part:02d}-{Path(self.key).stem}.arrow"
+    piece: str  # named by all of this: where the data has grown, another piece is made
 
 
 def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]]]:
@@ -64,7 +61,14 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
         num_sections = num_views(part, most) if part.views == "apart" else 1
         for key, of_shard in zip(keys, of_shards, strict=True):
             if own := {id: drawn[id] for id in of_shard if id in drawn}:
-                sources.append(Source(number, part.data, key, left_out, own, num_sections))
+                decides = [
+                    plan.fingerprint,
+                    len(plan.extensions),  # with it, what is left out
+                    num_sections,
+                    {id: asdict(of_seed) for id, of_seed in own.items()},
+                ]
+                piece = f"prepared/part-{number:02d}-{Path(key).stem}-{fingerprint(decides)}.arrow"
+                sources.append(Source(number, part.data, key, left_out, own, num_sections, piece))
         counts.append(
             {
                 "data": part.data,

@@ -2,7 +2,7 @@
 
 # V = views, one for each instruction
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 from typing import Any
@@ -16,7 +16,8 @@ from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.ranking import Hits, rankings_of
 from dualview.evaluation.side_by_side import Found, Hit
-from dualview.on_ray.encoding import encode_in, kept_texts
+from dualview.models import SIDES, Side
+from dualview.on_ray.encoding import Space, encode_in, kept_texts
 from dualview.on_ray.evaluate import (
     CONFIG_KEY,
     Benchmark,
@@ -37,12 +38,20 @@ def search(url: str, query: str | None, instructions: Sequence[str], num_hits: i
     query that the benchmark knows are its candidates, and labelled; any other query searches the whole corpus of
     the first benchmark. Raises InputError where `url` holds no such evaluation.
     """
-    store, config = _evaluation(url)
+    store, config, fingerprints = _evaluation(url)
     benchmark = open_benchmark(config.benchmarks[0], config.query_template)
     collection = benchmark.collections[0]
     views = _example(collection) if query is None else _asked(collection, query, instructions)
     hits = {
-        name: _best(vectors_store(config, store), config, model, benchmark, views, num_hits)
+        name: _best(
+            vectors_store(config, store),
+            config,
+            model,
+            {side: space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES},
+            benchmark,
+            views,
+            num_hits,
+        )
         for name, model in config.encoders.items()
         if isinstance(model, EncoderModel)
     }
@@ -54,16 +63,18 @@ def search(url: str, query: str | None, instructions: Sequence[str], num_hits: i
     ]
 
 
-def _evaluation(url: str) -> tuple[Store, EvaluateConfig]:
+def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, str]]]:
+    """Where it lies, its settings, and the fingerprints of its models' sides."""
     store = open_store(url)
     check_reachable(store)
     try:
-        content = json.loads(store.get(CONFIG_KEY))
-        return store, EvaluateConfig.model_validate(content)
+        settings = json.loads(store.get(CONFIG_KEY))
+        content, _ = settings.pop("content"), settings.pop("stamps")
+        return store, EvaluateConfig.model_validate(settings), content["models"]
     except FileNotFoundError:
         expected = "expected the output of jobs/evaluate.py"
         raise InputError(f"{url}: no {CONFIG_KEY} lies there; {expected}") from None
-    except (ValueError, ValidationError):
+    except (ValueError, KeyError, AttributeError, ValidationError):
         raise InputError(
             f"{url}/{CONFIG_KEY}: is not of an evaluation, or of one of an earlier version; evaluate into another output"
         ) from None
@@ -93,6 +104,7 @@ def _best(
     store: Store,
     config: EvaluateConfig,
     model: EncoderModel,
+    spaces: Mapping[Side, Space],
     benchmark: Benchmark,
     views: Sequence[View],
     num_hits: int,
@@ -103,8 +115,8 @@ def _best(
     collection = benchmark.collections[0]
     encoder = load_encoder(model.model, trust_remote_code=config.trust_remote_code)
     queries = [benchmark.text(view) for view in views]
-    queries_VE = encode_in(encoder, space_of(config, model, "query"), queries).vectors_NE
-    shards = _kept_shards(store, space_of(config, model, "document").folder, collection)
+    queries_VE = encode_in(encoder, spaces["query"], queries).vectors_NE
+    shards = _kept_shards(store, spaces["document"].folder, collection)
     return [
         _hits(
             view,

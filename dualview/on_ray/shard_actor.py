@@ -148,7 +148,9 @@ class ShardActor:
                 results = await asyncio.to_thread(read_exam, self.store)
                 if self.exam and not results:
                     assert self.engine is not None  # check_parts: no LLM judge without an engine
-                    data = json.dumps(await sit_exams(self.engine, self.config, self.exam), indent=2)
+                    data = json.dumps(
+                        await sit_exams(self.engine, self.config, self.exam), indent=2, allow_nan=False
+                    )
                     await asyncio.to_thread(self.store.put_new, EXAM_KEY, data.encode(), uuid4().hex)
                     results = await asyncio.to_thread(read_exam, self.store)
                 self.recipe = Recipe(

@@ -21,6 +21,7 @@ import torch
 from dualview.commit.claims import claim
 from dualview.commit.publishing import CHOSEN_KEY, LAST_KEY, offer, publish
 from dualview.commit.shards import finished_plan
+from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig, deciding
 from dualview.encoder import encode_tokens, inputs_of, num_dense_parameters
 from dualview.errors import InputError, Interruption
@@ -463,5 +464,5 @@ def _export(
         encoder = Path(folder) / "encoder"
         finished_encoder(config, weights).save(str(encoder))
         (encoder / "README.md").write_text(model_card(config, result))
-        (Path(folder) / RESULT_KEY).write_text(json.dumps(result))
+        (Path(folder) / RESULT_KEY).write_text(plain_json(result))
         offer(store, attempt, Path(folder))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import importlib
-import json
 from pathlib import Path
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tensorboardX import SummaryWriter
 import torch
 
+from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig
 from dualview.encoder import encode_texts
 from dualview.errors import InputError
@@ -112,7 +112,7 @@ class Watch:
         if self._writer is not None and self._trail is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(name, value, step)
-            self._trail.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+            self._trail.write(plain_json({"step": step, "time": time.time(), **figures}) + "\n")
             self._trail.flush()
 
     def _line(self, step: int, seconds: float) -> str:

@@ -148,7 +148,7 @@ def _read_queries(url: str, judged: Collection[str]) -> dict[str, str]:
     """The texts of the judged queries."""
     texts: dict[str, str] = {}
     for row in read_rows(url):
-        id, text = row.text("_id"), row.text("text")
+        id, text = row.id(), row.text("text")
         if id not in judged:
             continue
         if id in texts:

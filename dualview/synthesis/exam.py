@@ -8,11 +8,11 @@ A 135M model reaches an AUC of 0.50 here, the toss of a coin, while its answers 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 import random
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_auc_score
 
 from dualview.config.generate import LlmJudge
@@ -22,6 +22,7 @@ from dualview.records import FlipCollection, Passage, Seed
 from dualview.synthesis.judging import ask
 
 NUM_BINS = 10  # of p(yes), for the calibration
+_Z = 1.959964  # the normal distribution's 97.5th percentile
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -201,9 +202,9 @@ def measure(
         auc_low=low,
         auc_high=high,
         bins=reliability(margins_P, golds_P),
-        at_min_margin=kept(np.abs(margins_P), right_P, min_margin),
-        min_margin=smallest_threshold(np.abs(margins_P), right_P, wanted_precision),
-        min_yes=smallest_threshold(margins_P, golds_P, wanted_precision),
+        at_min_margin=kept(queries, np.abs(margins_P), right_P, min_margin),
+        min_margin=smallest_threshold(queries, np.abs(margins_P), right_P, wanted_precision),
+        min_yes=smallest_threshold(queries, margins_P, golds_P, wanted_precision),
     )
 
 
@@ -250,7 +251,9 @@ def reliability(margins_P: Floats, golds_P: Bools) -> tuple[Bin, ...]:
     )
 
 
-def smallest_threshold(scores_P: Floats, hits_P: Bools, wanted_precision: float) -> Kept | None:
+def smallest_threshold(
+    queries: Sequence[str], scores_P: Floats, hits_P: Bools, wanted_precision: float
+) -> Kept | None:
     """The smallest score from which on at least this share of the pairs are hits; None where none is.
 
     Of all that reach the precision it keeps the most pairs. A score that is NaN is never kept.
@@ -260,20 +263,35 @@ def smallest_threshold(scores_P: Floats, hits_P: Bools, wanted_precision: float)
         return None
     precisions, _, thresholds = precision_recall_curve(hits_P[told_P], scores_P[told_P])
     reaching = thresholds[precisions[:-1] >= wanted_precision]
-    return kept(scores_P, hits_P, float(reaching[0])) if len(reaching) else None
+    return kept(queries, scores_P, hits_P, float(reaching[0])) if len(reaching) else None
 
 
-def kept(scores_P: Floats, hits_P: Bools, threshold: float) -> Kept | None:
-    """What the threshold keeps; None where that is nothing. The interval is Wilson's."""
+def kept(queries: Sequence[str], scores_P: Floats, hits_P: Bools, threshold: float) -> Kept | None:
+    """What the threshold keeps; None where that is nothing."""
     kept_P = scores_P >= threshold
-    num_kept, num_hits = int(kept_P.sum()), int((kept_P & hits_P).sum())
-    if not num_kept:
+    if not kept_P.any():
         return None
-    interval = binomtest(num_hits, num_kept).proportion_ci(method="wilson")
-    return Kept(
-        threshold=threshold,
-        num_kept=num_kept,
-        precision=num_hits / num_kept,
-        low=float(interval.low),
-        high=float(interval.high),
-    )
+    low, high = _share_interval(np.array(queries)[kept_P], hits_P[kept_P])
+    return Kept(threshold, int(kept_P.sum()), float(np.mean(hits_P[kept_P])), low, high)
+
+
+def _share_interval(queries_P: NDArray[np.str_], hits_P: Bools) -> tuple[float, float]:
+    """95% interval of a share of pairs: Wilson's, over as many of them as they are worth.
+
+    Pairs of one query are alike: the more their hits come query by query, the fewer they are worth. Where all are hits,
+    or none is, nothing shows how alike they are, and a query counts once. A bootstrap over queries has no width
+    there, and is far too narrow near it, which is where thresholds are looked for.
+    [Wilson 1927; the effective size of a clustered sample, Korn and Graubard 1998]
+    """
+    _, query_P = np.unique(queries_P, return_inverse=True)
+    pairs_Q, hits_Q = np.bincount(query_P), np.bincount(query_P, weights=hits_P)
+    num_queries, num, share = len(pairs_Q), len(hits_P), float(np.mean(hits_P))
+    worth = float(num_queries)
+    if num_queries > 1 and 0 < share < 1:
+        of_queries = ((hits_Q - share * pairs_Q) ** 2).sum() * num_queries / (num_queries - 1)
+        of_pairs = num * share * (1 - share) * num / (num - 1)  # the same, were each of another query
+        worth = num / max(1.0, of_queries / of_pairs)
+    center = share + _Z**2 / (2 * worth)
+    half = _Z * math.sqrt(share * (1 - share) / worth + (_Z / (2 * worth)) ** 2)
+    low, high = ((center + side) / (1 + _Z**2 / worth) for side in (-half, half))
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding aside, they are in order

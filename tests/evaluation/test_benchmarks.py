@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+from faulty_s3 import FaultyS3, bucket
 import pytest
 
 from dualview.config.evaluate import Beir, Flips
@@ -10,6 +11,7 @@ from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.evaluation.benchmarks.plain import read_beir
 from dualview.records import FlipCollection, FlipQuery, Passage
+from dualview.storage import open_store
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 real_data = pytest.mark.skipif(
@@ -81,6 +83,75 @@ def test_beir_reads_the_judged_queries(tmp_path, qrels):
     ]
 
 
+@pytest.fixture(scope="module")
+def s3():
+    with bucket(FaultyS3(), "data") as url:
+        yield url
+
+
+@pytest.fixture(params=["folder", "file", "s3", "the bucket itself", "hub"])
+def place_of(request, monkeypatch):
+    """Where a folder's files are to be read from, for readers."""
+
+    def place(folder):
+        if request.param in ("folder", "file"):
+            return f"file://{folder}" if request.param == "file" else f"{folder}/"
+        if request.param == "hub":
+
+            def snapshot_download(repository, *, repo_type):
+                assert (repository, repo_type) == ("ours/data", "dataset")
+                return str(folder)
+
+            monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+            return "hub:ours/data"
+        s3 = request.getfixturevalue("s3")
+        url = s3 if request.param == "the bucket itself" else f"{s3}/{folder.parent.name}/{folder.name}/"
+        for path in folder.iterdir():
+            open_store(url).put_new(path.name, path.read_bytes(), "test")
+        return url
+
+    yield place
+    if request.param == "the bucket itself":
+        open_store(request.getfixturevalue("s3")).remove("")
+
+
+def test_flips_are_read_from_anywhere(tmp_path, place_of):
+    _write(tmp_path / "dev" / "corpus.jsonl", CORPUS)
+    _write(tmp_path / "dev" / "queries.jsonl", [FLIP])
+    expected = read_flips(_flips(tmp_path / "dev"))
+    assert read_flips(_flips(place_of(tmp_path / "dev"))) == expected
+
+
+def test_splits_on_a_bucket_share_the_corpus_beside_them(tmp_path, s3):
+    split, shared = open_store(f"{s3}/shared/dev"), open_store(f"{s3}/shared")
+    shared.put_new("corpus.jsonl", "".join(json.dumps(row) + "\n" for row in CORPUS).encode(), "test")
+    split.put_new("corpus.jsonl.old", b"another", "test")
+    split.put_new("queries.jsonl", json.dumps(FLIP).encode(), "test")
+    assert list(read_flips(_flips(f"{s3}/shared/dev")).passages) == ["a", "b", "c"]
+
+
+def test_beir_is_read_from_anywhere(tmp_path, place_of):
+    for name, rows in (("corpus.jsonl", CORPUS), ("queries.jsonl", QUERIES), ("qrels.tsv", [QRELS])):
+        _write(tmp_path / "wings" / name, rows)
+    expected = read_beir(_beir(tmp_path / "wings"))
+    assert read_beir(_beir(place_of(tmp_path / "wings"))) == expected
+
+
+@pytest.mark.parametrize("read", [lambda path: read_flips(_flips(path)), lambda path: read_beir(_beir(path))])
+def test_a_place_that_cannot_be_reached_is_one_sentence(read, s3, monkeypatch):
+    with pytest.raises(InputError, match="s3://nobodys/data: there is no bucket `nobodys`"):
+        read("s3://nobodys/data")
+    with pytest.raises(InputError, match=r"corpus.jsonl: cannot be read \(there is no such file\)"):
+        read(f"{s3}/nowhere")
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(InputError, match=r"hub:ours/data: cannot be had from the hub .* run `hf download"):
+        read("hub:ours/data")
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
@@ -116,6 +187,9 @@ def test_wrong_flips_are_refused_with_file_and_line(tmp_path, rows, sentence):
         ("corpus.jsonl", [*CORPUS, CORPUS[0]], "corpus.jsonl line 5: the id 'a' stands there a second time"),
         ("corpus.jsonl", [{"_id": "a"}], "corpus.jsonl line 1: `text` must be a text, found 'nothing'"),
         ("corpus.jsonl", [{"_id": "a", "text": "", "title": None}], "line 1: `title` must be a text"),
+        ("corpus.jsonl", [{"_id": "", "text": "x"}], "corpus.jsonl line 1: `_id` is empty; expected an id"),
+        ("corpus.jsonl", ['{"_id": "a", "text": "\\ud800"}\n'], "line 1: is not valid JSON .*surrogates"),
+        ("queries.jsonl", [{"_id": "", "text": "x"}], "queries.jsonl line 1: `_id` is empty; expected an id"),
         ("queries.jsonl", None, "queries.jsonl: cannot be read"),
         ("qrels.tsv", None, "qrels.tsv: cannot be read"),
         ("qrels.tsv", [], "qrels.tsv: begins with ''; expected 'query-id"),

@@ -1,5 +1,6 @@
 """Readers of the hub's layouts: beside mteb's own loader where it has one, else on files written by hand."""
 
+from functools import partial
 import json
 from pathlib import Path
 
@@ -163,6 +164,11 @@ def test_mair_has_a_collection_a_part(tmp_path):
     view = View("length/1", "Write.", "In one line.", {"length0": 2})
     assert length.cases == (Case("length/1", {"original": view}, labels={"part": "length"}),)
 
+    row["labels"][0]["score"] = float("inf")
+    _write_lines(tmp_path / "queries" / "IFEval" / "length_queries.jsonl", [row])
+    with pytest.raises(InputError, match=r"length_queries.jsonl line 1: `labels` must be a list of objects"):
+        read_benchmark(mair)
+
 
 TOPICS = {
     "lines": "301\torganized crime\n302\tpolio\n",
@@ -229,7 +235,14 @@ def _change(tables, name, **columns):
         ),
         (lambda t: _change(t, "corpus", _id=None), "row 1: `_id` must be a text, found None"),
         (lambda t: _change(t, "default", **{"query-id": "nine"}), "row 1: the query 'nine' is not among"),
-        (lambda t: _change(t, "default", score=0.5), "row 1: `score` must be a whole number, found 0.5"),
+        (lambda t: _change(t, "corpus", _id=""), "row 1: `_id` is empty; expected an id, for example"),
+        *(
+            (
+                partial(_change, name="default", score=score),
+                f"row 1: `score` must be a whole number, found {score}",
+            )
+            for score in (0.5, float("nan"), float("inf"))
+        ),
         (lambda t: _change(t, "top_ranked", **{"corpus-ids": []}), "the query 'q0-og' has no candidate"),
         (
             lambda t: _change(t, "top_ranked", **{"corpus-ids": ["z"]}),

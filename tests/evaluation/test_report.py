@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dualview.config.base import plain_json
 from dualview.errors import InputError
 from dualview.evaluation.report import html_report, print_table, summary
 from dualview.evaluation.scores import QueryScore, scores_to_table
@@ -52,6 +53,24 @@ def test_means_intervals_and_splits(table):
         for metric, values in expected.items()
     }
     assert set(result["encoders"]["dual"]["wings"]) == {"nDCG@10"}
+
+
+def test_over_one_topic_bounds_are_null_in_json():
+    rows = [QueryScore("facts", "topic", id, "p-MRR", value) for id, value in (("q1", 0.25), ("q2", 0.75))]
+    result = summary(
+        pa.concat_tables([scores_to_table(name, rows) for name in ("dual", "single")]),
+        [("dual", "single")],
+        samples=200,
+        seed=1,
+    )
+    read = json.loads(plain_json(result), parse_constant=pytest.fail)  # of NaN, Infinity
+    assert read["encoders"]["dual"]["facts"]["p-MRR"] == {
+        "mean": 0.5,
+        "low": None,
+        "high": None,
+        "num_topics": 1,
+    }
+    assert read["differences"][0]["benchmarks"]["facts"]["p-MRR"]["low"] is None
 
 
 def test_differences_are_paired_by_query(table):

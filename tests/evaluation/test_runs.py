@@ -1,6 +1,6 @@
 import json
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 import pytest
 import pytrec_eval
@@ -52,12 +52,45 @@ def test_a_query_without_a_line_has_an_empty_ranking(tmp_path):
         ("1 Q0 z 1 0.5 x", "line 2: the passage 'z' is not among those to be ranked for '1'"),
         ("2 Q0 d3 1 0.5 x", "line 2: the passage 'd3' is not among those to be ranked for '2'"),
         ("1 Q0 d0 1 0.5 x", "line 2: the passage 'd0' is ranked twice for '1'"),
-        ("1 Q0 d1 1 high x", "line 2: the score 'high' is not a number"),
+        *(
+            (
+                f"1 Q0 d1 1 {score} x",
+                f"line 2: the score '{score}' is not a finite number, for example: 12.25",
+            )
+            for score in ("high", "nan", "inf", "-Infinity", "1e39")
+        ),
     ],
 )
 def test_wrong_lines_are_one_sentence(tmp_path, line, sentence):
     with pytest.raises(InputError, match=sentence):
         _read(tmp_path, f"1 Q0 d0 1 0.5 x\n{line}\n")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    query=st.text(min_size=1, alphabet=st.characters(codec="utf-8")),
+    ids=st.lists(st.text(min_size=1, alphabet=st.characters(codec="utf-8")), unique=True, min_size=1),
+)
+@example(query="q 1", ids=["a b", "a%20b", "a%2520b", "100%", "tab\t", "line\n", "\u2028", "\xa0", " "])
+def test_any_id_comes_back_from_a_run_file(query, ids, tmp_path_factory):
+    file = tmp_path_factory.mktemp("runs") / "wings.trec"
+    ranking = Ranking(sorted(ids, reverse=True), [0.5] * len(ids))
+    file.write_text("".join(run_lines({query: ranking}, "our tag")), newline="")
+    assert read_run(str(file), [View(query, "q", "", {})], dict.fromkeys(ids))[query] == ranking
+    with file.open() as lines:  # Python's idea of white space is wider than C's
+        assert [len(line.split()) for line in lines] == [6] * len(ids)
+
+
+def test_a_line_with_encoded_ids_says_so_and_others_are_as_they_were():
+    lines = list(run_lines({"1": Ranking(["Geneva Durben", "plain"], [2.0, 1.0])}, "ours"))
+    assert lines == ["1 Q0 Geneva%20Durben 1 2 ours+percent-encoded\n", "1 Q0 plain 2 1 ours\n"]
+
+
+def test_in_other_peoples_files_a_percent_sign_is_one(tmp_path):
+    (tmp_path / "wings.trec").write_text("1 Q0 a%20b 1 0.5 theirs%\n1 Q0 c\u00a0d 2 0.25 theirs%\n")
+    passages = dict.fromkeys(["a%20b", "a b", "c\u00a0d"])
+    ranking = read_run(str(tmp_path / "wings.trec"), [View("1", "q", "", {})], passages)["1"]
+    assert ranking.ids == ["a%20b", "c\u00a0d"]
 
 
 def test_a_run_that_is_not_there_is_one_sentence(tmp_path):

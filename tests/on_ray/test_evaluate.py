@@ -23,6 +23,7 @@ from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder
 import torch
 
+from dualview import models
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.loading import load
 from dualview.encoder import asymmetric, load_encoder
@@ -264,6 +265,83 @@ def test_scores_of_before_topics_are_refused_and_made_again_from_what_is_kept(in
     (folder / "report.html").unlink()
     assert evaluate(instructed) == summary
     assert (folder / "report.html").read_bytes() == page
+
+
+# --- what lies behind a name ----------------------------------------------------------------------
+
+
+def test_a_model_that_changes_at_its_path_is_refused_and_an_untouched_one_is_not_read(
+    config, tmp_path, monkeypatch
+):
+    weights = save_small_encoder(tmp_path / "model") / "model.safetensors"
+    own = config(
+        "changed-model",
+        output=str(tmp_path / "out"),
+        embeddings=None,
+        encoders={"run": str(tmp_path / "model")},
+        compare=[],
+    )
+    summary = evaluate(own)
+    models._sha256_of.cache_clear()  # as in another process
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", None)
+        assert evaluate(own) == summary
+
+    (tmp_path / "out" / "scores.parquet").unlink()  # as if it had been interrupted
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(
+        InputError, match=r"other settings \(content.models..*/model.query: there \"\w+\", here"
+    ):
+        evaluate(own)
+    weights.write_bytes(before)  # another stamp, the same content
+    assert evaluate(own) == summary
+
+
+def test_a_benchmark_that_changes_at_its_path_is_refused(instructed, tmp_path):
+    summary = evaluate(instructed)
+    [file] = (tmp_path / "data" / "corpus").iterdir()
+    corpus = pq.read_table(file)
+    pq.write_table(corpus.take(list(range(corpus.num_rows))[::-1]), file)
+    assert evaluate(instructed) == summary
+    rows = corpus.to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "text": "another"}, *rows[1:]]), file)
+    with pytest.raises(InputError, match=r"content.benchmarks.instructir: there \"\w+\", here \"\w+\"\)"):
+        evaluate(instructed)
+
+
+def test_run_files_that_change_are_refused(instructed, tmp_path):
+    evaluate(instructed)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    settings = instructed.model_dump(mode="json")
+    changes = {
+        "output": str(tmp_path / "of-runs"),
+        "encoders": {"theirs": {"kind": "runs", "path": str(theirs)}},
+        "compare": [],
+    }
+    own = EvaluateConfig.model_validate({**settings, **changes}, strict=False)
+    with pytest.raises(InputError, match=r"theirs/instructir.trec: cannot be read \(there is no such file\)"):
+        evaluate(own)
+    lines = (tmp_path / "out" / "runs" / "one" / "instructir.trec").read_text().splitlines(keepends=True)
+    (theirs / "instructir.trec").write_text("".join(lines))
+    summary = evaluate(own)
+    assert evaluate(own) == summary
+    (theirs / "instructir.trec").write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match=r"content.runs..*/theirs/instructir.trec: there \"\w+\", here"):
+        evaluate(own)
+
+
+def test_an_output_that_was_claimed_by_names_alone_is_refused_and_may_be_claimed_anew(instructed):
+    summary, file = evaluate(instructed), Path(instructed.output) / "config.json"
+    named = {name: value for name, value in json.loads(file.read_text()).items() if name != "content"}
+    file.write_text(json.dumps(named))
+    with pytest.raises(
+        InputError, match=r"out/config.json: does not say which content .*; choose another output, or"
+    ):
+        evaluate(instructed)
+    file.unlink()
+    assert evaluate(instructed) == summary
 
 
 # --- beside mteb ----------------------------------------------------------------------------------

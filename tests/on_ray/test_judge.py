@@ -87,6 +87,7 @@ def http(chat_server: Any) -> dict[str, Any]:
         "timeout_seconds": 300.0,
         "max_tries": 1,
         "max_pause_seconds": 1.0,
+        "chat_template_kwargs": {},
     }
 
 
@@ -154,6 +155,10 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     assert len(chat_server.bodies) == 40
     with pytest.raises(InputError, match="holds a run with other settings"):
         judge(config.model_copy(update={"wanted_precision": 0.8}))
+    corpus = tmp_path / "claims" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("number 1", "number one"))
+    with pytest.raises(InputError, match=r'other settings \(pairs.claims: there "\w+", here "\w+"\)'):
+        judge(config)
 
 
 def test_thresholds_in_words(tmp_path: Path) -> None:

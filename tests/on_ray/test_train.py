@@ -10,13 +10,14 @@ import sys
 from threading import Event, Thread
 import time
 
+from finished_run import SETTINGS, extend_run, finish_run, put_shard, row
 import numpy as np
 from numpy.typing import NDArray
 import pyarrow as pa
 import pytest
 from ray_processes import workers_of
 from sentence_transformers import SentenceTransformer
-from tiny import save_small_encoder
+from tiny import save_small_encoder, save_tiny_encoder, train_config
 import yaml
 
 from dualview.commit.plan import Input, plan_run
@@ -152,6 +153,31 @@ def test_views_apart_are_in_sections_that_each_hold_original_and_complementary_o
     original, complementary = prepared.section[::2], prepared.section[1::2]
     assert (original + complementary == 1).all()
     assert 0.3 < original.mean() < 0.7
+
+
+def test_pieces_of_a_plan_before_the_data_grew_are_not_used(cluster, tmp_path):
+    """Ten seeds of ten; a kill between the pieces and their list; ten of twenty."""
+    data = open_store(str(tmp_path / "data"))
+    finish_run(data, [[row(f"{shard}-{number}") for number in range(5)] for shard in range(2)], SETTINGS)
+
+    def ids_of(name: str) -> list[str]:
+        own = train_config(
+            output=str(tmp_path / name),
+            encoder__model=str(save_tiny_encoder(tmp_path / "model")),
+            mixture__parts__0__data=data.url,
+            mixture__parts__0__views="original",
+            mixture__parts__0__num_instances=10,
+        )
+        prepare(own, *plan_mixture(own))
+        prepared = open_prepared(own)
+        return [prepared.group(index).id for index in range(prepared.num_groups)]
+
+    assert len(ids_of("run")) == 10
+    open_store(str(tmp_path / "run")).remove("prepared.json")
+    later = [row(f"later-{number}") for number in range(10)]
+    for shard in extend_run(data, later).shards[2:]:
+        put_shard(data, shard, later[shard.start : shard.stop])
+    assert ids_of("run") == ids_of("fresh")
 
 
 def test_a_budget_of_operations_is_one_of_tokens(config, uninterrupted):

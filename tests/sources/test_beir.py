@@ -147,6 +147,10 @@ def test_what_decides_the_seeds_decides_the_checksums(tmp_path: Path, change: Ca
             {"queries": [*QUERIES, QUERIES[0]]},
             "queries.jsonl line 4: the id '1' stands there a second time",
         ),
+        (
+            {"corpus": [*CORPUS, {"_id": "", "text": "x"}]},
+            "corpus.jsonl line 7: `_id` is empty; expected an id",
+        ),
         ({"queries": [{"_id": "1", "text": " "}]}, "queries.jsonl line 1: the query '1' has no text"),
         ({"qrels": HEADER}, "train.tsv: holds no judgement"),
         ({"qrels": "1\ta\t1\n"}, "train.tsv: begins with '1.ta.t1'; expected 'query-id"),

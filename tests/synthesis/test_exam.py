@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 from prompted import inside
 import pytest
+from scipy.stats import binomtest
 
 from dualview.config.generate import Exam, LlmJudge
 from dualview.engines import Completion
@@ -18,6 +19,7 @@ from dualview.synthesis.exam import (
     exam_pairs,
     flip_pairs,
     grade,
+    kept,
     measure,
     reliability,
     sit_exam,
@@ -228,7 +230,7 @@ def test_the_threshold_reaches_the_precision_and_no_smaller_one_does(pairs, want
         return np.mean(hits[scores >= threshold])
 
     reaching = [score for score in set(scores[~np.isnan(scores)]) if precision(score) >= wanted]
-    found = smallest_threshold(scores, hits, wanted)
+    found = smallest_threshold([str(n // 2) for n in range(len(pairs))], scores, hits, wanted)
     if found is None:
         assert reaching == []
         return
@@ -247,6 +249,49 @@ def test_the_interval_is_wider_where_queries_have_many_pairs_that_are_alike():
     )
     assert low < grade(margins, golds).auc < high
     assert high - low > 2 * (high_apart - low_apart)
+
+
+@pytest.mark.parametrize("num_hits", [0, 1, 30, 39, 40])
+def test_of_pairs_that_are_each_of_another_query_the_interval_is_wilsons(num_hits):
+    hits = np.arange(40) < num_hits
+    found = kept([f"query {n}" for n in range(40)], np.ones(40), hits, 0.5)
+    expected = binomtest(num_hits, 40).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("num_hits", [0, 1, 30, 39, 40])
+def test_copies_of_a_pair_make_nothing_surer(num_hits):
+    right, golds = np.repeat(np.arange(40) < num_hits, 10), np.arange(400) % 2 == 0
+    found = measure(
+        [f"query {n // 10}" for n in range(400)],
+        golds,
+        np.where(right == golds, 1.0, -1.0),
+        min_margin=0.5,
+        wanted_precision=0.9,
+        samples=2,
+        seed=1,
+    ).at_min_margin
+    expected = binomtest(num_hits, 40).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.005)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9, 0.97])
+@pytest.mark.parametrize("likeness", [0.0, 0.3, 1.0])  # of the hits of a query
+def test_the_interval_holds_the_share_of_all_queries_nearly_as_often_as_it_says(share, likeness):
+    rng = np.random.default_rng(1)
+    queries = [f"query {n // 5}" for n in range(120)]
+    holds = 0
+    for _ in range(300):
+        of_query = np.repeat(rng.random(24) < share, 5)
+        hits = np.where(rng.random(120) < np.sqrt(likeness), of_query, rng.random(120) < share)
+        found = kept(queries, np.ones(120), hits, 0.5)
+        holds += found.low <= share <= found.high
+    assert holds / 300 > 0.9  # as if all pairs were of other queries: 0.5 to 0.9 where they are alike
+
+
+def test_a_query_alone_shows_nothing_of_others():
+    found = kept(["query"] * 40, np.ones(40), np.arange(40) < 36, 0.5)
+    assert found.low < 0.2 < found.precision == 0.9
 
 
 def test_an_interval_is_there_even_if_most_draws_lack_a_class():

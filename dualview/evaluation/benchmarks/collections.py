@@ -7,7 +7,10 @@ same query, under whatever instructions.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+import hashlib
+from typing import Any
 
+from dualview.config.base import canonical_json
 from dualview.records import Passage
 
 Grades = Mapping[str, int]  # passage -> relevance, as judged
@@ -42,6 +45,23 @@ class Collection:
     @property
     def views(self) -> list[View]:
         return [view for case in self.cases for view in case.views.values()]
+
+
+def fingerprint_of(collections: Iterable[Collection]) -> str:
+    """Of all that is searched, asked and judged, whatever files it came from."""
+    digest = hashlib.sha256()
+
+    def add(*parts: Any) -> None:
+        digest.update(canonical_json(parts).encode())
+
+    for collection in collections:
+        for id in sorted(collection.passages):
+            add(id, collection.passages[id].full_text)
+        for case in collection.cases:
+            add(case.id, sorted(case.dropped), dict(case.labels), sorted(case.about))
+            for name, view in case.views.items():
+                add(name, view.id, view.query, view.instruction, dict(view.grades), view.candidates)
+    return digest.hexdigest()[:16]
 
 
 def topics_of(collections: Iterable[Collection]) -> dict[str, str]:

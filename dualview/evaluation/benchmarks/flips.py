@@ -1,14 +1,15 @@
 """Our own simple layout: a query, its instructions, and the passages that are relevant under each."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from dualview.beir import Row
 from dualview.config.evaluate import Flips
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.plain import read_corpus, rows_by_id
+from dualview.models import open_data
 from dualview.records import FlipCollection, FlipQuery, Passage
+from dualview.storage import holds, parent_of
 
 
 def from_flips(flips: FlipCollection) -> Collection:
@@ -45,12 +46,12 @@ def read_flips(settings: Flips) -> FlipCollection:
     Rows may have a `topic`, a text: those with the same one are drawn together, as are those with the same query.
     Raises InputError where a file is missing or a row is wrong.
     """
-    folder = Path(settings.path)
-    own, shared = folder / "corpus.jsonl", folder.parent / "corpus.jsonl"
-    corpus_path = own if own.exists() or not shared.exists() else shared
-    corpus = read_corpus(str(corpus_path))
+    folder = open_data(settings.path)
+    parent = parent_of(folder)
+    is_shared = not holds(folder, "corpus.jsonl") and holds(parent, "corpus.jsonl")
+    corpus = read_corpus(f"{(parent if is_shared else folder).url}/corpus.jsonl")
     names = {"original": settings.original, "changed": settings.changed}
-    rows = rows_by_id(str(folder / "queries.jsonl"))
+    rows = rows_by_id(f"{folder.url}/queries.jsonl")
     relevant = {id: _flip(row, names, corpus) for id, row in rows.items()}
     candidates = tuple(sorted({id for views in relevant.values() for ids in views.values() for id in ids}))
     return FlipCollection(

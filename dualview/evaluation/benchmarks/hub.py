@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dualview.beir import Row, by_id
+from dualview.beir import Row, by_id, whole_grade
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Case, Collection, View
@@ -16,7 +16,7 @@ from dualview.records import Passage
 def _hub_id(row: Row, key: str) -> str:
     """Parquet may hold ids as numbers; mteb reads them as texts, too."""
     value = row.columns.get(key)
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else row.text(key)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else row.id(key)
 
 
 def _by_id(rows: Iterable[Row], key: str = "_id") -> dict[str, Row]:
@@ -97,12 +97,12 @@ def _hub_qrels(rows: Iterable[Row], queries: Mapping[str, Any]) -> dict[str, dic
     """Judged passages that are not in the corpus stay: mteb counts them as missed."""
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
-        query_id, grade = _hub_id(row, "query-id"), row.columns.get("score")
+        query_id, score = _hub_id(row, "query-id"), row.columns.get("score")
         if query_id not in queries:
             raise InputError(f"{row.where}: the query {query_id!r} is not among the queries")
-        if not isinstance(grade, int | float) or grade != int(grade):
-            raise InputError(f"{row.where}: `score` must be a whole number, found {grade!r}")
-        qrels[query_id][_hub_id(row, "corpus-id")] = int(grade)
+        if (grade := whole_grade(score)) is None:
+            raise InputError(f"{row.where}: `score` must be a whole number, found {score!r}")
+        qrels[query_id][_hub_id(row, "corpus-id")] = grade
     return qrels
 
 
@@ -230,7 +230,7 @@ def read_mair(settings: Mair) -> list[Collection]:
         for id, row in _by_id(rows_of_mirrored(file), "qid").items():
             try:
                 grades = {str(label["id"]): int(label["score"]) for label in row.columns["labels"]}
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):  # ... of NaN, of an infinite one
                 raise InputError(
                     f"{row.where}: `labels` must be a list of objects with an id and a score"
                 ) from None

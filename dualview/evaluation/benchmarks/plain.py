@@ -4,12 +4,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 import re
 
-from dualview.beir import Row, by_id, check_qrels, read_lines, read_qrels, read_rows
+from dualview.beir import Row, by_id, check_qrels, fields_of, read_lines, read_qrels, read_rows
 from dualview.config.evaluate import Beir, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Case, Collection, Grades, View
+from dualview.models import open_data
 from dualview.records import Passage
-from dualview.storage import open_store
+from dualview.storage import holds
 
 
 def read_beir(settings: Beir) -> Collection:
@@ -17,11 +18,11 @@ def read_beir(settings: Beir) -> Collection:
 
     Raises InputError where a file is missing or a row is wrong.
     """
-    folder = settings.path.rstrip("/")
-    passages = read_corpus(f"{folder}/corpus.jsonl")
-    texts = {id: row.text("text") for id, row in rows_by_id(f"{folder}/queries.jsonl").items()}
-    is_plain = bool(open_store(folder).list("qrels.tsv")) or not open_store(folder).list("qrels/test.tsv")
-    qrels_url = f"{folder}/qrels.tsv" if is_plain else f"{folder}/qrels/test.tsv"
+    folder = open_data(settings.path)
+    passages = read_corpus(f"{folder.url}/corpus.jsonl")
+    texts = {id: row.text("text") for id, row in rows_by_id(f"{folder.url}/queries.jsonl").items()}
+    is_plain = holds(folder, "qrels.tsv") or not holds(folder, "qrels/test.tsv")
+    qrels_url = f"{folder.url}/qrels.tsv" if is_plain else f"{folder.url}/qrels/test.tsv"
     qrels = read_qrels(qrels_url)
     check_qrels(qrels_url, texts, passages)
     return _plain(settings.name, passages, texts, qrels, qrels_url)
@@ -79,7 +80,7 @@ def _fields(
 ) -> Iterator[tuple[str, list[str]]]:
     """Where it stands, and the fields of each line that is not blank."""
     for where, line in read_lines(url):
-        fields = line.split(separator)
+        fields = line.split(separator) if separator else fields_of(line)
         if fields and len(fields) != num:
             raise InputError(f"{where}: has {len(fields)} fields, not {num}, for example: {example}")
         if fields:
