@@ -142,7 +142,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
             found = search(evaluation.output, None, [])
             rows = {name: _rows(str(folder / name)) for name in runs}
             if "llm" in rows:
-                notes.append(agreement_sentence(rows["llm"]))
+                notes += [agreement_sentence(rows["llm"]), *written_sentences(rows["llm"])]
             shutil.copytree(folder / f"train-{story.best}" / "encoder", folder / "encoder")
 
     (folder / "report.html").write_text(
@@ -238,6 +238,19 @@ def agreement_sentence(rows: list[DualView]) -> str:
         same += sum((pair["llm"] > 0) == (pair["attributes"] > 0) for pair in both)
     share = f"{same / total:.0%}" if total else "none"
     return f"The LLM judge agrees with the attributes on {share} of {total} verdicts; a coin would on 50%."
+
+
+def written_sentences(rows: list[DualView]) -> list[str]:
+    """How many of the LLM's complements stand, and the first of them."""
+    accepted = [row for row in rows if row.status == ACCEPTED]
+    return [
+        f"Of {len(rows)} complementary instructions by the LLM, attributes confirm {len(accepted)}"
+        + (", for example:" if accepted else "."),
+        *(
+            f"  {row.seed.query}. {row.seed.instruction} -> {row.new_instruction}"
+            for row in accepted[:NUM_EXAMPLES]
+        ),
+    ]
 
 
 def _clear(story: Story, folder: Path) -> None:
