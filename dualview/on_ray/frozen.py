@@ -32,7 +32,7 @@ from dualview.storage import Store, arrow_filesystem, open_store
 from dualview.training.prepared import Prepared
 
 UNITS_KEY = "vectors.json"
-PASSAGES_PER_UNIT = 4096
+PASSAGES_PER_UNIT = 1024  # so that the passages of a small run, too, are work for several actors
 
 
 def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
