@@ -37,7 +37,7 @@ from dualview.storage import open_store
 from dualview.synthesis.recipe import Recipe
 from dualview.synthesis.shard import Task, finish_row
 
-MODEL = Path("out/demo/models/smollm2-135m-instruct")
+MODEL = Path("out/demo-dual/models/smollm2-135m-instruct")
 
 # Few seeds are no steady state unless still fewer are worked on at once. The exam is in no rate.
 SMALL = (
@@ -124,6 +124,7 @@ def main() -> None:
                 f"output={folder}/run",
                 f"trail={folder}/trail.jsonl",
                 f"source.num_seeds={num_seeds}",
+                "accept.judge=llm",
                 f"engine.model={checkpoint(MODEL.absolute())}",
                 *(SMALL if quick else ()),
             ],

@@ -81,7 +81,13 @@ def scripted_config(seeds: Path, output: Path, rows_per_shard: int) -> GenerateC
     config = load(
         GenerateConfig,
         str(ROOT / "configs/demo/llm.yaml"),
-        ["writer.prompt=write-v1", f"rows_per_shard={rows_per_shard}", "actors.cpus=1", f"output={output}"],
+        [
+            "writer.prompt=write-v1",
+            "accept.judge=llm",
+            f"rows_per_shard={rows_per_shard}",
+            "actors.cpus=1",
+            f"output={output}",
+        ],
     )
     return config.model_copy(
         update={

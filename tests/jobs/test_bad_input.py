@@ -77,6 +77,7 @@ def error_of_seeds(file: Path) -> str:
             "output": str(file.parent / "run"),
             "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0},
             "judges": [JUDGE],
+            "accept.judge": "llm",
             "engine": {"kind": "scripted", "seed": 1},
         },
     )

@@ -713,6 +713,7 @@ def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, c
         "timeout_seconds": 300.0,
         "max_tries": 1,
         "max_pause_seconds": 1.0,
+        "chat_template_kwargs": {},
     }
     config = config_of(LLM, tmp_path / "run", engine=engine)
     store = open_store(config.output)
