@@ -52,7 +52,6 @@ class Story:
     evaluate: str
     best: str
     changes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # config -> KEY=VALUE
-    is_short: bool = False  # general retrieval is not watched
 
 
 FROZEN = Story(
@@ -87,7 +86,6 @@ STORIES = {
             "facets-many": ("source.num_seeds=4000",),
             "train-frozen": ("mixture.parts.0.num_instances=2400", "budget.instances=2400"),
         },
-        is_short=True,
     ),
     "frozen": FROZEN,
     "dual": Story(
@@ -135,7 +133,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
             with clock.stage(f"train, {arm}"):
                 trained[arm] = train(config(TrainConfig, f"train-{arm}"))
         with clock.stage("evaluate"):
-            watched = [] if story.is_short else _general(CONFIGS / f"{story.evaluate}.yaml", general)
+            watched = _general(CONFIGS / f"{story.evaluate}.yaml", general)
             evaluation = config(EvaluateConfig, story.evaluate, *watched)
             scores = evaluate(evaluation)
         with clock.stage("search"):

