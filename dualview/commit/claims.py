@@ -33,35 +33,6 @@ def claim(
     saying what differs, where the output was claimed with other content, and where the store lets a second
     writer replace an object.
     """
-    _claim(store, key, content, notes, deciding)
-    note_code(store)
-
-
-def claim_shelf(store: Store) -> None:
-    """Claims a folder that runs share, whose objects are named by what decides their content."""
-    _claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
-
-
-def note_code(store: Store) -> None:
-    """Leaves which code works on this output, once for each: a run that two versions made shows it."""
-    note = {"code": asdict(code()), "libraries": libraries()}
-    data = json.dumps(note, indent=2).encode()
-    store.put_new(f"{CODE_PREFIX}{fingerprint(note)}.json", data, attempt=uuid4().hex)
-
-
-def read_codes(store: Store) -> list[tuple[Code, dict[str, str]]]:
-    """What note_code left: each code that worked on the output, and the versions of its libraries."""
-    notes = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
-    return [(Code(**note["code"]), note["libraries"]) for note in notes]
-
-
-def _claim(
-    store: Store,
-    key: str,
-    content: Mapping[str, Any],
-    notes: Mapping[str, Any],
-    deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
-) -> None:
     text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False, allow_nan=False).encode()
     try:
         standing = store.get(key)
@@ -80,6 +51,25 @@ def _claim(
             f"{store.url}: holds a run with other settings ({told});"
             " choose another output, or put the settings back"
         )
+    note_code(store)
+
+
+def claim_shelf(store: Store) -> None:
+    """Claims a folder that runs share, whose objects are named by what decides their content."""
+    claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
+
+
+def note_code(store: Store) -> None:
+    """Leaves which code works on this output, once for each: a run that two versions made shows it."""
+    note = {"code": asdict(code()), "libraries": libraries()}
+    data = json.dumps(note, indent=2).encode()
+    store.put_new(f"{CODE_PREFIX}{fingerprint(note)}.json", data, attempt=uuid4().hex)
+
+
+def read_codes(store: Store) -> list[tuple[Code, dict[str, str]]]:
+    """What note_code left: each code that worked on the output, and the versions of its libraries."""
+    notes = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
+    return [(Code(**note["code"]), note["libraries"]) for note in notes]
 
 
 def _check_create_only(store: Store, key: str, data: bytes) -> None:
