@@ -17,7 +17,6 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.commit.shards import read_tables
 from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -27,12 +26,13 @@ from dualview.engines.smollm2 import checkpoint
 from dualview.evaluation.page import page
 from dualview.evaluation.report import HEADLINE, Summary, print_table
 from dualview.evaluation.side_by_side import Found, print_found
-from dualview.on_ray.evaluate import evaluate
-from dualview.on_ray.examination import exam_sentences
-from dualview.on_ray.generate import generate
-from dualview.on_ray.search import search
-from dualview.on_ray.train import train
+from dualview.pipelines.evaluate import evaluate
+from dualview.pipelines.generate.judge_gate import exam_sentences
+from dualview.pipelines.generate.run import generate
+from dualview.pipelines.search import search
+from dualview.pipelines.train.run import train
 from dualview.records import ACCEPTED, DualView, dual_views_from_table
+from dualview.runs.shards import read_tables
 from dualview.storage import open_store
 
 CONFIGS = Path("configs/demo")

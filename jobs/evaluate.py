@@ -10,7 +10,7 @@ def main() -> None:
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
     from dualview.evaluation.report import print_table
-    from dualview.on_ray.evaluate import evaluate
+    from dualview.pipelines.evaluate import evaluate
 
     print_table(evaluate(config))
 

@@ -14,12 +14,12 @@ def main() -> None:
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
     if arguments.dry_run:
-        from dualview.on_ray.dry_run import dry_run
+        from dualview.pipelines.generate.dry_run import dry_run
 
         dry_run(config)
         return
-    from dualview.on_ray.examination import exam_sentences
-    from dualview.on_ray.generate import generate
+    from dualview.pipelines.generate.judge_gate import exam_sentences
+    from dualview.pipelines.generate.run import generate
 
     summary = generate(config)
     for sentence in exam_sentences(config, summary["exam"]):

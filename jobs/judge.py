@@ -9,7 +9,7 @@ def main() -> None:
     config, _ = from_command_line(JudgeConfig, __doc__)
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
-    from dualview.on_ray.judge import judge, print_judged
+    from dualview.pipelines.judge import judge, print_judged
 
     print_judged(config, judge(config))
 

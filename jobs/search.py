@@ -22,7 +22,7 @@ def main() -> None:
 
     # After the arguments, because they take seconds to import: a mistake in them shows at once.
     from dualview.evaluation.side_by_side import print_found
-    from dualview.on_ray.search import search
+    from dualview.pipelines.search import search
 
     print_found(search(arguments.evaluation, arguments.query, arguments.instruction))
 

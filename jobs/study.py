@@ -18,7 +18,7 @@ def main() -> None:
     plan = plan_study(study)
     print(grid_table(plan))
 
-    from dualview.on_ray.study import estimate_study, report_study, run_study  # seconds to import
+    from dualview.pipelines.study import estimate_study, report_study, run_study  # seconds to import
 
     if arguments.dry_run:
         print(estimate_study(study, plan))

@@ -9,7 +9,7 @@ def main() -> None:
     config, _ = from_command_line(TrainConfig, __doc__)
 
     # After the config, because they take seconds to import: a mistake in it shows at once.
-    from dualview.on_ray.train import train
+    from dualview.pipelines.train.run import train
 
     result = train(config)
     print(

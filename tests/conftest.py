@@ -1,15 +1,22 @@
-"""A chat server for the tests of whatever talks to one, and no deadline for properties: machines may be slow."""
+"""What tests of several folders share: a chat server, an S3 server, a Ray cluster. Properties have no deadline."""
 
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import json
+import os
+from pathlib import Path
 import socket
 from threading import Lock, Thread
 from typing import Any
 
+from faulty_s3 import FaultyS3, bucket
 import hypothesis
 import pytest
+import ray
 from xdist.scheduler import LoadScopeScheduling
+
+from dualview.config.generate import GenerateConfig
+from dualview.config.loading import load
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -19,7 +26,11 @@ class OneCluster(LoadScopeScheduling):
     """One process has all tests that start clusters, as two would disturb each other; others are dealt by file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ray" if nodeid.startswith(("tests/on_ray/", "tests/jobs/")) else nodeid.partition("::")[0]
+        return (
+            "ray"
+            if nodeid.startswith(("tests/pipelines/", "tests/distributed/", "tests/jobs/"))
+            else nodeid.partition("::")[0]
+        )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -122,3 +133,49 @@ def closed_address() -> str:
     """HOST:PORT where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as closed_soon:
         return f"127.0.0.1:{closed_soon.getsockname()[1]}"
+
+
+# --- a Ray cluster of this machine and an S3 server, once for all tests ---------------------------------
+
+
+@pytest.fixture(scope="session")
+def faulty_s3() -> FaultyS3:
+    return FaultyS3()
+
+
+@pytest.fixture(scope="session")
+def s3(faulty_s3: FaultyS3) -> Iterator[str]:
+    """URL of a bucket on a real S3 server; set up before the cluster, whose workers inherit the endpoint."""
+    with bucket(faulty_s3, "tests") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def cluster(s3: str) -> Iterator[str]:
+    """Address of a cluster with two CPUs, for drivers in other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        # Workers import hooks from tests/.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=300 * 2**20,
+            include_dashboard=True,  # the job server
+            dashboard_port=0,
+            logging_level="WARNING",
+        )
+        patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def facets_data(cluster: str, s3: str) -> str:
+    """Output of a finished generate run over 400 seeds of the demo."""
+    from dualview.pipelines.generate.run import generate  # seconds to import
+
+    url = f"{s3}/facets"
+    config = Path("configs/demo/facets.yaml").absolute()
+    generate(load(GenerateConfig, str(config), [f"output={url}", "source.num_seeds=400"]))
+    return url

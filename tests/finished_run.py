@@ -6,8 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.commit.plan import Input, Plan, Shard, plan_run, read_plan
-from dualview.commit.shards import commit, finished_plan, left_out_of_training, read_tables, trainable_rows
 from dualview.costs import Spent
 from dualview.records import (
     ACCEPTED,
@@ -20,6 +18,8 @@ from dualview.records import (
     Seed,
     Verdict,
 )
+from dualview.runs.plan import Input, Plan, Shard, plan_run, read_plan
+from dualview.runs.shards import commit, finished_plan, left_out_of_training, read_tables, trainable_rows
 from dualview.storage import LocalStore, Store
 
 SETTINGS = {"writer": {"model": "demo", "temperature": 0.7}, "rules": {"max_words": 40}, "judges": ["a", "b"]}

@@ -25,15 +25,12 @@ import time
 from typing import Any, Self
 
 from faulty_s3 import ALWAYS, FaultyS3, bucket, error
+from generate_runs import rows_of, wait_until
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray_processes import AnotherNode
 from rich.console import Console
 from rich.table import Table
-
-sys.path.append(str(Path(__file__).parent / "on_ray"))  # the nodes and the waiting of the tests there
-
-from test_faults import AnotherNode
-from test_generate import rows_of, wait_until
 
 from dualview.storage import Store, open_store
 

@@ -28,15 +28,12 @@ from threading import Lock
 import time
 
 from faulty_s3 import Fault, FaultyS3, bucket, cut_answer, cut_request, error, lost_answer, silence
+from generate_runs import LLM, Job, config_of, rows_of, undisturbed
 import psutil
 import ray
+from ray_processes import AnotherNode, workers_of
 from rich.console import Console
 from rich.table import Table
-
-sys.path.append(str(Path(__file__).parent / "on_ray"))  # the runs, jobs and nodes of the tests there
-
-from test_faults import AnotherNode
-from test_generate import LLM, Job, config_of, engine_processes, rows_of, undisturbed
 
 from dualview.config.generate import GenerateConfig
 from dualview.records import DualView
@@ -147,7 +144,7 @@ class Soak:
 
     def _strike_an_actor(self, kind: str) -> bool:
         try:
-            actor = self._rng.choice(engine_processes())
+            actor = self._rng.choice(workers_of("ShardActor"))
             if kind == ACTOR:
                 actor.kill()
             else:

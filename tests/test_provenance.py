@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from dualview.commit.claims import claim, read_codes
 from dualview.provenance import COMMIT_FILE, COMMIT_VARIABLE, PACKAGE, Code, code
+from dualview.runs.manifest import claim, read_codes
 from dualview.storage import open_store
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -131,7 +131,7 @@ def test_an_output_shows_every_code_that_worked_on_it_and_refuses_none(tmp_path:
 
     CHANGES["a module"](tree)
     program = (
-        "import sys; from dualview.commit.claims import claim; from dualview.storage import open_store;"
+        "import sys; from dualview.runs.manifest import claim; from dualview.storage import open_store;"
         " claim(open_store(sys.argv[1]), 'config.json', {'seed': 1}, notes={})"
     )
     subprocess.run(

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
 from dualview.config.loading import load
 from dualview.config.train import TrainConfig
-from dualview.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.models import local_model
 from dualview.records import Passage, Requirement
+from dualview.retrieval.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.training.groups import Group, Label, View
 from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
 from dualview.training.prepared import Placed, Prepared, make_piece

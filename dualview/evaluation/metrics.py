@@ -7,7 +7,7 @@ values are fractions. Formulas and cutoffs are those of trec_eval, p-MRR that of
 from collections.abc import Collection, Mapping, Sequence
 from math import fsum, log2, sqrt
 
-from dualview.evaluation.ranking import Ranking
+from dualview.retrieval.ranking import Ranking
 
 
 def ndcg(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:

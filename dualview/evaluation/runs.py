@@ -21,7 +21,7 @@ from dualview.beir import fields_of, read_lines
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.metrics import rank_change
-from dualview.evaluation.ranking import Ranking, rank
+from dualview.retrieval.ranking import Ranking, rank
 
 _EXAMPLE = "301 Q0 FBIS3-10082 1 12.25 ours"
 _ENCODED = "+percent-encoded"

@@ -19,7 +19,7 @@ from dualview.evaluation.metrics import (
     recall,
     reciprocal_rank,
 )
-from dualview.evaluation.ranking import Ranking
+from dualview.retrieval.ranking import Ranking
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.commit.plan import Input, read_plan
 from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
 from dualview.errors import InputError
 from dualview.records import Seed
+from dualview.runs.plan import Input, read_plan
 from dualview.sources import factbook
 from dualview.sources.drafts import Drafts
 from dualview.sources.factbook import Factbook

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dualview.commit.plan import Input, read_plan
-from dualview.commit.shards import is_complete, read_shard, read_summaries
 from dualview.errors import InputError
 from dualview.records import DualView, Seed, dual_views_from_table
+from dualview.runs.plan import Input, read_plan
+from dualview.runs.shards import is_complete, read_shard, read_summaries
 from dualview.sources.files import Each
 from dualview.storage import open_store
 

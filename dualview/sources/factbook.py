@@ -26,9 +26,9 @@ from typing import Any, Literal
 
 import yaml
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import FlipCollection, FlipQuery, Passage, Requirement, Seed, all_hold
+from dualview.runs.plan import Input
 from dualview.sources.files import Each
 from dualview.vocabulary import Vocabulary
 

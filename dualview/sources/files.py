@@ -15,9 +15,9 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import Seed
+from dualview.runs.plan import Input
 from dualview.sources.rows import json_of, listed, place, read_rows, survey_rows
 
 # Applies a function to items and yields the results in their order, as map does; perhaps on many machines.

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
+from dualview.runs.plan import Input
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store
 
 _SUFFIXES = (".jsonl", ".parquet")

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import json
 from typing import Any
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import Passage, Requirement, Seed
+from dualview.runs.plan import Input
 from dualview.sources.files import Each, Layout, read_seeds, survey
 
 _EXAMPLES = {

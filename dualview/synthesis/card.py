@@ -7,10 +7,10 @@ from uuid import uuid4
 import pyarrow as pa
 import yaml
 
-from dualview.commit.plan import Plan, numbered, read_plan
-from dualview.commit.shards import near_duplicates_key
 from dualview.errors import InputError
 from dualview.records import DUAL_VIEW_SCHEMA
+from dualview.runs.plan import Plan, numbered, read_plan
+from dualview.runs.shards import near_duplicates_key
 from dualview.storage import Store
 from dualview.synthesis import stats as figures
 from dualview.synthesis.stats import Rows, Stats, stats_of

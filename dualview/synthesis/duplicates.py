@@ -16,9 +16,9 @@ from datasketch import LeanMinHash, MinHash, MinHashLSH
 import numpy as np
 import pyarrow as pa
 
-from dualview.commit.plan import Plan, Shard
-from dualview.commit.shards import NEAR_DUPLICATES_SCHEMA, put_near_duplicates, read_shard
 from dualview.config.generate import NearDuplicates
+from dualview.runs.plan import Plan, Shard
+from dualview.runs.shards import NEAR_DUPLICATES_SCHEMA, put_near_duplicates, read_shard
 from dualview.storage import Store
 from dualview.synthesis.words import runs, words
 

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dualview.commit.claims import read_codes
-from dualview.commit.plan import Plan, missing, read_plan
-from dualview.commit.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_tables
 from dualview.provenance import Code
 from dualview.records import ACCEPTED, NEAR_DUPLICATE
+from dualview.runs.manifest import read_codes
+from dualview.runs.plan import Plan, missing, read_plan
+from dualview.runs.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_tables
 from dualview.storage import Store
 from dualview.synthesis.words import words
 

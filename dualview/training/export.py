@@ -7,7 +7,7 @@ import torch
 
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
-from dualview.encoder import asymmetric, new_encoder
+from dualview.retrieval.encoder import asymmetric, new_encoder
 from dualview.training.step import Learner, move_back
 
 

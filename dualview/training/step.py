@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 import torch
 
 from dualview.config.train import TrainConfig
-from dualview.encoder import Precision, Tokens, autocast
 from dualview.errors import InputError
 from dualview.models import Side
+from dualview.retrieval.encoder import Precision, Tokens, autocast
 from dualview.training.batches import Batch, deal, make_batch
 from dualview.training.collectives import gather_vectors
 from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated

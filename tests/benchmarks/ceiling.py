@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
 
-from dualview.commit.plan import missing, plan_run
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Engine, Request
-from dualview.on_ray.examination import set_exam
-from dualview.on_ray.generate import run_settings
-from dualview.on_ray.shard_actor import ShardActor
+from dualview.pipelines.generate.actor import ShardActor
+from dualview.pipelines.generate.judge_gate import set_exam
+from dualview.pipelines.generate.run import run_settings
+from dualview.runs.plan import missing, plan_run
 from dualview.sources import open_source
 from dualview.storage import open_store
 

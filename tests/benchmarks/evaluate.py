@@ -95,7 +95,7 @@ def profile_of_encoding(texts: list[str]) -> dict[str, float]:
     """Of one thread: seconds a passage, the share of products with weights in it, their GFLOP/s and the best there are."""
     import torch
 
-    from dualview.encoder import encode_texts, load_encoder
+    from dualview.retrieval.encoder import encode_texts, load_encoder
 
     torch.set_num_threads(1)
     encoder = load_encoder(MINILM, trust_remote_code=False)

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from dualview.beir import read_qrels
 from dualview.config.sources import BeirSource
-from dualview.on_ray.mining import Mined, mine
+from dualview.pipelines.generate.mine import Mined, mine
 
 BM25 = {"k1": 0.9, "b": 0.4, "stopwords": "english"}
 MINILM = {

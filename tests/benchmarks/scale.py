@@ -67,7 +67,7 @@ def drive(config_file: str) -> None:
     """The process of a driver: `jobs/generate.py` on a cluster that nobody else uses."""
     import ray
 
-    from dualview.on_ray.generate import generate
+    from dualview.pipelines.generate.run import generate
 
     config = load(GenerateConfig, config_file)
     os.environ.update(RAY_worker_niceness="0")  # Ray's own is 15, which loses to anything else on the machine

@@ -33,7 +33,7 @@ import torch
 from dualview.config.loading import load
 from dualview.config.sources import FactbookSource
 from dualview.config.train import TrainConfig
-from dualview.encoder import inputs_of, new_encoder, tokenize
+from dualview.retrieval.encoder import inputs_of, new_encoder, tokenize
 from dualview.sources import open_source
 from dualview.training.groups import Group, Label, View
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text

@@ -14,7 +14,7 @@ from dualview.evaluation.metrics import (
     recall,
     reciprocal_rank,
 )
-from dualview.evaluation.ranking import rank
+from dualview.retrieval.ranking import rank
 
 IDS = [f"d{number}" for number in range(1, 31)]
 # Few different values, so that ties abound; a pair that only float64 tells apart; and arbitrary ones.

@@ -8,9 +8,9 @@ import pytrec_eval
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.metrics import average_precision
-from dualview.evaluation.ranking import Ranking
 from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.records import Passage
+from dualview.retrieval.ranking import Ranking
 
 IDS = [f"d{number}" for number in range(12)]
 VIEWS = [View("1", "q", "", {"d1": 1}), View("2", "q", "", {"d2": 1}, ("d1", "d2"))]

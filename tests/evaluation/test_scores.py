@@ -13,9 +13,9 @@ import pytrec_eval
 
 from dualview.evaluation.benchmarks.collections import Case, Collection, View
 from dualview.evaluation.benchmarks.flips import from_flips
-from dualview.evaluation.ranking import Ranking, rank
 from dualview.evaluation.scores import KINDS, SCORES_SCHEMA, QueryScore, mteb_result, score, scores_to_table
 from dualview.records import FlipCollection, FlipQuery, Passage
+from dualview.retrieval.ranking import Ranking, rank
 
 IDS = [f"d{number}" for number in range(1, 31)]
 SCORES = st.one_of(st.sampled_from([-1.0, 0.0, 0.25, 0.5]), st.floats(-2, 2, allow_nan=False, width=32))

@@ -11,8 +11,8 @@ from dualview.config.evaluate import Beir, Flips, FollowIR, HubBenchmark, Mair, 
 from dualview.evaluation.benchmarks import read_benchmark
 from dualview.evaluation.benchmarks.collections import Case, Collection, View, topics_of
 from dualview.evaluation.benchmarks.flips import from_flips
-from dualview.evaluation.ranking import Ranking
 from dualview.evaluation.scores import KINDS, score
+from dualview.retrieval.ranking import Ranking
 from dualview.sources import factbook
 
 

@@ -24,7 +24,7 @@ def _metrics() -> frozenset[str]:
     return frozenset(ours | theirs)
 
 
-FIGURES_OF = ROOT / "dualview/on_ray/watch.py"
+FIGURES_OF = ROOT / "dualview/pipelines/train/monitor.py"
 SCORES_OF = ROOT / "dualview/evaluation/scores.py"
 STATUSES_OF = ROOT / "dualview/records.py"
 SCRAPED = {"ray_io_cluster", "ray_io_node_type", "ray_io_group"}  # what podTargetLabels become

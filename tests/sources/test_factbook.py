@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import Requirement, all_hold
+from dualview.runs.plan import Input
 from dualview.sources.factbook import Factbook, collection, passages, seeds, unseen_values, vocabulary
 
 pytestmark = pytest.mark.skipif(

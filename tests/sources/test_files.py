@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.commit.plan import Input
 from dualview.errors import InputError
 from dualview.records import SEED_SCHEMA
+from dualview.runs.plan import Input
 from dualview.sources.tuples import Tuples
 
 

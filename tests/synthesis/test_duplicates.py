@@ -4,10 +4,10 @@ import random
 from finished_run import extend_run, finish_run, put_shard, row, training_rows
 import pytest
 
-from dualview.commit.plan import read_plan
-from dualview.commit.shards import is_complete, lacks_near_duplicates, read_near_duplicates, read_tables
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
+from dualview.runs.plan import read_plan
+from dualview.runs.shards import is_complete, lacks_near_duplicates, read_near_duplicates, read_tables
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
 

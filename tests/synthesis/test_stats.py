@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from dualview.commit.plan import read_plan
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.provenance import code
 from dualview.records import Draft, Rewording, Verdict
+from dualview.runs.plan import read_plan
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
 from dualview.synthesis.stats import Cells, made_by, print_stats, quantiles, run_stats, state

@@ -9,8 +9,8 @@ from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_t
 import torch
 import transformers
 
-from dualview.encoder import embed, encode_texts, new_encoder, tokenize
 from dualview.errors import InputError
+from dualview.retrieval.encoder import embed, encode_texts, new_encoder, tokenize
 from dualview.training.step import Learner
 
 SIZES = {

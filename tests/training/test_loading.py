@@ -10,8 +10,15 @@ from tiny import WORDS, save_tiny_encoder, tiny_encoder
 import torch
 import transformers
 
-from dualview.encoder import asymmetric, check_length, check_lengths, encode_texts, load_encoder, new_encoder
 from dualview.errors import InputError
+from dualview.retrieval.encoder import (
+    asymmetric,
+    check_length,
+    check_lengths,
+    encode_texts,
+    load_encoder,
+    new_encoder,
+)
 
 HALVES = [torch.float16, torch.bfloat16]
 

@@ -19,7 +19,7 @@ from tiny import (
 import torch
 import torch.multiprocessing
 
-from dualview.encoder import asymmetric, encode_texts, encode_tokens, inputs_of, load_encoder
+from dualview.retrieval.encoder import asymmetric, encode_texts, encode_tokens, inputs_of, load_encoder
 from dualview.training.losses import info_nce
 from dualview.training.step import (
     Retained,

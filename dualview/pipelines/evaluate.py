@@ -1,0 +1,454 @@
+"""Evaluation on Ray: actors encode, tasks search shards, the driver scores. Under the output:
+
+config.json                       what is evaluated, by name and by content; created once
+embeddings/                       vectors, see encoding.py; elsewhere where `embeddings` says so
+runs/ENCODER/BENCHMARK.trec       rankings
+moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
+results/ENCODER/BENCHMARK.json    in mteb's layout, and how it was asked
+scores.parquet                    every query's value, and its topic; created last
+report.html                       the tables
+"""
+
+# V = views of a collection, E = embedding size, D = passages of a shard
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from dualview.beir import file_sha256
+from dualview.config.base import Actors
+from dualview.config.evaluate import Benchmark as BenchmarkSettings
+from dualview.config.evaluate import (
+    Bm25Model,
+    EncoderModel,
+    EvaluateConfig,
+    FactbookFlips,
+    FollowIR,
+    RunFiles,
+)
+from dualview.distributed.cluster import join_cluster, map_on_cluster
+from dualview.distributed.embeddings import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
+from dualview.errors import InputError
+from dualview.evaluation.benchmarks import read_benchmark
+from dualview.evaluation.benchmarks.collections import Collection, View, fingerprint_of
+from dualview.evaluation.benchmarks.flips import from_flips
+from dualview.evaluation.report import Summary, html_report, summary
+from dualview.evaluation.runs import most_moved, read_run, run_lines
+from dualview.evaluation.scores import (
+    KINDS,
+    SCORES_SCHEMA,
+    Kind,
+    QueryScore,
+    mteb_result,
+    score,
+    scores_to_table,
+)
+from dualview.models import SIDES, Side, check_model, model_fingerprint, model_stamp
+from dualview.retrieval import bm25
+from dualview.retrieval.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
+from dualview.retrieval.search import QUERIES_AT_A_TIME
+from dualview.runs.manifest import claim, claim_shelf
+from dualview.sources import factbook
+from dualview.storage import Store, check_reachable, open_store
+
+CONFIG_KEY = "config.json"
+SCORES_KEY = "scores.parquet"
+DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
+_PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    kind: Kind
+    template: str
+    collections: tuple[Collection, ...]
+
+    def text(self, view: View) -> str:
+        """What a model is asked."""
+        if not view.instruction:
+            return view.query
+        return self.template.format(query=view.query, instruction=view.instruction)
+
+
+def evaluate(config: EvaluateConfig) -> Summary:
+    """Scores every model on every benchmark; a finished evaluation is only read, vectors that stand are not made again.
+
+    Returns the summary: means with bootstrap intervals, and paired differences.
+    """
+    store = open_store(config.output)
+    check_reachable(store)
+    if config.embeddings is not None:
+        check_reachable(open_store(config.embeddings))
+        claim_shelf(open_store(config.embeddings))
+    _check_comparisons(config)
+    for model in config.encoders.values():
+        if isinstance(model, EncoderModel):
+            check_model(model.model)
+    benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
+    content, stamps = _content(config, benchmarks, _claimed(store))
+    deciding = config.deciding()
+    others = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
+    claim(store, CONFIG_KEY, {**deciding, "content": content}, notes={**others, "stamps": stamps})
+    if store.list(SCORES_KEY):
+        print(f"{config.output} is finished; nothing to do")
+    else:
+        tables = _evaluate(config, store, benchmarks, content["models"])
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.concat_tables(tables), sink)
+        store.put_new(SCORES_KEY, sink.getvalue().to_pybytes(), attempt="driver")
+    result = summary(read_scores(store), config.compare, config.bootstrap_samples, config.seed)
+    store.put_new("report.html", html_report(result).encode(), attempt="driver")
+    return result
+
+
+def _claimed(store: Store) -> dict[str, Any]:
+    """What the output was claimed for, {} where it was not yet.
+
+    Raises InputError where it was claimed by names alone: its scores may be of what lay there before.
+    """
+    try:
+        claimed: dict[str, Any] = json.loads(store.get(CONFIG_KEY))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        claimed = {}
+    if not isinstance(claimed, dict) or "content" not in claimed:
+        raise InputError(
+            f"{store.url}/{CONFIG_KEY}: does not say which content its models and benchmarks had, as earlier versions"
+            " did not; choose another output, or, if nothing has changed since, remove this file and run the same"
+            " command again: it makes nothing anew"
+        )
+    return claimed
+
+
+def _content(
+    config: EvaluateConfig, benchmarks: Sequence[Benchmark], claimed: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
+    """Fingerprints of what lies behind the config's names: models by side, run files, benchmarks. And models' stamps.
+
+    A model whose stamp is the claimed one is not read again. Raises InputError where a run file is missing.
+    """
+    models, runs, stamps = dict[str, Any](), dict[str, str](), dict[str, str | None]()
+    for model in config.encoders.values():
+        if isinstance(model, EncoderModel):
+            stamp = stamps[model.model] = model_stamp(model.model)
+            if stamp is not None and stamp == claimed.get("stamps", {}).get(model.model):
+                models[model.model] = claimed["content"]["models"][model.model]
+            else:
+                models[model.model] = {side: model_fingerprint(model.model, side) for side in SIDES}
+        elif isinstance(model, RunFiles):
+            urls = [_run_url(model, benchmark) for benchmark in benchmarks]
+            runs |= {url: file_sha256(url)[:16] for url in urls}
+    of_benchmarks = {each.name: fingerprint_of(each.collections) for each in benchmarks}
+    return {"models": models, "runs": runs, "benchmarks": of_benchmarks}, stamps
+
+
+def _run_url(model: RunFiles, benchmark: Benchmark) -> str:
+    return f"{model.path.rstrip('/')}/{benchmark.name}.trec"
+
+
+def read_scores(store: Store) -> pa.Table:
+    """The scores of a finished evaluation, in SCORES_SCHEMA.
+
+    Raises InputError where they were made before scores had a topic: intervals over them would draw queries.
+    """
+    table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
+    if table.schema.names != SCORES_SCHEMA.names:
+        lacking = ", ".join(name for name in SCORES_SCHEMA.names if name not in table.schema.names)
+        raise InputError(
+            f"{store.url}/{SCORES_KEY}: lacks {lacking}, which scores of an earlier version did not have; remove it"
+            " and report.html beside it and run the same command again: it encodes nothing anew, vectors are kept"
+        )
+    return table
+
+
+def _check_comparisons(config: EvaluateConfig) -> None:
+    for name in (name for pair in config.compare for name in pair):
+        if name not in config.encoders:
+            raise InputError(
+                f"compare: `{name}` is none of the encoders; expected one of {', '.join(config.encoders)}"
+            )
+
+
+def open_benchmark(settings: BenchmarkSettings, template: str | None = None) -> Benchmark:
+    """Raises InputError where its data are missing or wrong."""
+    if isinstance(settings, FactbookFlips):
+        flips = factbook.collection(settings.split, settings.num_queries, settings.seed)
+        collections = [from_flips(flips)]
+    else:
+        collections = read_benchmark(settings)
+    kind = KINDS[f"followir {settings.score}" if isinstance(settings, FollowIR) else settings.kind]
+    return Benchmark(collections[0].name, kind, template or kind.template, tuple(collections))
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    store: Store,
+    benchmarks: Sequence[Benchmark],
+    fingerprints: Mapping[str, Mapping[Side, str]],
+) -> list[pa.Table]:
+    index = _Index(config, benchmarks, fingerprints)
+    tables = []
+    for name, model in config.encoders.items():
+        for benchmark in benchmarks:
+            rankings: list[Mapping[str, Ranking]] = []
+            notes: dict[str, Any] = {"template": benchmark.template}
+            for collection in benchmark.collections:
+                if isinstance(model, RunFiles):
+                    url = _run_url(model, benchmark)
+                    rankings.append(read_run(url, collection.views, collection.passages))
+                    missing = sum(not ranking.ids for ranking in rankings[-1].values())
+                    notes = _with(notes, {"run": url, "num_queries_without_a_line": missing})
+                    continue
+                if isinstance(model, Bm25Model):
+                    hits = _hits_of_bm25(config.actors, model, benchmark, collection)
+                    notes = _with(notes, model.model_dump(mode="json"))
+                else:
+                    hits = index.hits(name, benchmark, collection)
+                    notes = _with(notes, index.notes(name, collection))
+                found = rankings_of(hits, len(collection.views), sorted(collection.passages))
+                rankings.append(
+                    {view.id: ranking for view, ranking in zip(collection.views, found, strict=True)}
+                )
+            scores = score(benchmark.kind, benchmark.collections, rankings)
+            _put_files(store, name, benchmark, rankings, scores, notes)
+            print(f"{name} on {benchmark.name}: {_sentence(notes)}")
+            tables.append(scores_to_table(name, scores))
+    return tables
+
+
+def _with(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of several collections add up."""
+    return {
+        **notes,
+        **{
+            key: notes.get(key, 0) + value if key.startswith("num_") else value for key, value in more.items()
+        },
+    }
+
+
+def _put_files(
+    store: Store,
+    name: str,
+    benchmark: Benchmark,
+    rankings: Sequence[Mapping[str, Ranking]],
+    scores: Sequence[QueryScore],
+    notes: Mapping[str, Any],
+) -> None:
+    def put(key: str, text: str) -> None:
+        if text:
+            store.put_new(key, text.encode(), attempt="driver")
+
+    pairs = list(zip(benchmark.collections, rankings, strict=True))
+    put(
+        f"runs/{name}/{benchmark.name}.trec",
+        "".join(line for _, each in pairs for line in run_lines(each, name)),
+    )
+    put(f"moved/{name}/{benchmark.name}.jsonl", "".join(line for pair in pairs for line in most_moved(*pair)))
+    result = mteb_result(benchmark.kind, benchmark.collections, rankings, scores, notes)
+    put(f"results/{name}/{benchmark.name}.json", json.dumps(result, indent=2, allow_nan=False))
+
+
+def _sentence(notes: Mapping[str, Any]) -> str:
+    """How it was asked, and what was not read or not there."""
+    cut = [
+        f"{notes[f'num_{side}_texts_cut']:,} of {notes[f'num_{side}_texts']:,} {side} texts are longer than"
+        f" {notes[f'{side}_max_tokens']} tokens and were cut"
+        for side in ("query", "passage")
+        if notes.get(f"num_{side}_texts_cut")
+    ]
+    missing = notes.get("num_queries_without_a_line", 0)
+    return "; ".join([notes["template"], *cut, *([f"{missing:,} queries have no line"] if missing else [])])
+
+
+# --- encoders -------------------------------------------------------------------------------------
+
+
+class _Index:
+    """The vectors of all texts, on the store."""
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        benchmarks: Sequence[Benchmark],
+        fingerprints: Mapping[str, Mapping[Side, str]],  # model -> side -> of its files
+    ) -> None:
+        self.store = vectors_store(config, open_store(config.output))
+        self.config = config
+        encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
+        self.queries: dict[tuple[str, int], list[Shard]] = {}
+        self.passages: dict[tuple[str, int], list[Shard]] = {}
+        for name, model in encoders.items():
+            of_query, of_passage = (
+                space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES
+            )
+            for benchmark in benchmarks:
+                for collection in benchmark.collections:
+                    place, size = (name, id(collection)), config.rows_per_shard
+                    asked = (benchmark.text(view) for view in collection.views)
+                    read = (passage.full_text for passage in collection.passages.values())
+                    self.queries[place] = shards_of(model.model, of_query, asked, size)
+                    self.passages[place] = shards_of(model.model, of_passage, read, size)
+        shards = [
+            shard
+            for of_side in (self.queries, self.passages)
+            for of_collection in of_side.values()
+            for shard in of_collection
+        ]
+        keep_vectors(self.store, shards, config.actors, trust_remote_code=config.trust_remote_code)
+
+    def hits(self, name: str, benchmark: Benchmark, collection: Collection) -> Hits:
+        """INPUT shards of passages -> FAN-OUT tasks -> OUTPUT the best of each; their vectors stay there."""
+        place = (name, id(collection))
+        vector_of: dict[str, NDArray[np.float32]] = {}
+        for shard in self.queries[place]:
+            vector_of |= dict(zip(shard.texts, kept_vectors(self.store, shard.key), strict=True))
+        queries_VE = np.stack([vector_of[benchmark.text(view)] for view in collection.views])
+        numbers_of: dict[str, list[int]] = {}
+        for number, passage_id in enumerate(sorted(collection.passages)):
+            numbers_of.setdefault(collection.passages[passage_id].full_text, []).append(number)
+        work = [
+            (
+                shard.key,
+                np.array([row for row, text in enumerate(shard.texts) for _ in numbers_of[text]], np.int32),
+                np.array([number for text in shard.texts for number in numbers_of[text]], np.int32),
+            )
+            for shard in self.passages[place]
+        ]
+        batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
+        questions: Any = (queries_VE, candidates_of(collection, collection.views))
+        depth = _depth(collection)
+        if len(batches) > 1:
+            join_cluster(self.config.actors)
+            questions = ray.put(questions)
+        search = partial(search_kept, self.store, questions, depth)
+        return _merged(map_on_cluster(self.config.actors, search, batches), depth)
+
+    def notes(self, name: str, collection: Collection) -> dict[str, Any]:
+        """How it was asked, and what was too long to be read whole."""
+        place = (name, id(collection))
+        notes: dict[str, Any] = {}
+        for side, shards in (("query", self.queries[place]), ("passage", self.passages[place])):
+            of_shards = [kept_notes(self.store, shard.key) for shard in shards]
+            notes |= {
+                f"{side}_prompt": of_shards[0]["prompt"],
+                f"{side}_max_tokens": of_shards[0]["max_tokens"],
+                f"num_{side}_texts": sum(len(shard.texts) for shard in shards),
+                f"num_{side}_texts_cut": sum(each["num_cut"] for each in of_shards),
+            }
+        return notes
+
+
+def vectors_store(config: EvaluateConfig, output: Store) -> Store:
+    """Where an evaluation keeps vectors; `output` is where it lies now."""
+    return open_store(config.embeddings or f"{output.url.rstrip('/')}/embeddings")
+
+
+def space_of(config: EvaluateConfig, model: EncoderModel, side: Side, fingerprint: str) -> Space:
+    """What the vectors of one side of the model are made by; `fingerprint` is of its files."""
+    is_query = side == "query"
+    return Space(
+        fingerprint,
+        side,
+        max_tokens=config.max_query_tokens if is_query else config.max_passage_tokens,
+        precision=config.precision,
+        prompt=model.query_prompt if is_query else model.passage_prompt,
+    )
+
+
+def candidates_of(collection: Collection, views: Sequence[View]) -> list[NDArray[np.int32]] | None:
+    """The numbers of each view's candidates; None where all are. All views of a collection are alike in this."""
+    number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
+    listed = [view.candidates for view in views]
+    if listed[0] is None:
+        return None
+    return [np.array([number_of[id] for id in candidates or ()], np.int32) for candidates in listed]
+
+
+def _depth(collection: Collection) -> int:
+    return DEPTH if collection.views[0].candidates is None else len(collection.passages)
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def search_kept(
+    store: Store,
+    questions: Any,
+    depth: int,
+    shards: Sequence[tuple[str, NDArray[np.int32], NDArray[np.int32]]],
+) -> Hits:
+    """The best passages of some shards, one of them in memory at a time."""
+    queries_VE, wanted = ray.get(questions) if isinstance(questions, ray.ObjectRef) else questions
+    best: list[Hits] = []
+    for key, rows_D, numbers_D in shards:
+        vectors_DE = kept_vectors(store, key)[rows_D]
+        for start in range(0, len(queries_VE), QUERIES_AT_A_TIME):
+            some = slice(start, start + QUERIES_AT_A_TIME)
+            scores_BD = inner_products(queries_VE[some], vectors_DE)
+            best.append(hits_of_shard(scores_BD, numbers_D, start, wanted and wanted[some], depth))
+        best = [best_hits(best, depth)]
+    return best[0]
+
+
+def _merged(parts: Iterable[Hits], depth: int) -> Hits:
+    best: list[Hits] = []
+    for part in parts:
+        best = [best_hits([*best, part], depth)]
+    return best[0]
+
+
+# --- BM25 -----------------------------------------------------------------------------------------
+
+
+def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collection: Collection) -> Hits:
+    """FAN-OUT parts of the corpus twice: to count terms, and to score each part as if all were indexed at once."""
+    terms = bm25.terms_of([benchmark.text(view) for view in collection.views], model)
+    vocabulary = bm25.vocabulary_of(terms)
+    texts = [collection.passages[id].full_text for id in sorted(collection.passages)]
+    parts = [
+        (start, texts[start : start + _PASSAGES_A_TASK]) for start in range(0, len(texts), _PASSAGES_A_TASK)
+    ]
+    statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
+    queries = bm25.numbered(terms, vocabulary)
+    search = partial(
+        _search_words, model, vocabulary, statistics, queries, candidates_of(collection, collection.views)
+    )
+    return _merged(map_on_cluster(actors, search, parts), _depth(collection))
+
+
+def _count(model: Bm25Model, vocabulary: Mapping[str, int], part: tuple[int, list[str]]) -> bm25.Statistics:
+    return bm25.count(bm25.numbered(bm25.terms_of(part[1], model), vocabulary), len(vocabulary))
+
+
+def _search_words(
+    model: Bm25Model,
+    vocabulary: Mapping[str, int],
+    statistics: bm25.Statistics,
+    queries: Sequence[Sequence[int]],
+    candidates: Sequence[NDArray[np.int32]] | None,
+    part: tuple[int, list[str]],
+) -> Hits:
+    first, texts = part
+    index = bm25.index_part(bm25.numbered(bm25.terms_of(texts, model), vocabulary), statistics, model)
+    numbers_D = np.arange(first, first + len(texts), dtype=np.int32)
+    best = []
+    for start in range(0, len(queries), QUERIES_AT_A_TIME):
+        some = slice(start, start + QUERIES_AT_A_TIME)
+        scores_BD = np.stack([bm25.scores_of(index, terms) for terms in queries[some]])
+        best.append(hits_of_shard(scores_BD, numbers_D, start, candidates and candidates[some], DEPTH))
+    hits = best_hits(best, len(texts))  # no fewer than were kept of each query
+    if candidates is not None:
+        return hits
+    shares = hits.scores_H > 0  # the others have no word of the query
+    return Hits(hits.queries_H[shares], hits.passages_H[shares], hits.scores_H[shares])

@@ -1,0 +1,230 @@
+"""An actor that holds an engine and takes shards from tasks to committed rows."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+import json
+import os
+import time
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+import ray.util.metrics
+
+from dualview.config.engines import HttpEngine
+from dualview.config.generate import GenerateConfig
+from dualview.costs import Spent
+from dualview.engines import EngineDied, EngineUnavailable, open_engine
+from dualview.errors import InputError, Interruption
+from dualview.pipelines.generate.judge_gate import Exam, exam_passed, sit_exams
+from dualview.provenance import code
+from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
+from dualview.runs.attempts import begin_attempt, killers, mark_row, note_lost
+from dualview.runs.plan import Plan, Shard
+from dualview.runs.shards import EXAM_KEY, commit, read_exam
+from dualview.sources import open_source, vocabulary_of
+from dualview.sources.drafts import Drafts
+from dualview.storage import Store
+from dualview.synthesis.recipe import Recipe, lineage
+from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
+
+# From this attempt at a shard on, its rows run one by one, so that one which kills the engine shows.
+FIRST_CAREFUL_ATTEMPT = 3
+
+
+class ShardActor:
+    """Takes shards from tasks to committed rows; several at a time, so that its engine never drains.
+
+    `account` is the run's Account where it has a budget: no shard is begun once that is used up.
+    """
+
+    def __init__(
+        self, config: GenerateConfig, store: Store, plan: Plan, exam: Exam, account: ActorHandle | None
+    ) -> None:
+        self.accounted_until = time.monotonic()
+        self.config, self.plan, self.exam, self.account = config, plan, exam, account
+        self.store, self.source = store, open_source(config.source)
+        self.engine = open_engine(config.engine) if config.engine else None
+        self.recipe: Recipe | None = None
+        self.turns = Turns()
+        self.examining = asyncio.Lock()
+        self.metrics = Metrics() if ray.is_initialized() else None
+
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A report on one shard; with 0 seeds where the budget was used up before it began."""
+        shard = self.plan.shards[int(batch["shard"][0])]
+        if self.account is not None and await self.account.used_up.remote():
+            return _report(0.0, 0, [], Spent())
+        try:
+            recipe = await self._examined_recipe()
+            start = time.monotonic()
+            rows, spent = await self._finish(recipe, shard)
+        except EngineUnavailable as error:
+            raise Interruption(f"{self.config.output}: {error}; wait until it answers") from None
+        except EngineDied:
+            # Ray starts a new actor and hands it this one's shards.
+            os._exit(1)
+        if self.account is not None:
+            await self.account.add.remote(spent)
+        if self.metrics is not None:
+            self.metrics.count(rows)
+        return _report(time.monotonic() - start, shard.num_rows, rows, spent)
+
+    async def _finish(self, recipe: Recipe, shard: Shard) -> tuple[list[DualView], Spent]:
+        attempt = uuid4().hex
+        ordinal = await asyncio.to_thread(begin_attempt, self.store, shard, attempt)
+        tasks = await asyncio.to_thread(self._tasks, shard)
+        # A server's death is not ours, so its outages must not make the shards that met them slow.
+        careful = ordinal >= FIRST_CAREFUL_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
+        async with self.turns.alone() if careful else self.turns.together():
+            origin = lineage(
+                recipe,
+                run=self.plan.fingerprint,
+                shard=shard.index,
+                attempt=attempt,
+                code_version=str(code()),
+            )
+            if careful:
+                rows = await self._one_by_one(recipe, shard, ordinal, tasks, origin)
+            else:
+                rows = await finish_shard(recipe, tasks, origin)
+        spent = self._spent(rows)
+        planned = [(task.seed.id, task.target_id) for task in tasks]
+        if not await asyncio.to_thread(commit, self.store, shard, planned, rows, attempt, spent):
+            await asyncio.to_thread(note_lost, self.store, shard, attempt, spent)
+        return rows, spent
+
+    def _tasks(self, shard: Shard) -> list[Task]:
+        if isinstance(self.source, Drafts):
+            written = self.source.rows(self.plan.input_of(shard), shard.start, shard.stop)
+            return [Task(row.seed, row.target_id, row) for row in written]
+        seeds = self.source.read(self.plan.input_of(shard), shard.start, shard.stop)
+        tasks = [task for seed in seeds for task in tasks_of(seed, self.config.targets)]
+        if self.config.bootstrap is None and any(not task.target_id for task in tasks):
+            plain = next(task.seed.id for task in tasks if not task.target_id)
+            raise InputError(
+                f"seed {plain} of {shard.input}: has no instruction, and the config has no `bootstrap` that"
+                " writes one"
+            )
+        return tasks
+
+    def _spent(self, rows: list[DualView]) -> Spent:
+        """The tokens of these rows, and the time since the actor last gave account of it."""
+        now = time.monotonic()
+        seconds, self.accounted_until = now - self.accounted_until, now
+        return Spent(
+            sum(row.prompt_tokens for row in rows),
+            sum(row.completion_tokens for row in rows),
+            seconds * self.config.actors.gpus,
+        )
+
+    async def _one_by_one(
+        self, recipe: Recipe, shard: Shard, ordinal: int, tasks: list[Task], origin: Lineage
+    ) -> list[DualView]:
+        poisonous = await asyncio.to_thread(killers, self.store, shard, len(tasks))
+        rows = []
+        for index, task in enumerate(tasks):
+            if index in poisonous:
+                rows.append(poison_row(task, origin))
+                continue
+            await asyncio.to_thread(mark_row, self.store, shard, ordinal, index)
+            try:
+                rows.append(await finish_row(recipe, task, origin))
+            except EngineUnavailable:  # no row is to blame
+                await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
+                raise
+        # One past the last, so that a death while committing is not laid to the last row.
+        await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
+        return rows
+
+    async def _examined_recipe(self) -> Recipe:
+        """The recipe, after the judges' exam: the first actor sits it, all go by its one result."""
+        async with self.examining:
+            if self.recipe is None:
+                results = await asyncio.to_thread(read_exam, self.store)
+                if self.exam and not results:
+                    assert self.engine is not None  # check_parts: no LLM judge without an engine
+                    data = json.dumps(
+                        await sit_exams(self.engine, self.config, self.exam), indent=2, allow_nan=False
+                    )
+                    await asyncio.to_thread(self.store.put_new, EXAM_KEY, data.encode(), uuid4().hex)
+                    results = await asyncio.to_thread(read_exam, self.store)
+                self.recipe = Recipe(
+                    self.config,
+                    vocabulary=vocabulary_of(self.config.source),
+                    engine=self.engine,
+                    exam_passed=exam_passed(self.config, results),
+                )
+        return self.recipe
+
+
+def _report(seconds: float, num_seeds: int, rows: list[DualView], spent: Spent) -> dict[str, Any]:
+    figures = {
+        "seeds": num_seeds,
+        "rows": len(rows),
+        "accepted": sum(row.status in (ACCEPTED, WRITTEN) for row in rows),
+        "prompt_tokens": spent.prompt_tokens,
+        "completion_tokens": spent.completion_tokens,
+        "gpu_seconds": spent.gpu_seconds,
+        "seconds": seconds,
+    }
+    return {name: np.array([figure]) for name, figure in figures.items()}
+
+
+class Metrics:
+    """The same figures for Prometheus, through Ray's own exporter."""
+
+    def __init__(self) -> None:
+        self._rows = ray.util.metrics.Counter(
+            "dualview_rows", "Finished requests by what became of them", tag_keys=("status",)
+        )
+        self._tokens = ray.util.metrics.Counter(
+            "dualview_tokens", "Tokens read and written by the engine", tag_keys=("kind",)
+        )
+
+    def count(self, rows: list[DualView]) -> None:
+        for status, number in Counter(row.status for row in rows).items():
+            self._rows.inc(number, tags={"status": status})
+        for kind in ("prompt", "completion"):
+            tokens = sum(getattr(row, f"{kind}_tokens") for row in rows)
+            if tokens:
+                self._tokens.inc(tokens, tags={"kind": kind})
+
+
+class Turns:
+    """Shards of one actor run together, but a careful one alone: a dying engine must have one suspect."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._running = 0
+        self._waiting_alone = 0
+
+    @asynccontextmanager
+    async def together(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._waiting_alone)
+            self._running += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._changed:
+            self._waiting_alone += 1
+            await self._changed.wait_for(lambda: not self._running)
+            self._running += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._waiting_alone -= 1
+                self._changed.notify_all()

@@ -1,0 +1,66 @@
+"""A look at a generate run before it runs: nothing is written and no engine is started."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from dualview.config.engines import VllmEngine
+from dualview.config.generate import GenerateConfig
+from dualview.costs import Spent
+from dualview.engines.chat import chat_of
+from dualview.pipelines.generate.run import check
+from dualview.runs.plan import Plan
+from dualview.sources import open_source
+from dualview.synthesis.preview import Prompt, estimate, fill_prompts
+
+SAMPLE = 20  # seeds
+TOKENS_PER_WORD = 1.4  # where no tokenizer is at hand; English, with a chat template's extras
+
+
+def dry_run(config: GenerateConfig) -> None:
+    """Prints the plan, one filled prompt of each kind, and estimates of tokens and cost."""
+    check(config)
+    source = open_source(config.source)
+    inputs = source.inputs()
+    plan = Plan({}, tuple(inputs), config.rows_per_shard)
+    first = next(each for each in inputs if each.num_rows)
+    sample = source.read(first, 0, min(SAMPLE, first.num_rows))
+    console = Console()
+
+    for use, prompt in fill_prompts(config, sample[0]).items():
+        for turn in prompt:
+            console.print(Panel(turn.text, title=f"{use}: {turn.role}", title_align="left"), markup=False)
+
+    num_seeds = sum(each.num_rows for each in inputs)
+    count_tokens, how = _counter(config)
+    figures = estimate(config, sample, num_seeds, count_tokens)
+    table = Table("", "", title=f"dry run of {config.output}", show_header=False)
+    for each in inputs[:10]:
+        table.add_row("input", f"{each.name}: {each.num_rows:,} seeds")
+    if len(inputs) > 10:
+        table.add_row("input", f"{len(inputs) - 10} more")
+    table.add_row("plan", f"{num_seeds:,} seeds in {len(plan.shards):,} shards")
+    table.add_row("requests", f"{figures.requests:,} at most")
+    table.add_row("tokens read", f"{figures.prompt_tokens:,} at most ({how})")
+    table.add_row("tokens written", f"{figures.completion_tokens:,} at most")
+    if config.price:
+        tokens = Spent(figures.prompt_tokens, figures.completion_tokens)
+        table.add_row("cost of the tokens", f"{tokens.dollars(config.price):,.2f} dollars at most")
+    console.print(table)
+
+
+def _counter(config: GenerateConfig) -> tuple[Callable[[Prompt], int], str]:
+    """How many tokens a prompt has, and in words how that is known."""
+    if isinstance(config.engine, VllmEngine):
+        chat = chat_of(config.engine)
+
+        def count(prompt: Prompt) -> int:
+            return len(chat.token_ids(prompt))
+
+        return count, "by the model's tokenizer"
+    return (
+        lambda prompt: round(TOKENS_PER_WORD * sum(len(turn.text.split()) for turn in prompt)),
+        f"{TOKENS_PER_WORD} a word",
+    )

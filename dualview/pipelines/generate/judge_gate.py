@@ -1,0 +1,87 @@
+"""The judges' exam as a gate of a generate run: set by the driver, sat by the first actor, read by all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+import random
+
+from dualview.config.generate import GenerateConfig, LlmJudge
+from dualview.engines import Engine, EngineDied
+from dualview.errors import Interruption
+from dualview.records import Seed
+from dualview.runs.plan import Input
+from dualview.sources import Source, open_source
+from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
+from dualview.synthesis.judging import judge_name
+
+Exam = dict[str, list[ExamPair]]  # judge -> the pairs it must answer
+Results = Mapping[str, Mapping[str, float]]  # judge -> ExamResult as JSON
+
+
+def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
+    return [judge for judge in config.judges if isinstance(judge, LlmJudge)]
+
+
+def first_seeds(source: Source, inputs: Sequence[Input], num: int) -> list[Seed]:
+    """The first `num` seeds of the source, or all there are."""
+    seeds: list[Seed] = []
+    for each in inputs:
+        if len(seeds) < num:
+            seeds += source.read(each, 0, min(each.num_rows, num - len(seeds)))
+    return seeds
+
+
+def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> Exam:
+    """Gold pairs for each LLM judge, from the labels of the first seeds of its exam's gold source.
+
+    `inputs` of the config's own source are not listed again where they are given.
+    """
+    exam = {}
+    for judge in _llm_judges(config):
+        source = open_source(judge.exam.gold or config.source)
+        own = None if judge.exam.gold else inputs
+        seeds = first_seeds(source, source.inputs() if own is None else own, 10 * judge.exam.num_pairs)
+        exam[judge_name(judge)] = exam_pairs(seeds, judge.exam.num_pairs, random.Random(judge.exam.seed))
+    return exam
+
+
+async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Results:
+    """Every LLM judge's result. Raises Interruption where the engine dies.
+
+    No row is to blame for that, so none could be left out: with a new actor it would go on for ever.
+    """
+    try:
+        return {
+            judge_name(judge): asdict(await sit_exam(engine, judge, exam[judge_name(judge)]))
+            for judge in _llm_judges(config)
+        }
+    except EngineDied as error:
+        raise Interruption(
+            f"{config.output}: the engine died in the exam of the judge; see its log and mend it"
+        ) from error
+
+
+def exam_passed(config: GenerateConfig, results: Results) -> bool:
+    """Whether every LLM judge reached its minimum; the absence of a result is no pass."""
+    return all(
+        judge_name(judge) in results and results[judge_name(judge)]["auc"] >= judge.exam.min_auc
+        for judge in _llm_judges(config)
+    )
+
+
+def exam_sentences(config: GenerateConfig, results: Results) -> list[str]:
+    """One sentence a judge: how it did, and what follows for the rows."""
+    sentences = []
+    for judge in _llm_judges(config):
+        if judge_name(judge) in results:
+            result = results[judge_name(judge)]
+            if result["auc"] >= judge.exam.min_auc:
+                effect = "its verdicts count"
+            elif config.accept is not None and config.accept.judge == "llm":
+                effect = "its rows are kept, but none is marked for training"
+            else:
+                effect = "its verdicts are kept, but do not count"
+            sentences.append(
+                f"judge {judge_name(judge)}: AUC {result['auc']:.2f} on {result['num_pairs']:.0f} gold pairs,"
+                f" the config asks for {judge.exam.min_auc}; {effect}"
+            )
+    return sentences

