@@ -135,9 +135,9 @@ def measure(folder: Path, output: Path, bm25: bool, dense: bool) -> tuple[Mined,
     return mined, seconds, peaks_mib
 
 
-def steady_rate(output: Path, prefix: str) -> float:
+def steady_rate(output: Path, pattern: str) -> float:
     """Passages a second between the first finished shard and the last full one: no start of any process."""
-    times = sorted(path.stat().st_mtime for path in output.glob(f"mined/work/{prefix}-0*"))
+    times = sorted(path.stat().st_mtime for path in (output / "mined" / "work").glob(pattern))
     return PASSAGES_PER_SHARD * (len(times) - 1) / max(times[-1] - times[0], 1e-3)
 
 
@@ -190,7 +190,9 @@ def main() -> None:
             row = {
                 "passages": num_passages,
                 "seconds": round(seconds, 1),
-                "passages_per_second": round(steady_rate(folder / label, "passages" if dense else "bm25")),
+                "passages_per_second": round(
+                    steady_rate(folder / label, "embeddings/*/*.arrow" if dense else "bm25-0*")
+                ),
                 "driver_mib": round(peaks_mib["driver"]),
                 "worker_mib": round(peaks_mib["worker"]),
             }

