@@ -42,7 +42,7 @@ bench: .venv/ready-for-tests
 	$(BIN)/python tests/benchmarks/generate.py
 
 slow: .venv/ready-for-tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --timeout 1800
 
 soak: .venv/ready-for-tests
 	$(BIN)/python tests/soak.py --faults 200 --seed 1

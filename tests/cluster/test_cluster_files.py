@@ -44,7 +44,7 @@ def test_a_target_runs_as_nobody_and_brings_what_jobs_need(target: str) -> None:
     instructions = stage(target)
     assert instructions.rstrip().endswith("USER 1000:1000")
     assert "HEALTHCHECK" in instructions
-    assert f"org.opencontainers.image.version={PROJECT['version']}" in instructions
+    assert 'org.opencontainers.image.version="${VERSION}"' in instructions
     for folder in ("jobs", "configs"):
         assert f"COPY {folder} {folder}" in instructions
     assert f"COPY --from=build-{target} /usr/local /usr/local" in instructions

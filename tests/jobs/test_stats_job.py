@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 def stats(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "jobs/stats.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "jobs/stats.py", *arguments], cwd=ROOT, capture_output=True, text=True
     )
 
 

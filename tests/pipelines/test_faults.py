@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from faulty_s3 import ALWAYS, FaultyS3, error
-from generate_runs import DEADLINE_SECONDS, LLM, Job, config_of, rows_of, undisturbed, wait_until
+from generate_runs import LLM, Job, config_of, rows_of, undisturbed, wait_until
 import pytest
 from ray_processes import AnotherNode
 
@@ -26,7 +26,7 @@ def test_credentials_that_expire_end_the_run_and_renewed_ones_finish_it(
     config = config_of(LLM, f"{s3}/faults/expired")
     faulty_s3.faults = [("faults/expired/data/shard-000007", error(400, "ExpiredToken"), ALWAYS)]
     job = Job(config, tmp_path)
-    assert job.process.wait(DEADLINE_SECONDS) == 3
+    assert job.process.wait() == 3
     log = (tmp_path / "log.txt").read_text()
     assert "Traceback" not in log
     assert log.splitlines()[-1] == (
@@ -48,7 +48,7 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
     # One more than the rows that are judged, because Ray Data hands out a report when it has the next.
     with faulty_s3.hold_after(500 // strict.rows_per_shard + 1):
         job = Job(strict, tmp_path)
-        assert job.process.wait(DEADLINE_SECONDS) == 3
+        assert job.process.wait() == 3
     last = (tmp_path / "log.txt").read_text().splitlines()[-1]
     assert last.startswith(f"stopped: {strict.output}: of the last 500 rows ")
     assert not is_complete(open_store(strict.output))

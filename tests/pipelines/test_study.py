@@ -85,9 +85,7 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
     study = load(StudyConfig, str(path))
     command = [sys.executable, "jobs/study.py", "--config", str(path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        deadline = time.monotonic() + 1200
         while not any(entry.key.endswith("result.json") for entry in open_store(study.output).list()):
-            assert time.monotonic() < deadline
             assert driver.poll() is None
             time.sleep(0.2)
         driver.kill()

@@ -20,9 +20,6 @@ from dualview.synthesis.stats import run_stats
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
-# Against a hang, and not a measure: a training job imports torch in four processes, minutes on a busy machine.
-DEADLINE_SECONDS = 1200
-
 
 @pytest.fixture(scope="module")
 def job_server(cluster: str) -> str:
@@ -49,7 +46,6 @@ def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.
         env={**clean, **told_to_export("README.md"), **environment},
         capture_output=True,
         text=True,
-        timeout=DEADLINE_SECONDS,
     )
 
 
@@ -58,6 +54,8 @@ def test_every_readme_has_the_client_send_its_token(readme):
     assert told_to_export(readme)["RAY_AUTH_MODE"] == "token"
 
 
+# A training job imports torch in four processes, minutes on a busy machine.
+@pytest.mark.timeout(1800)
 def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
     base = f"{s3}/submit"
     jobs = {

@@ -118,9 +118,8 @@ def _kill_a_worker_after_a_checkpoint(output: str, victims: list[int]) -> None:
 
 
 def _wait_for_a_checkpoint(output: str) -> None:
-    store, deadline = open_store(output), time.monotonic() + 1200
+    store = open_store(output)
     while not whole_checkpoints(store):
-        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 

@@ -223,7 +223,6 @@ def read_from_hub(cache: Path, **environment: str) -> subprocess.CompletedProces
         env={**os.environ, "HF_HOME": str(cache), "NO_PROXY": "127.0.0.1", **environment},
         capture_output=True,
         text=True,
-        timeout=600,
         check=False,
     )
 
