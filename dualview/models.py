@@ -1,13 +1,13 @@
 """Where a model's files lie on this machine, whatever the name it goes by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 import hashlib
 import importlib.util
 import json
 from pathlib import Path
 import tempfile
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from dualview.config.base import fingerprint
 from dualview.errors import InputError
@@ -89,6 +89,85 @@ def _of_side(side: str, names: Sequence[str], read: Callable[[str], bytes]) -> l
     folders_of: dict[str, list[str]] = json.loads(read(ROUTER))["structure"] if ROUTER in names else {}
     others = {folder for folders in folders_of.values() for folder in folders} - set(folders_of.get(side, ()))
     return [name for name in names if name != "README.md" and name.partition("/")[0] not in others]
+
+
+class Saved(NamedTuple):
+    """How a sentence-transformers folder was saved."""
+
+    pooling: Literal["mean", "cls"] | None  # then unit length, and nothing else; None: anything else
+    prompts: dict[Side, str]  # before every text of a side
+
+
+def saved_settings(model: str) -> Saved:
+    """Read from its small files, without its weights.
+
+    Raises InputError where the encoder leaves its prompt out of the pooling, or its files cannot be read.
+    """
+    modules = _read_json(model, "modules.json") or []
+    settings = _read_json(model, "config_sentence_transformers.json") or {}
+    poolings = [
+        _read_json(model, f"{module['path']}/config.json") or {}
+        for module in modules
+        if module["type"].endswith(".Pooling")
+    ]
+    named = settings.get("prompts") or {}
+    names: dict[Side, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
+    # As sentence-transformers looks for them.
+    prompts = {
+        side: next((named[name] for name in of_side if name in named), None) or ""
+        for side, of_side in names.items()
+    }
+    if any(prompts.values()) and any(pooling.get("include_prompt") is False for pooling in poolings):
+        raise InputError(
+            f"model {model}: leaves its prompt out of the pooling (like Instructor), and so cannot be used"
+        )
+    kinds = [module["type"].rpartition(".")[2] for module in modules]
+    is_plain = (
+        kinds == ["Transformer", "Pooling", "Normalize"]
+        and not modules[0]["path"]
+        and settings.get("similarity_fn_name") in (None, "cosine", "dot")
+    )
+    return Saved(_pooling(poolings[0]) if is_plain else None, prompts)
+
+
+def _pooling(settings: Mapping[str, Any]) -> Literal["mean", "cls"] | None:
+    modes = {name for name, value in settings.items() if name.startswith("pooling_mode") and value is True}
+    if modes == {"pooling_mode_mean_tokens"} or settings.get("pooling_mode") == "mean":
+        return "mean"
+    if modes == {"pooling_mode_cls_token"} or settings.get("pooling_mode") == "cls":
+        return "cls"
+    return None
+
+
+def _read_json(model: str, name: str) -> Any:
+    """None where the model has no such file."""
+    try:
+        if "://" in model:
+            return json.loads(open_store(model).get(name))
+        folder = Path(local_model(model))
+        if folder.is_dir():
+            return json.loads((folder / name).read_bytes())
+        return _from_hub(model, name)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"model {model}: {name} is no JSON ({error})") from None
+
+
+def _from_hub(model: str, name: str) -> Any:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return json.loads(Path(hf_hub_download(model, name)).read_bytes())
+    except LocalEntryNotFoundError:  # no hub, and not among what this machine keeps
+        return None
+    except EntryNotFoundError:
+        return None
+    except Exception as error:  # its own, its HTTP library's, the system's
+        raise InputError(
+            f"model {model}: is no folder, and cannot be had from the hub ({type(error).__name__})"
+        ) from None
 
 
 def model_stamp(model: str) -> str | None:

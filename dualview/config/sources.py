@@ -73,6 +73,7 @@ class DenseRetriever(Settings):
     max_passage_tokens: Positive
     precision: Literal["bf16", "fp32"]
     trust_remote_code: bool
+    embeddings: str | None = None  # a folder or s3://...: vectors for other runs too; null: under the output
 
 
 class Mining(Settings):

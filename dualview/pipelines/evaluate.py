@@ -1,7 +1,7 @@
 """Evaluation on Ray: actors encode, tasks search shards, the driver scores. Under the output:
 
 config.json                       what is evaluated, by name and by content; created once
-embeddings/                       vectors, see encoding.py; elsewhere where `embeddings` says so
+embeddings/                       vectors, see retrieval/embeddings.py; elsewhere where `embeddings` says so
 runs/ENCODER/BENCHMARK.trec       rankings
 moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
 results/ENCODER/BENCHMARK.json    in mteb's layout, and how it was asked
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from dualview.config.evaluate import (
     RunFiles,
 )
 from dualview.distributed.cluster import join_cluster, map_on_cluster
-from dualview.distributed.embeddings import Shard, Space, keep_vectors, kept_notes, kept_vectors, shards_of
+from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
 from dualview.evaluation.benchmarks.collections import Collection, View, fingerprint_of
@@ -51,10 +51,20 @@ from dualview.evaluation.scores import (
     score,
     scores_to_table,
 )
-from dualview.models import SIDES, Side, check_model, model_fingerprint, model_stamp
+from dualview.models import SIDES, Side, check_model, model_fingerprint, model_stamp, saved_settings
 from dualview.retrieval import bm25
-from dualview.retrieval.ranking import Hits, Ranking, best_hits, hits_of_shard, inner_products, rankings_of
-from dualview.retrieval.search import QUERIES_AT_A_TIME
+from dualview.retrieval.embeddings import (
+    EmbeddingSpec,
+    Unit,
+    Wanted,
+    gather,
+    keys_by_unit,
+    keys_of,
+    locate,
+    num_cut,
+)
+from dualview.retrieval.ranking import Hits, Ranking, rankings_of
+from dualview.retrieval.search import Found, Shard, by_vectors, merge, search
 from dualview.runs.manifest import claim, claim_shelf
 from dualview.sources import factbook
 from dualview.storage import Store, check_reachable, open_store
@@ -213,7 +223,7 @@ def _evaluate(
                     hits = _hits_of_bm25(config.actors, model, benchmark, collection)
                     notes = _with(notes, model.model_dump(mode="json"))
                 else:
-                    hits = index.hits(name, benchmark, collection)
+                    hits = index.hits(name, collection)
                     notes = _with(notes, index.notes(name, collection))
                 found = rankings_of(hits, len(collection.views), sorted(collection.passages))
                 rankings.append(
@@ -273,6 +283,13 @@ def _sentence(notes: Mapping[str, Any]) -> str:
 # --- encoders -------------------------------------------------------------------------------------
 
 
+class _Asked(NamedTuple):
+    """The texts of one side of a collection, for one encoder."""
+
+    spec: EmbeddingSpec
+    keys_N: NDArray[np.uint64]
+
+
 class _Index:
     """The vectors of all texts, on the store."""
 
@@ -282,70 +299,66 @@ class _Index:
         benchmarks: Sequence[Benchmark],
         fingerprints: Mapping[str, Mapping[Side, str]],  # model -> side -> of its files
     ) -> None:
-        self.store = vectors_store(config, open_store(config.output))
-        self.config = config
-        encoders = {name: model for name, model in config.encoders.items() if isinstance(model, EncoderModel)}
-        self.queries: dict[tuple[str, int], list[Shard]] = {}
-        self.passages: dict[tuple[str, int], list[Shard]] = {}
-        for name, model in encoders.items():
-            of_query, of_passage = (
-                space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES
-            )
-            for benchmark in benchmarks:
-                for collection in benchmark.collections:
-                    place, size = (name, id(collection)), config.rows_per_shard
-                    asked = (benchmark.text(view) for view in collection.views)
-                    read = (passage.full_text for passage in collection.passages.values())
-                    self.queries[place] = shards_of(model.model, of_query, asked, size)
-                    self.passages[place] = shards_of(model.model, of_passage, read, size)
-        shards = [
-            shard
-            for of_side in (self.queries, self.passages)
-            for of_collection in of_side.values()
-            for shard in of_collection
-        ]
-        keep_vectors(self.store, shards, config.actors, trust_remote_code=config.trust_remote_code)
+        self.config, self.store = config, vectors_store(config, open_store(config.output))
+        self.asked: dict[tuple[str, int, Side], _Asked] = {}
+        wanted = []
+        for name, model in config.encoders.items():
+            if not isinstance(model, EncoderModel):
+                continue
+            specs = specs_of(config, model, fingerprints[model.model])
+            for benchmark, collection in ((b, c) for b in benchmarks for c in b.collections):
+                texts_of: dict[Side, list[str]] = {
+                    "query": [benchmark.text(view) for view in collection.views],
+                    "document": texts_of_passages(collection),
+                }
+                for side, texts in texts_of.items():
+                    asked = _Asked(specs[side], keys_of(texts))
+                    self.asked[name, id(collection), side] = asked
+                    payload = partial(_pick, texts)
+                    wanted.append(Wanted(model.model, *asked, payload, list, config.rows_per_shard))
+        ensure_embeddings(self.store, wanted, config.actors, trust_remote_code=config.trust_remote_code)
+        self.keys_of_units = {
+            asked.spec: keys_by_unit(self.store, asked.spec) for asked in self.asked.values()
+        }
 
-    def hits(self, name: str, benchmark: Benchmark, collection: Collection) -> Hits:
-        """INPUT shards of passages -> FAN-OUT tasks -> OUTPUT the best of each; their vectors stay there."""
-        place = (name, id(collection))
-        vector_of: dict[str, NDArray[np.float32]] = {}
-        for shard in self.queries[place]:
-            vector_of |= dict(zip(shard.texts, kept_vectors(self.store, shard.key), strict=True))
-        queries_VE = np.stack([vector_of[benchmark.text(view)] for view in collection.views])
-        numbers_of: dict[str, list[int]] = {}
-        for number, passage_id in enumerate(sorted(collection.passages)):
-            numbers_of.setdefault(collection.passages[passage_id].full_text, []).append(number)
-        work = [
-            (
-                shard.key,
-                np.array([row for row, text in enumerate(shard.texts) for _ in numbers_of[text]], np.int32),
-                np.array([number for text in shard.texts for number in numbers_of[text]], np.int32),
-            )
-            for shard in self.passages[place]
-        ]
-        batches = list(_batches(work, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
+    def units(self, name: str, collection: Collection, side: Side) -> list[Unit]:
+        spec, keys_N = self.asked[name, id(collection), side]
+        return locate(self.store, spec, keys_N, self.keys_of_units[spec])
+
+    def hits(self, name: str, collection: Collection) -> Hits:
+        """INPUT units of passages -> FAN-OUT tasks -> OUTPUT the best of each; their vectors stay there."""
+        units = self.units(name, collection, "document")
+        queries_VE = gather(self.store, self.units(name, collection, "query"))
+        batches = list(_batches(units, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
         questions: Any = (queries_VE, candidates_of(collection, collection.views))
-        depth = _depth(collection)
         if len(batches) > 1:
             join_cluster(self.config.actors)
             questions = ray.put(questions)
-        search = partial(search_kept, self.store, questions, depth)
-        return _merged(map_on_cluster(self.config.actors, search, batches), depth)
+        parts = map_on_cluster(self.config.actors, partial(_search_units, self.store, questions), batches)
+        return _merged(parts, collection)
 
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
         """How it was asked, and what was too long to be read whole."""
-        place = (name, id(collection))
         notes: dict[str, Any] = {}
-        for side, shards in (("query", self.queries[place]), ("passage", self.passages[place])):
-            of_shards = [kept_notes(self.store, shard.key) for shard in shards]
+        for side in SIDES:
+            label = "query" if side == "query" else "passage"
+            spec, keys_N = self.asked[name, id(collection), side]
             notes |= {
-                f"{side}_prompt": of_shards[0]["prompt"],
-                f"{side}_max_tokens": of_shards[0]["max_tokens"],
-                f"num_{side}_texts": sum(len(shard.texts) for shard in shards),
-                f"num_{side}_texts_cut": sum(each["num_cut"] for each in of_shards),
+                f"{label}_prompt": spec.prompt,
+                f"{label}_max_tokens": spec.max_tokens,
+                f"num_{label}_texts": len(np.unique(keys_N)),
+                f"num_{label}_texts_cut": num_cut(self.store, self.units(name, collection, side)),
             }
         return notes
+
+
+def texts_of_passages(collection: Collection) -> list[str]:
+    """In the order of their ids, which is that of their numbers."""
+    return [collection.passages[id].full_text for id in sorted(collection.passages)]
+
+
+def _pick(texts: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    return [texts[number] for number in numbers]
 
 
 def vectors_store(config: EvaluateConfig, output: Store) -> Store:
@@ -353,16 +366,24 @@ def vectors_store(config: EvaluateConfig, output: Store) -> Store:
     return open_store(config.embeddings or f"{output.url.rstrip('/')}/embeddings")
 
 
-def space_of(config: EvaluateConfig, model: EncoderModel, side: Side, fingerprint: str) -> Space:
-    """What the vectors of one side of the model are made by; `fingerprint` is of its files."""
-    is_query = side == "query"
-    return Space(
-        fingerprint,
-        side,
-        max_tokens=config.max_query_tokens if is_query else config.max_passage_tokens,
-        precision=config.precision,
-        prompt=model.query_prompt if is_query else model.passage_prompt,
-    )
+def specs_of(
+    config: EvaluateConfig, model: EncoderModel, fingerprints: Mapping[Side, str]
+) -> dict[Side, EmbeddingSpec]:
+    """What decides the vectors of each side of the model; `fingerprints` are of its files."""
+    saved = saved_settings(model.model)
+    prompts: dict[Side, str | None] = {"query": model.query_prompt, "document": model.passage_prompt}
+    max_tokens: dict[Side, int] = {"query": config.max_query_tokens, "document": config.max_passage_tokens}
+    return {
+        side: EmbeddingSpec(
+            fingerprints[side],
+            side,
+            saved.pooling,
+            saved.prompts[side] if (prompt := prompts[side]) is None else prompt,
+            max_tokens[side],
+            config.precision,
+        )
+        for side in SIDES
+    }
 
 
 def candidates_of(collection: Collection, views: Sequence[View]) -> list[NDArray[np.int32]] | None:
@@ -374,38 +395,32 @@ def candidates_of(collection: Collection, views: Sequence[View]) -> list[NDArray
     return [np.array([number_of[id] for id in candidates or ()], np.int32) for candidates in listed]
 
 
-def _depth(collection: Collection) -> int:
-    return DEPTH if collection.views[0].candidates is None else len(collection.passages)
-
-
 def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def search_kept(
-    store: Store,
-    questions: Any,
-    depth: int,
-    shards: Sequence[tuple[str, NDArray[np.int32], NDArray[np.int32]]],
-) -> Hits:
-    """The best passages of some shards, one of them in memory at a time."""
-    queries_VE, wanted = ray.get(questions) if isinstance(questions, ray.ObjectRef) else questions
-    best: list[Hits] = []
-    for key, rows_D, numbers_D in shards:
-        vectors_DE = kept_vectors(store, key)[rows_D]
-        for start in range(0, len(queries_VE), QUERIES_AT_A_TIME):
-            some = slice(start, start + QUERIES_AT_A_TIME)
-            scores_BD = inner_products(queries_VE[some], vectors_DE)
-            best.append(hits_of_shard(scores_BD, numbers_D, start, wanted and wanted[some], depth))
-        best = [best_hits(best, depth)]
-    return best[0]
+def _search_units(store: Store, questions: Any, units: Sequence[Unit]) -> Found:
+    queries_VE, candidates = ray.get(questions) if isinstance(questions, ray.ObjectRef) else questions
+    return search_among(by_vectors(store, units, queries_VE), len(queries_VE), candidates)
 
 
-def _merged(parts: Iterable[Hits], depth: int) -> Hits:
-    best: list[Hits] = []
-    for part in parts:
-        best = [best_hits([*best, part], depth)]
-    return best[0]
+def search_among(
+    shards: Iterable[Shard],
+    num_views: int,
+    candidates: Sequence[NDArray[np.int32]] | None,
+    k: int = DEPTH,
+) -> Found:
+    """All of each view's candidates; where none are listed, the k best passages."""
+    return search(shards, num_views, k=0 if candidates else k, listed=candidates)
+
+
+def hits_of(found: Found, view: View) -> Hits:
+    """Those that views like this one are ranked by."""
+    return found.best if view.candidates is None else found.listed
+
+
+def _merged(parts: Iterable[Found], collection: Collection) -> Hits:
+    return hits_of(merge(list(parts), DEPTH), collection.views[0])
 
 
 # --- BM25 -----------------------------------------------------------------------------------------
@@ -415,16 +430,15 @@ def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collec
     """FAN-OUT parts of the corpus twice: to count terms, and to score each part as if all were indexed at once."""
     terms = bm25.terms_of([benchmark.text(view) for view in collection.views], model)
     vocabulary = bm25.vocabulary_of(terms)
-    texts = [collection.passages[id].full_text for id in sorted(collection.passages)]
+    texts = texts_of_passages(collection)
     parts = [
         (start, texts[start : start + _PASSAGES_A_TASK]) for start in range(0, len(texts), _PASSAGES_A_TASK)
     ]
     statistics = bm25.total(map_on_cluster(actors, partial(_count, model, vocabulary), parts))
     queries = bm25.numbered(terms, vocabulary)
-    search = partial(
-        _search_words, model, vocabulary, statistics, queries, candidates_of(collection, collection.views)
-    )
-    return _merged(map_on_cluster(actors, search, parts), _depth(collection))
+    candidates = candidates_of(collection, collection.views)
+    search_part = partial(_search_words, model, vocabulary, statistics, queries, candidates)
+    return _merged(map_on_cluster(actors, search_part, parts), collection)
 
 
 def _count(model: Bm25Model, vocabulary: Mapping[str, int], part: tuple[int, list[str]]) -> bm25.Statistics:
@@ -438,17 +452,11 @@ def _search_words(
     queries: Sequence[Sequence[int]],
     candidates: Sequence[NDArray[np.int32]] | None,
     part: tuple[int, list[str]],
-) -> Hits:
+) -> Found:
     first, texts = part
     index = bm25.index_part(bm25.numbered(bm25.terms_of(texts, model), vocabulary), statistics, model)
-    numbers_D = np.arange(first, first + len(texts), dtype=np.int32)
-    best = []
-    for start in range(0, len(queries), QUERIES_AT_A_TIME):
-        some = slice(start, start + QUERIES_AT_A_TIME)
-        scores_BD = np.stack([bm25.scores_of(index, terms) for terms in queries[some]])
-        best.append(hits_of_shard(scores_BD, numbers_D, start, candidates and candidates[some], DEPTH))
-    hits = best_hits(best, len(texts))  # no fewer than were kept of each query
-    if candidates is not None:
-        return hits
-    shares = hits.scores_H > 0  # the others have no word of the query
-    return Hits(hits.queries_H[shares], hits.passages_H[shares], hits.scores_H[shares])
+    passages_D = np.arange(first, first + len(texts), dtype=np.int32)
+    found = search_among(
+        [Shard(passages_D, partial(bm25.scores_of_all, index, queries))], len(queries), candidates
+    )
+    return Found(bm25.with_a_word(found.best), found.listed)

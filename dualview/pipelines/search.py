@@ -2,31 +2,30 @@
 
 # V = views, one for each instruction
 
-from collections.abc import Mapping, Sequence
-import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 import json
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dualview.config.evaluate import EncoderModel, EvaluateConfig
-from dualview.distributed.embeddings import Space, encode_in, kept_texts
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.side_by_side import Found, Hit
-from dualview.models import SIDES, Side
+from dualview.models import Side
 from dualview.pipelines.evaluate import (
     CONFIG_KEY,
     Benchmark,
     candidates_of,
+    hits_of,
     open_benchmark,
-    search_kept,
-    space_of,
+    search_among,
+    specs_of,
+    texts_of_passages,
     vectors_store,
 )
-from dualview.retrieval.ranking import Hits, rankings_of
+from dualview.retrieval.embeddings import EmbeddingSpec, keys_of, locate
+from dualview.retrieval.ranking import rankings_of
+from dualview.retrieval.search import Shard, by_vectors
 from dualview.storage import Store, check_reachable, open_store
 
 
@@ -47,7 +46,7 @@ def search(url: str, query: str | None, instructions: Sequence[str], num_hits: i
             vectors_store(config, store),
             config,
             model,
-            {side: space_of(config, model, side, fingerprints[model.model][side]) for side in SIDES},
+            specs_of(config, model, fingerprints[model.model]),
             benchmark,
             views,
             num_hits,
@@ -104,59 +103,28 @@ def _best(
     store: Store,
     config: EvaluateConfig,
     model: EncoderModel,
-    spaces: Mapping[Side, Space],
+    specs: Mapping[Side, EmbeddingSpec],
     benchmark: Benchmark,
     views: Sequence[View],
     num_hits: int,
 ) -> list[list[Hit]]:
     """INPUT views -> their vectors -> OUTPUT the best passages of each."""
-    from dualview.retrieval.encoder import load_encoder  # seconds to import
+    from dualview.retrieval.encoder import encode, encoder_of  # seconds to import
 
     collection = benchmark.collections[0]
-    encoder = load_encoder(model.model, trust_remote_code=config.trust_remote_code)
-    queries = [benchmark.text(view) for view in views]
-    queries_VE = encode_in(encoder, spaces["query"], queries).vectors_NE
-    shards = _kept_shards(store, spaces["document"].folder, collection)
+    units = locate(store, specs["document"], keys_of(texts_of_passages(collection)))
+    encoder = encoder_of(model.model, specs["query"].pooling, trust_remote_code=config.trust_remote_code)
+    queries_VE = encode(encoder, specs["query"], [benchmark.text(view) for view in views]).vectors_NE
     return [
-        _hits(
-            view,
-            collection,
-            search_kept(store, (query_E[None], candidates_of(collection, [view])), num_hits, shards),
-            num_hits,
-        )
+        _hits(view, collection, by_vectors(store, units, query_E[None]), num_hits)
         for view, query_E in zip(views, queries_VE, strict=True)
     ]
 
 
-def _hits(view: View, collection: Collection, found: Hits, num_hits: int) -> list[Hit]:
-    (ranking,) = rankings_of(found, 1, sorted(collection.passages))
+def _hits(view: View, collection: Collection, shards: Iterable[Shard], num_hits: int) -> list[Hit]:
+    found = search_among(shards, 1, candidates_of(collection, [view]), num_hits)
+    (ranking,) = rankings_of(hits_of(found, view), 1, sorted(collection.passages))
     return [
         Hit(collection.passages[id], view.grades.get(id, 0) > 0 if view.grades else None)
         for id in ranking.ids[:num_hits]
     ]
-
-
-def _kept_shards(
-    store: Store, folder: str, collection: Collection
-) -> list[tuple[str, NDArray[np.int32], NDArray[np.int32]]]:
-    """Key, rows and numbers of passages of every object that holds vectors of the collection."""
-    numbers_of: dict[str, list[int]] = {}
-    for number, id in enumerate(sorted(collection.passages)):
-        digest = hashlib.sha256(collection.passages[id].full_text.encode()).hexdigest()
-        numbers_of.setdefault(digest, []).append(number)
-    shards: list[Any] = []
-    for entry in store.list(f"{folder}/"):
-        pairs = [
-            (row, number)
-            for row, digest in enumerate(kept_texts(store, entry.key))
-            for number in numbers_of.pop(digest, [])
-        ]
-        if pairs:
-            rows, numbers = zip(*pairs, strict=True)
-            shards.append((entry.key, np.array(rows, np.int32), np.array(numbers, np.int32)))
-    if numbers_of:
-        raise InputError(
-            f"{store.url}/{folder}: vectors of {len(numbers_of):,} passages are missing; run the evaluation again,"
-            " with the encoders where its config has them"
-        )
-    return shards

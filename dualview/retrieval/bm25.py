@@ -5,7 +5,7 @@ part by part, and every part is indexed with those of the whole. Only terms of q
 others count as one, because a passage's length must stay what it is.
 """
 
-# T = distinct terms of all queries, P = passages of a part
+# T = distinct terms of all queries, P = passages of a part, B = queries of a block
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dualview.config.sources import Bm25
+from dualview.retrieval.ranking import Hits
 
 _METHOD = "lucene"  # idf log(1 + (N - n + 0.5) / (n + 0.5)), never negative
 
@@ -119,6 +120,17 @@ def scores_of(index: bm25s.BM25, terms: Sequence[int]) -> NDArray[np.float32]:
     """The score (P,) of every passage of the part for a query's numbered terms; 0 where none occurs."""
     scores_P: NDArray[np.float32] = index.get_scores_from_ids(list(terms))
     return scores_P
+
+
+def scores_of_all(index: bm25s.BM25, queries: Sequence[Sequence[int]], block: slice) -> NDArray[np.float32]:
+    """The scores (B, P) of a block of the queries."""
+    return np.stack([scores_of(index, terms) for terms in queries[block]])
+
+
+def with_a_word(hits: Hits) -> Hits:
+    """Those that share a word with their query: the others have the score 0."""
+    shares_H = hits.scores_H > 0
+    return Hits(hits.queries_H[shares_H], hits.passages_H[shares_H], hits.scores_H[shares_H])
 
 
 def to_bytes(index: bm25s.BM25) -> bytes:

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from dualview.config.base import ENCODING_GROUP
 from dualview.errors import InputError
 from dualview.models import Side, local_model
+from dualview.retrieval.embeddings import Embedded, EmbeddingSpec, Tokenized
 
 Precision = Literal["bf16", "fp32"]
 Tokens = Sequence[int] | NDArray[np.int32]
@@ -292,29 +294,48 @@ class OneDnnProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# --- encoders of others ---------------------------------------------------------------------------
+# --- by an EmbeddingSpec --------------------------------------------------------------------------
 
 
-def own_prompt(encoder: SentenceTransformer, side: Side) -> str:
-    """What the encoder's makers put before every text of this side; "" where nothing."""
-    names = (
-        ("query",) if side == "query" else ("document", "passage", "corpus")
-    )  # as sentence-transformers asks
-    prompt = next((encoder.prompts[name] for name in names if name in encoder.prompts), None) or ""
-    if prompt and any(getattr(module, "include_prompt", True) is False for module in encoder.modules()):
-        raise InputError(
-            "an encoder that leaves its prompt out of the pooling (like Instructor) cannot be used"
-        )
-    return prompt
+def encoder_of(
+    model: str, pooling: Literal["mean", "cls"] | None, *, trust_remote_code: bool
+) -> SentenceTransformer:
+    """The encoder that an EmbeddingSpec with this pooling means."""
+    if pooling is None:
+        return load_encoder(model, trust_remote_code=trust_remote_code)
+    return new_encoder(model, pooling=pooling, trust_remote_code=trust_remote_code)
 
 
-def num_cut(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> int:
-    """How many of the texts have more tokens than are read."""
-    if not texts:
-        return 0
-    return sum(
-        len(tokens) > max_tokens for tokens in encoder.tokenizer(list(texts), verbose=False)["input_ids"]
-    )
+def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[str] | Tokenized) -> Embedded:
+    """The texts' vectors, in their order. Raises InputError where the encoder cannot be used so."""
+    check_length(encoder, f"max_{'query' if spec.side == 'query' else 'passage'}_tokens", spec.max_tokens)
+    if not isinstance(texts, Tokenized):
+        prompted = [spec.prompt + text for text in texts]
+        tokens = tokenize(encoder, prompted, spec.max_tokens)
+        cut = cut_texts(encoder.tokenizer, prompted, tokens, spec.max_tokens)
+        texts = Tokenized([np.array(ids, np.int32) for ids in tokens], cut)
+    vectors = [
+        comparable(
+            encoder,
+            encode_tokens(
+                encoder,
+                texts.tokens[start : start + ENCODING_GROUP],
+                side=spec.side,
+                precision=spec.precision,
+            ),
+        ).numpy()
+        for start in range(0, len(texts.tokens), ENCODING_GROUP)
+    ]
+    return Embedded(np.concatenate(vectors), np.array(texts.cut, bool))
+
+
+def cut_texts(
+    tokenizer: Any, texts: Sequence[str], tokens: Sequence[Sequence[int]], max_tokens: int
+) -> list[bool]:
+    """Whether each text has more tokens than `tokens`, which were cut at max_tokens."""
+    at_limit = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == max_tokens]
+    whole = iter(tokenizer(at_limit, verbose=False)["input_ids"] if at_limit else [])
+    return [len(ids) == max_tokens and len(next(whole)) > max_tokens for ids in tokens]
 
 
 def comparable(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.Tensor:

@@ -1,58 +1,79 @@
 """Exact search over a corpus in shards, one of them in memory at a time."""
 
-# B = queries that are scored at a time, D = passages of a shard, K = k or fewer, L = wanted pairs
+# Q = queries, B = queries that are scored at a time, D = passages of a shard, E = embedding size, L = passages listed
+# for a query
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dualview.retrieval.ranking import TopK, merge_top_k, top_k_of_scores
+from dualview.retrieval.embeddings import Unit, read_vectors
+from dualview.retrieval.ranking import Hits, best_hits, hits_of_shard, inner_products, listed_hits
+from dualview.storage import Store
 
 QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, or texts of so many seeds, are held
 
-Score = Callable[[slice], NDArray[np.float32]]  # these queries -> scores (B, D) of the passages of a shard
+
+class Shard(NamedTuple):
+    """Passages that are scored together."""
+
+    passages_D: NDArray[np.int32]  # their numbers, in the order of their ids
+    score: Callable[[slice], NDArray[np.float32]]  # some queries -> (B, D)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    rows: list[int]  # best first; K of them
-    scores: dict[int, float]  # of these rows and of all that was wanted
+class Found(NamedTuple):
+    best: Hits  # the k best passages of each query
+    listed: Hits  # those listed for it, all of them
+
+
+_NONE = Hits(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
 
 
 def search(
-    open_shard: Callable[[int], Score], shards: Sequence[range], wanted: Sequence[Sequence[int]], k: int
-) -> list[Found]:
-    """The k best passages of each query, one shard in memory at a time, and the scores of wanted ones.
+    shards: Iterable[Shard],
+    num_queries: int,
+    *,
+    k: int = 0,
+    listed: Sequence[NDArray[np.int32]] | None = None,
+) -> Found:
+    """The k best passages of each query, and the scores of those that are listed for it; both sorted.
 
-    `shards` are the rows of each shard of the corpus, and the result is the same for any cut; `wanted` are
-    rows for each query. Ties go to the later row.
+    The result is the same for any cut into shards. Ties go to the passage with the larger number.
     """
-    wanted_L = sorted((row, query) for query, rows in enumerate(wanted) for row in rows)
-    rows_L = np.array([row for row, _ in wanted_L], np.int64)
-    queries_L = np.array([query for _, query in wanted_L], np.int64)
-    scores_L = np.empty(len(wanted_L), np.float32)
-    blocks = [
-        range(start, min(start + QUERIES_AT_A_TIME, len(wanted)))
-        for start in range(0, len(wanted), QUERIES_AT_A_TIME)
-    ]
-    best: list[list[TopK]] = [[] for _ in blocks]
-    for shard, rows in enumerate(shards):
-        score = open_shard(shard)
-        first, last = np.searchsorted(rows_L, [rows.start, rows.stop])
-        for number, block in enumerate(blocks):
-            scores_BD = score(slice(block.start, block.stop))
-            part = top_k_of_scores(scores_BD, np.arange(rows.start, rows.stop), k)
-            best[number] = [merge_top_k([*best[number], part], k)]
-            of_block = (queries_L[first:last] >= block.start) & (queries_L[first:last] < block.stop)
-            pairs = first + np.flatnonzero(of_block)
-            scores_L[pairs] = scores_BD[queries_L[pairs] - block.start, rows_L[pairs] - rows.start]
-    found = [
-        Found(rows_K.tolist(), dict(zip(rows_K.tolist(), scores_K.tolist(), strict=True)))
-        for [top] in best
-        for scores_K, rows_K in zip(top.scores_QK, top.ids_QK, strict=True)
-    ]
-    for (row, query), score_of_pair in zip(wanted_L, scores_L.tolist(), strict=True):
-        found[query].scores[row] = score_of_pair
+    found = Found(_NONE, _NONE)
+    for passages_D, score in shards:
+        parts = [found]
+        for start in range(0, num_queries, QUERIES_AT_A_TIME):
+            block = slice(start, min(start + QUERIES_AT_A_TIME, num_queries))
+            scores_BD = score(block)
+            best = hits_of_shard(scores_BD, passages_D, start, k) if k else _NONE
+            parts.append(
+                Found(
+                    best,
+                    _NONE if listed is None else listed_hits(scores_BD, passages_D, start, listed[block]),
+                )
+            )
+        found = merge(parts, k)
     return found
+
+
+def merge(parts: Sequence[Found], k: int) -> Found:
+    """What `search` finds in all of these parts of a corpus."""
+    listed = [part.listed for part in parts]
+    return Found(
+        best_hits([part.best for part in parts], k),
+        best_hits(listed, sum(len(hits.scores_H) for hits in listed)),
+    )
+
+
+def by_vectors(store: Store, units: Iterable[Unit], queries_QE: NDArray[np.float32]) -> Iterable[Shard]:
+    """Kept vectors of passages as shards: scores are inner products."""
+    for unit in units:
+        passages_DE = read_vectors(store, unit)
+
+        def score(block: slice, passages_DE: NDArray[np.float32] = passages_DE) -> NDArray[np.float32]:
+            return inner_products(queries_QE[block], passages_DE)
+
+        yield Shard(unit.numbers_D, score)

@@ -23,6 +23,7 @@ from dualview.config.base import fingerprint
 from dualview.config.sources import BeirSource, Mining
 from dualview.errors import InputError
 from dualview.records import Passage, Seed
+from dualview.retrieval.embeddings import text_key
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store
 
 _MAX_GAP_BYTES = 2**16  # reading past this much is cheaper than asking again
@@ -30,11 +31,7 @@ _MAX_SPAN_BYTES = 2**23
 _NUM_READERS = 8  # requests under way; an object store answers each after tens of milliseconds
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
-
-
-BLANK = _digest("")
+BLANK = text_key("")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Corpus:
 
     url: str
     starts: NDArray[np.int64]  # (N + 1,): bytes of the file before each row, and the file's end
-    texts: NDArray[np.uint64]  # (N,): equal where title and text together are; BLANK where there are none
+    texts: NDArray[np.uint64]  # (N,): keys of title and text together; BLANK where there are none
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -165,8 +162,8 @@ def _read_corpus(url: str, judged: Collection[str]) -> tuple[Corpus, NDArray[np.
     for number, row in enumerate(read_rows(url)):
         passage = row.passage()
         starts.append(row.start)
-        ids.append(_digest(passage.id))
-        texts.append(_digest(passage.full_text))
+        ids.append(text_key(passage.id))
+        texts.append(text_key(passage.full_text))
         if passage.id in judged:
             rows.setdefault(passage.id, number)
     filesystem, path = arrow_filesystem(url)
@@ -185,7 +182,7 @@ def _refuse_repeated_ids(url: str, ids_N: NDArray[np.uint64]) -> None:
         id = row.text("_id")
         if id in seen:
             raise InputError(f"{row.where}: the id {id!r} stands there a second time")
-        if _digest(id) in suspects:
+        if text_key(id) in suspects:
             seen.add(id)
 
 

@@ -23,9 +23,11 @@ from scipy.sparse.csgraph import connected_components
 from dualview.config.train import EncoderConfig
 from dualview.errors import InputError
 from dualview.records import Requirement
+from dualview.retrieval.embeddings import text_key
 from dualview.training.groups import Group, View, key_of, passage_key
 
 Tokenize = Callable[[list[str], int], list[list[int]]]  # texts, most tokens -> ids
+NO_LIMIT = 2**30  # tokens
 
 # Plain texts, which training must not move, are spans of this many words: short, like queries.
 RETAINED_WORDS = 14
@@ -47,7 +49,9 @@ _VIEW = pa.struct(
 _PASSAGE = pa.struct(
     [
         ("key", pa.uint64()),
+        ("text_key", pa.uint64()),  # what its vector is kept by
         ("tokens", _TOKENS),
+        ("cut", pa.bool_()),  # whether it has more tokens than these
         ("attributes", pa.list_(pa.struct([("facet", pa.string()), ("value", pa.string())]))),
     ]
 )
@@ -91,6 +95,7 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
     passages = {passage_key(passage): passage for group in groups for passage in group.passages}
     texts = [encoder.prompts.document + passage.full_text for passage in passages.values()]
     of_passage = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
+    cut = _cut(dict(zip(passages, texts, strict=True)), of_passage, encoder.max_passage_tokens, tokenize)
     views = [view for group in groups for view in group.views]
     wordings = [
         encoder.prompts.query + view_text(encoder.query_template, view.query, wording)
@@ -135,7 +140,9 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
             "passages": [
                 {
                     "key": keys[passage.id],
+                    "text_key": text_key(passage.full_text),
                     "tokens": of_passage[keys[passage.id]],
+                    "cut": keys[passage.id] in cut,
                     "attributes": [
                         {"facet": facet, "value": value} for facet, value in passage.attributes.items()
                     ],
@@ -147,6 +154,15 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
         }
 
     return pa.Table.from_pylist([row(item) for item in placed], schema=PIECE_SCHEMA)
+
+
+def _cut(
+    texts: Mapping[int, str], tokens: Mapping[int, Sequence[int]], limit: int, tokenize: Tokenize
+) -> set[int]:
+    """Those of the texts that have more tokens than the limit, at which `tokens` were cut."""
+    at_limit = [key for key, ids in tokens.items() if len(ids) == limit]
+    whole = tokenize([texts[key] for key in at_limit], NO_LIMIT)
+    return {key for key, ids in zip(at_limit, whole, strict=True) if len(ids) > limit}
 
 
 def _span(text: str, name: str) -> tuple[int, str]:
@@ -207,6 +223,12 @@ class Prepared:
         tokens = [column.values.field("tokens") for column in lists]
         self._tokens = [(column.offsets.to_numpy(), column.values.to_numpy()) for column in tokens]
         self._attributes = [column.values.field("attributes") for column in lists]
+        self.text_keys, self.cut = (
+            np.concatenate([column.values.field(name).to_numpy(zero_copy_only=False) for column in lists])[
+                self._place
+            ]
+            for name in ("text_key", "cut")
+        )
         self._of_query: Mapping[int, list[int]] | None = None
 
     def group(self, index: int) -> TokenGroup:
@@ -279,14 +301,12 @@ class Prepared:
         return tokens
 
     def num_cut(self, encoder: EncoderConfig) -> tuple[int, int]:
-        """Wordings of views, and passages, that fill the encoder's limits: cut there, but for a few that just fit."""
-        wordings = passages = 0
+        """Wordings of views that fill the encoder's limit: cut there, but for a few that just fit; and cut passages."""
+        wordings = 0
         for table in self._pieces:
             of_views = table["views"].chunk(0).values.field("wordings").values.offsets.to_numpy()
             wordings += int((np.diff(of_views) >= encoder.max_query_tokens).sum())
-        for offsets, _ in self._tokens:
-            passages += int((np.diff(offsets) >= encoder.max_passage_tokens).sum())
-        return wordings, passages
+        return wordings, int(self.cut.sum())
 
     def retained(self) -> list[list[int]]:
         """Tokens of the plain texts with the lowest ranks, one of a passage."""

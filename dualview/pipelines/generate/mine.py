@@ -3,40 +3,40 @@
     mined/plan.json                       what is mined; created once
     mined/work/bm25-statistics.npy        of the whole corpus
     mined/work/bm25-000017.npz            the index of a shard of the corpus
-    mined/work/passages-000017.npy        its vectors
-    mined/work/queries-000003.npy         the vectors of a shard of the queries
+    mined/work/embeddings/                vectors of passages and queries, see retrieval/embeddings.py; elsewhere
+                                          where `embeddings` says so
     mined/part-000003.parquet             their seeds, in SEED_SCHEMA
 
 Each object is created whole or not at all, and what stands is not made again. What lies under `work` can be
 deleted once all parts stand.
 """
 
-# Q = queries of a shard, B = queries that are scored at a time, D = passages of a shard, E = embedding size,
-# K = last_rank or fewer, L = looked-up pairs of a query and a passage, N = passages of the corpus
+# Q = queries of a shard, E = embedding size
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 import io
-from typing import Any, get_args
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import NDArray
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import TaskPoolStrategy
 
-from dualview.config.base import ENCODING_GROUP
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
-from dualview.distributed.cluster import ENCODING_ENVIRONMENT, errors_of_workers, join_cluster
-from dualview.models import Side, check_model, model_fingerprint
+from dualview.distributed.cluster import errors_of_workers, join_cluster
+from dualview.distributed.embeddings import ensure_embeddings
+from dualview.models import SIDES, Side, check_model, model_fingerprint, saved_settings
 from dualview.progress import Progress
 from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
 from dualview.retrieval import bm25
-from dualview.retrieval.ranking import inner_products
-from dualview.retrieval.search import QUERIES_AT_A_TIME, Score, search
-from dualview.runs.manifest import claim
+from dualview.retrieval.embeddings import EmbeddingSpec, Unit, Wanted, gather, keys_of, locate
+from dualview.retrieval.ranking import by_query
+from dualview.retrieval.search import QUERIES_AT_A_TIME, Shard, by_vectors, search
+from dualview.runs.manifest import claim, claim_shelf
 from dualview.sources.beir import (
     BeirCollection,
     Corpus,
@@ -73,6 +73,8 @@ def mine(source: BeirSource, output: str) -> Mined:
     check_reachable(store)
     if source.mining.dense:
         check_model(source.mining.dense.model)
+        if source.mining.dense.embeddings is not None:
+            claim_shelf(open_store(source.mining.dense.embeddings))
     collection = read_collection(source)
     claim(store, PLAN_KEY, _plan(source, collection), notes={})
     num_parts = -(-len(collection.queries) // source.mining.queries_per_shard)
@@ -89,9 +91,12 @@ def mine(source: BeirSource, output: str) -> Mined:
 
 def _plan(source: BeirSource, collection: BeirCollection) -> dict[str, Any]:
     """All that decides the seeds, and how they are cut."""
-    settings = source.model_dump(mode="json", exclude={"path": True, "qrels": True, "mining": {"actors"}})
-    dense, sides = source.mining.dense, get_args(Side)
-    encoder = {side: model_fingerprint(dense.model, side) for side in sides} if dense else None
+    settings = source.model_dump(
+        mode="json",
+        exclude={"path": True, "qrels": True, "mining": {"actors": True, "dense": {"embeddings"}}},
+    )
+    dense = source.mining.dense
+    encoder = {side: model_fingerprint(dense.model, side) for side in SIDES} if dense else None
     return {**settings, "inputs": dict(collection.checksums), "encoder": encoder}
 
 
@@ -101,10 +106,6 @@ def _part_key(part: int) -> str:
 
 def _index_key(shard: int) -> str:
     return f"mined/work/bm25-{shard:06d}.npz"
-
-
-def _vectors_key(side: Side, shard: int) -> str:
-    return f"mined/work/{'queries' if side == 'query' else 'passages'}-{shard:06d}.npy"
 
 
 def _missing(store: Store, key: Callable[[int], str], num: int) -> list[int]:
@@ -133,6 +134,7 @@ class _Work:
     corpus: Any  # reference to the Corpus
     queries: Sequence[Any]  # reference to the JudgedQuery of each shard
     vocabulary: Any  # reference to term -> number
+    passage_units: Any  # reference to the units that hold the corpus' vectors
     num_passages: int
     num_queries: int
 
@@ -162,11 +164,12 @@ def _mine_parts(mining: Mining, store: Store, collection: BeirCollection, to_do:
         corpus=ray.put(collection.corpus),
         queries=[ray.put(queries[start : start + size]) for start in range(0, len(queries), size)],
         vocabulary=ray.put(vocabulary),
+        passage_units=None,
         num_passages=len(collection.corpus),
         num_queries=len(queries),
     )
     if mining.dense:
-        _encode(mining.dense, work, to_do)
+        work = replace(work, passage_units=ray.put(_encode(mining.dense, work, collection, to_do)))
     if mining.bm25:
         _index(work)
     for _ in _on_tasks(_mine_part, work, [_unit(work, "query", part) for part in to_do], "mining", "queries"):
@@ -185,47 +188,82 @@ def _index(work: _Work) -> None:
         pass
 
 
-def _encode(dense: DenseRetriever, work: _Work, parts: Sequence[int]) -> None:
-    """The corpus, and the queries of these parts."""
-    there = {entry.key for entry in work.store.list("mined/work/")}
-    sides: dict[Side, Sequence[int]] = {"document": range(work.num_shards), "query": parts}
-    units = [
-        _unit(work, side, shard)
-        for side, shards in sides.items()
-        for shard in shards
-        if _vectors_key(side, shard) not in there
+def _encode(
+    dense: DenseRetriever, work: _Work, collection: BeirCollection, parts: Sequence[int]
+) -> list[Unit]:
+    """The corpus, and the queries of these parts. Returns the units of the corpus."""
+    mining, specs = work.mining, specs_of(dense)
+    asked = [
+        query.text
+        for part in parts
+        for query in collection.queries[work.rows_of("query", part).start : work.rows_of("query", part).stop]
     ]
-    if not units:
-        return
-    actors = work.mining.actors
-    rows = _dataset(units).map(
-        EncodeShard,
-        fn_constructor_args=(work, dense),
-        compute=ActorPoolStrategy(size=min(actors.num, len(units))),
-        num_cpus=actors.cpus,
-        num_gpus=actors.gpus,
-        runtime_env=ENCODING_ENVIRONMENT,
-    )
-    for _ in _watched(rows, units, "encoding", "texts"):
-        pass
+    corpus = collection.corpus
+    wanted = [
+        Wanted(
+            dense.model,
+            specs["query"],
+            keys_of(asked),
+            lambda numbers: [asked[number] for number in numbers],
+            list,
+            mining.queries_per_shard,
+        ),
+        Wanted(
+            dense.model,
+            specs["document"],
+            corpus.texts,
+            list,
+            partial(_read_passages, work.corpus),
+            mining.passages_per_shard,
+        ),
+    ]
+    store = _vectors_store(dense, work.store)
+    ensure_embeddings(store, wanted, mining.actors, trust_remote_code=dense.trust_remote_code)
+    return locate(store, specs["document"], corpus.texts)
+
+
+def specs_of(dense: DenseRetriever) -> dict[Side, EmbeddingSpec]:
+    """What decides the vectors of each side."""
+    saved = saved_settings(dense.model)
+    max_tokens: dict[Side, int] = {"query": dense.max_query_tokens, "document": dense.max_passage_tokens}
+    return {
+        side: EmbeddingSpec(
+            model_fingerprint(dense.model, side),
+            side,
+            saved.pooling,
+            saved.prompts[side],
+            max_tokens[side],
+            dense.precision,
+        )
+        for side in SIDES
+    }
+
+
+def _vectors_store(dense: DenseRetriever, output: Store) -> Store:
+    return open_store(dense.embeddings or f"{output.url}/mined/work/embeddings")
+
+
+def _read_passages(corpus: Any, rows: Sequence[int]) -> list[str]:
+    corpus_here: Corpus = ray.get(corpus)
+    return [passage.full_text for passage in corpus_here.read(rows)]
 
 
 # --- how shards spread ----------------------------------------------------------------------------
 
-Unit = dict[str, Any]  # side, shard, and how many rows the shard has
+Task = dict[str, Any]  # side, shard, and how many rows the shard has
 
 
-def _unit(work: _Work, side: Side, shard: int) -> Unit:
+def _unit(work: _Work, side: Side, shard: int) -> Task:
     return {"side": side, "shard": shard, "rows": len(work.rows_of(side, shard))}
 
 
-def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:
+def _dataset(units: Sequence[Task]) -> ray.data.Dataset:
     return ray.data.from_items(list(units), override_num_blocks=len(units))
 
 
 def _on_tasks(
-    do: Callable[[Unit, _Work], Unit], work: _Work, units: Sequence[Unit], label: str, things: str
-) -> Iterator[Unit]:
+    do: Callable[[Task, _Work], Task], work: _Work, units: Sequence[Task], label: str, things: str
+) -> Iterator[Task]:
     """INPUT shard numbers -> FAN-OUT tasks, an object each -> OUTPUT what they return, in any order.
 
     Tasks and not actors: counting, indexing and mining take place in the same processes, which are slow to
@@ -238,7 +276,7 @@ def _on_tasks(
         yield from _watched(rows, units, label, things)
 
 
-def _watched(rows: ray.data.Dataset, units: Sequence[Unit], label: str, things: str) -> Iterator[Unit]:
+def _watched(rows: ray.data.Dataset, units: Sequence[Task], label: str, things: str) -> Iterator[Task]:
     total = sum(unit["rows"] for unit in units)
     with errors_of_workers(), Progress(label, total, things, trail=None) as progress:
         for row in rows.iter_rows():
@@ -249,13 +287,13 @@ def _watched(rows: ray.data.Dataset, units: Sequence[Unit], label: str, things: 
 # --- one shard ------------------------------------------------------------------------------------
 
 
-def _count_shard(unit: Unit, work: _Work) -> Unit:
+def _count_shard(unit: Task, work: _Work) -> Task:
     """Counts the terms of a shard's passages."""
     terms, num_distinct = _terms_of_passages(unit, work)
     return {**unit, "statistics": _statistics_to_bytes(bm25.count(terms, num_distinct))}
 
 
-def _index_shard(unit: Unit, work: _Work) -> Unit:
+def _index_shard(unit: Task, work: _Work) -> Task:
     """Puts the BM25 index of a shard's passages."""
     assert work.mining.bm25 is not None
     statistics = _statistics_from_bytes(work.store.get(STATISTICS_KEY))
@@ -265,25 +303,22 @@ def _index_shard(unit: Unit, work: _Work) -> Unit:
     return unit
 
 
-def _terms_of_passages(unit: Unit, work: _Work) -> tuple[list[list[int]], int]:
+def _terms_of_passages(unit: Task, work: _Work) -> tuple[list[list[int]], int]:
     """The numbered terms of each passage, and how many distinct terms queries have."""
     assert work.mining.bm25 is not None
     vocabulary: Mapping[str, int] = ray.get(work.vocabulary)
-    terms = bm25.terms_of(_texts(unit, work), work.mining.bm25)
+    texts = _read_passages(work.corpus, work.rows_of("document", unit["shard"]))
+    terms = bm25.terms_of(texts, work.mining.bm25)
     return bm25.numbered(terms, vocabulary), len(vocabulary)
 
 
-def _texts(unit: Unit, work: _Work) -> list[str]:
-    if unit["side"] == "query":
-        return [query.text for query in ray.get(work.queries[unit["shard"]])]
-    corpus: Corpus = ray.get(work.corpus)
-    return [passage.full_text for passage in corpus.read(work.rows_of("document", unit["shard"]))]
-
-
 def _statistics_to_bytes(statistics: bm25.Statistics) -> bytes:
-    return _npy(
-        np.array([statistics.num_passages, statistics.num_terms, *statistics.num_passages_with], np.int64)
+    sink = io.BytesIO()
+    np.save(
+        sink,
+        np.array([statistics.num_passages, statistics.num_terms, *statistics.num_passages_with], np.int64),
     )
+    return sink.getvalue()
 
 
 def _statistics_from_bytes(data: bytes) -> bm25.Statistics:
@@ -291,47 +326,11 @@ def _statistics_from_bytes(data: bytes) -> bm25.Statistics:
     return bm25.Statistics(int(num_passages), int(num_terms), numbers[2:])
 
 
-class EncodeShard:
-    """Puts the vectors of a shard of passages or queries; an actor, because it holds an encoder."""
-
-    def __init__(self, work: _Work, dense: DenseRetriever) -> None:
-        from dualview.retrieval.encoder import check_length, encode_texts, load_encoder
-
-        self.work, self.dense, self.encode_texts = work, dense, encode_texts
-        self.encoder = load_encoder(dense.model, trust_remote_code=dense.trust_remote_code)
-        check_length(self.encoder, "max_query_tokens", dense.max_query_tokens)
-        check_length(self.encoder, "max_passage_tokens", dense.max_passage_tokens)
-        if ray.get_gpu_ids():
-            self.encoder.to("cuda")
-
-    def __call__(self, unit: Unit) -> Unit:
-        side, texts = unit["side"], _texts(unit, self.work)
-        vectors = [
-            self.encode_texts(
-                self.encoder,
-                texts[start : start + ENCODING_GROUP],
-                side=side,
-                max_tokens=self.dense.max_query_tokens if side == "query" else self.dense.max_passage_tokens,
-                precision=self.dense.precision,
-            ).numpy()
-            for start in range(0, len(texts), ENCODING_GROUP)
-        ]
-        key = _vectors_key(side, unit["shard"])
-        self.work.store.put_new(key, _npy(np.concatenate(vectors)), uuid4().hex)
-        return unit
-
-
-def _npy(numbers: NDArray[Any]) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, numbers)
-    return sink.getvalue()
-
-
-def _mine_part(unit: Unit, work: _Work) -> Unit:
+def _mine_part(unit: Task, work: _Work) -> Task:
     """Puts the seeds of a shard of queries."""
     queries: Sequence[JudgedQuery] = ray.get(work.queries[unit["shard"]])
     corpus: Corpus = ray.get(work.corpus)
-    rankings, scores = _candidates(work, queries, unit["shard"])
+    rankings, scores = _candidates(work, queries)
     # In memory first: pyarrow's own S3 streams leave a broken object behind when writing fails.
     sink, num_negatives = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, SEED_SCHEMA, compression="zstd") as writer:
@@ -346,34 +345,40 @@ def _mine_part(unit: Unit, work: _Work) -> Unit:
 
 
 def _candidates(
-    work: _Work, queries: Sequence[JudgedQuery], part: int
+    work: _Work, queries: Sequence[JudgedQuery]
 ) -> tuple[list[list[list[int]]], list[Mapping[int, float]]]:
     """Each query's rankings, and the scores of all that stands in them and of its positives.
 
     Scores are the encoder's where there is one, and BM25's otherwise: what the encoder puts near the
     positive may well be relevant, and what only shares the query's words is what we are after.
     """
-    mining, store = work.mining, work.store
-    shards = [work.rows_of("document", shard) for shard in range(work.num_shards)]
-    wanted = [list(query.positives) for query in queries]
+    mining = work.mining
+    texts = [query.text for query in queries]
+    listed = [list(query.positives) for query in queries]
     rankings: list[list[list[int]]] = [[] for _ in queries]
     scores: list[Mapping[int, float]] = []
-    if mining.bm25:
-        terms = bm25.numbered(
-            bm25.terms_of([query.text for query in queries], mining.bm25), ray.get(work.vocabulary)
-        )
-        found = search(_by_bm25(store, terms), shards, wanted, mining.last_rank)
-        scores = [of_query.scores for of_query in found]
-        for query, of_query in enumerate(found):
-            rows = [row for row in of_query.rows if of_query.scores[row] > 0]  # others share no term
+
+    def rank(shards: Iterable[Shard], *, shares_a_word: bool) -> None:
+        nonlocal scores
+        found = search(shards, len(texts), k=mining.last_rank, listed=[np.array(rows) for rows in listed])
+        best = bm25.with_a_word(found.best) if shares_a_word else found.best
+        of_queries = by_query(best, len(texts))
+        scores = [
+            {**dict(of_listed), **dict(ranked)}
+            for ranked, of_listed in zip(of_queries, by_query(found.listed, len(texts)), strict=True)
+        ]
+        for query, ranked in enumerate(of_queries):
+            rows = [row for row, _ in ranked]
             rankings[query].append(rows)
-            wanted[query] += rows
+            listed[query] += rows
+
+    if mining.bm25:
+        terms = bm25.numbered(bm25.terms_of(texts, mining.bm25), ray.get(work.vocabulary))
+        rank(_by_bm25(work, terms), shares_a_word=True)
     if mining.dense:
-        vectors_QE = np.load(io.BytesIO(store.get(_vectors_key("query", part))))
-        found = search(_by_vectors(store, vectors_QE), shards, wanted, mining.last_rank)
-        scores = [of_query.scores for of_query in found]
-        for query, of_query in enumerate(found):
-            rankings[query].append(of_query.rows)
+        store, spec = _vectors_store(mining.dense, work.store), specs_of(mining.dense)["query"]
+        queries_QE = gather(store, locate(store, spec, keys_of(texts)))
+        rank(by_vectors(store, ray.get(work.passage_units), queries_QE), shares_a_word=False)
     return rankings, scores
 
 
@@ -403,20 +408,10 @@ def _seeds(
     ]
 
 
-# --- scores of a shard ----------------------------------------------------------------------------
-
-
-def _by_bm25(store: Store, queries: Sequence[Sequence[int]]) -> Callable[[int], Score]:
-    def open_shard(shard: int) -> Score:
-        index = bm25.from_bytes(store.get(_index_key(shard)))
-        return lambda some: np.stack([bm25.scores_of(index, terms) for terms in queries[some]])
-
-    return open_shard
-
-
-def _by_vectors(store: Store, queries_QE: NDArray[np.float32]) -> Callable[[int], Score]:
-    def open_shard(shard: int) -> Score:
-        passages_DE = np.load(io.BytesIO(store.get(_vectors_key("document", shard))))
-        return lambda some: inner_products(queries_QE[some], passages_DE)
-
-    return open_shard
+def _by_bm25(work: _Work, queries: Sequence[Sequence[int]]) -> Iterator[Shard]:
+    for number in range(work.num_shards):
+        index = bm25.from_bytes(work.store.get(_index_key(number)))
+        rows = work.rows_of("document", number)
+        yield Shard(
+            np.arange(rows.start, rows.stop, dtype=np.int32), partial(bm25.scores_of_all, index, queries)
+        )

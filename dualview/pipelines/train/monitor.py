@@ -17,9 +17,17 @@ from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 from dualview.evaluation.scores import score
-from dualview.pipelines.evaluate import open_benchmark
-from dualview.retrieval.encoder import encode_texts
-from dualview.retrieval.ranking import Ranking, rank_candidates
+from dualview.pipelines.evaluate import (
+    candidates_of,
+    hits_of,
+    open_benchmark,
+    search_among,
+    texts_of_passages,
+)
+from dualview.retrieval.embeddings import EmbeddingSpec
+from dualview.retrieval.encoder import encode
+from dualview.retrieval.ranking import inner_products, rankings_of
+from dualview.retrieval.search import Shard
 from dualview.training.export import finished_encoder
 from dualview.training.prepared import view_text
 from dualview.training.step import Work, operations
@@ -151,27 +159,22 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
     benchmark = open_benchmark(config.watching.benchmark)
     [collection] = benchmark.collections
     settings = config.encoder
-    passages_DH = encode_texts(
-        encoder,
-        [settings.prompts.document + passage.full_text for passage in collection.passages.values()],
-        side="document",
-        max_tokens=settings.max_passage_tokens,
-        precision=config.precision,
-    ).numpy()
-    texts = [
-        settings.prompts.query + view_text(settings.query_template, view.query, view.instruction)
-        for view in collection.views
-    ]
-    queries_VH = encode_texts(
-        encoder, texts, side="query", max_tokens=settings.max_query_tokens, precision=config.precision
-    ).numpy()
-    place = {id: row for row, id in enumerate(collection.passages)}
-    rankings = {}
-    for view, vector in zip(collection.views, queries_VH, strict=True):
-        candidates = view.candidates or ()
-        ids = rank_candidates(vector, passages_DH[[place[id] for id in candidates]], candidates)
-        rankings[view.id] = Ranking(ids, [])  # flips are scored by ranks alone
+    spec = EmbeddingSpec(
+        "", "document", None, settings.prompts.document, settings.max_passage_tokens, config.precision
+    )
+    passages_DE = encode(encoder, spec, texts_of_passages(collection)).vectors_NE
+    spec = EmbeddingSpec(
+        "", "query", None, settings.prompts.query, settings.max_query_tokens, config.precision
+    )
+    texts = [view_text(settings.query_template, view.query, view.instruction) for view in collection.views]
+    queries_VE = encode(encoder, spec, texts).vectors_NE
+    numbers_D = np.arange(len(passages_DE), dtype=np.int32)
+    shard = Shard(numbers_D, lambda block: inner_products(queries_VE[block], passages_DE))
+    found = search_among([shard], len(texts), candidates_of(collection, collection.views))
+    hits = hits_of(found, collection.views[0])
+    rankings = rankings_of(hits, len(texts), sorted(collection.passages))
+    of_views = {view.id: ranking for view, ranking in zip(collection.views, rankings, strict=True)}
     values: dict[str, list[float]] = {}
-    for each in score(benchmark.kind, benchmark.collections, [rankings]):
+    for each in score(benchmark.kind, benchmark.collections, [of_views]):
         values.setdefault(each.metric, []).append(each.value)
     return {metric: float(np.mean(of_metric)) for metric, of_metric in values.items()}
