@@ -511,7 +511,7 @@ def test_five_kills_cost_nothing_but_time(config):
 @pytest.mark.slow
 def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    download_tree(uninterrupted.mixture.parts[0].data, tmp_path / "data")
+    download_tree(open_store(uninterrupted.mixture.parts[0].data), tmp_path / "data")
     train(config("relative", output="run", **{"mixture.parts.0.data": "data"}))
     assert weights("run") == weights(uninterrupted.output)
 

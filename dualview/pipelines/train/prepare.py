@@ -206,4 +206,4 @@ def on_this_node(store: Store, keys: Sequence[str], under: str = "") -> Path:
     stamps = {entry.key: entry.stamp for entry in store.list(under)}
     # Named by content: another run may have had this place before.
     copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([[key, stamps[key]] for key in keys])}"
-    return download_tree(store.url, copy, keys)
+    return download_tree(store, copy, keys)
