@@ -7,8 +7,8 @@ from uuid import uuid4
 import pyarrow as pa
 import yaml
 
+from dualview.arrow import DUAL_VIEW_SCHEMA
 from dualview.errors import InputError
-from dualview.records import DUAL_VIEW_SCHEMA
 from dualview.runs.plan import Plan, numbered, read_plan
 from dualview.runs.shards import near_duplicates_key
 from dualview.storage import Store

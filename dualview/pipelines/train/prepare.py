@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.base import fingerprint
 from dualview.config.train import EncoderConfig, TrainConfig
 from dualview.distributed.cluster import map_in_order
 from dualview.progress import Progress
-from dualview.records import dual_views_from_table
 from dualview.retrieval.encoder import (
     check_lengths,
     load_tokenizer,
