@@ -31,7 +31,7 @@ import torch
 
 from dualview.errors import InputError, Interruption
 from dualview.storage import Store, download_tree, upload_tree
-from dualview.training.step import Learner
+from dualview.training.model import Learner
 
 FOLDER = "checkpoints/"
 KEPT = 2
