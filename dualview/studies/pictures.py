@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from dualview.evaluation.page import GREY, PALETTE, STYLE, svg_of
+from dualview.evaluation.html import GREY, PALETTE, STYLE, svg_of
 from dualview.evaluation.significance import Interval
 from dualview.studies.fits import PowerLaw
 

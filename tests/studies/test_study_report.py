@@ -18,7 +18,8 @@ from dualview.costs import Spent, TrainingCost
 from dualview.evaluation.significance import ByTopic
 from dualview.studies.fits import PowerLaw
 from dualview.studies.plans import plan_study
-from dualview.studies.report import as_markdown, as_page, grid_table, seed_and_topic_interval, study_sections
+from dualview.studies.render import as_markdown, as_page, grid_table, study_sections
+from dualview.studies.results import seed_and_topic_interval
 
 SMOKE = Path("configs/studies/study.yaml").absolute()
 CHROMIUM = shutil.which("chromium")
