@@ -79,8 +79,8 @@ def trade_off_picture(metrics: tuple[str, str], intervals: Intervals) -> str:
         axes = figure.subplots()
         for number, recipe in enumerate(recipes):
             color = PALETTE[number % len(PALETTE)]
-            own = [of_point for point, of_point in intervals.items() if point[0] == recipe]
-            xs, ys = (100 * np.array([of_point[name] for of_point in own]) for name in (rightwards, upwards))
+            points = [of_point for point, of_point in intervals.items() if point[0] == recipe]
+            xs, ys = (100 * np.array([of_point[name] for of_point in points]) for name in (rightwards, upwards))
             axes.plot(xs[:, 0], ys[:, 0], color=color, linewidth=1, alpha=0.4)
             for place, (x, y) in enumerate(zip(xs, ys, strict=True)):
                 axes.errorbar(
@@ -93,7 +93,7 @@ def trade_off_picture(metrics: tuple[str, str], intervals: Intervals) -> str:
                     markersize=4 + 2.5 * place,
                     linewidth=0.8,
                     alpha=0.85,
-                    label=recipe if place + 1 == len(own) else None,
+                    label=recipe if place + 1 == len(points) else None,
                 )
         axes.grid()
         axes.set_xlabel(rightwards, color=GREY)

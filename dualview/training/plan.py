@@ -94,11 +94,8 @@ def plan_work(
     settings = config.batch
     alone = settings.negatives == "worker"
     members = [prepared.group(index) for index in groups]
-    if alone and len(members) < world_size:
-        raise InputError(
-            f"workers.num: {world_size} ranks cannot share a step of {len(members)} groups with negatives: worker;"
-            f" expected at most {len(members)} workers, or a larger batch.instances"
-        )
+    if alone:
+        _check_shares(len(members), world_size)
     num_hard_negatives = [part.num_hard_negatives for part in config.mixture.parts]
     shown = members[rank::world_size] if alone else members
     batch = make_batch(prepared, shown, settings, num_hard_negatives, f"{config.seed}:{epoch}")
@@ -131,6 +128,14 @@ def plan_work(
         num_views=sum(len(group.views) for group in members),
         seed=random.Random(f"{config.seed}:{step}:{rank}").getrandbits(62),
     )
+
+
+def _check_shares(num_groups: int, world_size: int) -> None:
+    if num_groups < world_size:
+        raise InputError(
+            f"workers.num: {world_size} ranks cannot share a step of {num_groups} groups with negatives: worker;"
+            f" expected at most {num_groups} workers, or a larger batch.instances"
+        )
 
 
 def _padding_share(shared: Sequence[Texts]) -> float:
