@@ -17,6 +17,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -31,7 +32,7 @@ from dualview.pipelines.generate.judge_gate import exam_sentences
 from dualview.pipelines.generate.run import generate
 from dualview.pipelines.search import search
 from dualview.pipelines.train.run import train
-from dualview.records import ACCEPTED, DualView, dual_views_from_table
+from dualview.records import ACCEPTED, DualView
 from dualview.runs.shards import read_tables
 from dualview.storage import open_store
 

@@ -230,7 +230,7 @@ def open_data(path: str) -> Store:
 def _downloaded(url: str) -> tempfile.TemporaryDirectory[str]:
     # Kept for the life of the process and not longer: another run may write other weights to the same URL.
     folder = tempfile.TemporaryDirectory(prefix="dualview-model-")
-    download_tree(url, Path(folder.name))
+    download_tree(open_store(url), Path(folder.name))
     return folder
 
 

@@ -1,17 +1,13 @@
-"""The nouns that walk through the rooms, and their Arrow schemas. Imports nothing of ours."""
+"""The nouns that walk through the rooms. Imports nothing of ours."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import accumulate, chain
-from typing import Any, Literal
-
-import pyarrow as pa
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 ACCEPTED = "accepted"
 WRITTEN = "written"  # keeps the rules, and waits for the pass that judges
-NEAR_DUPLICATE = (
-    "near_duplicate"  # how accepted rows are counted that repeat another; in no row, as rows never change
-)
+# How accepted rows are counted that repeat another; in no row, as rows never change.
+NEAR_DUPLICATE = "near_duplicate"
 
 # Why a request did not become a training row. A closed list: a shard with any other word is refused.
 REASONS = (
@@ -178,9 +174,8 @@ class FlipQuery:
     relevant: Mapping[str, tuple[str, ...]]  # instruction name -> ids of the passages that obey it
     candidates: tuple[str, ...]
     labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
-    topic: str = (
-        ""  # queries that name the same one are drawn together by the bootstrap; "": only with equal queries
-    )
+    # Queries that name the same one are drawn together by the bootstrap; "": only with equal queries.
+    topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,178 +185,3 @@ class FlipCollection:
     name: str
     passages: Mapping[str, Passage]
     queries: tuple[FlipQuery, ...]
-
-
-_REQUIREMENT = pa.struct([("include", pa.bool_()), ("facet", pa.string()), ("value", pa.string())])
-_PASSAGE = pa.struct(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("title", pa.string()),
-        ("attributes", pa.map_(pa.string(), pa.string())),
-    ]
-)
-_SEED_FIELDS = [
-    ("id", pa.string()),
-    ("query_id", pa.string()),
-    ("query", pa.string()),
-    ("instruction", pa.string()),
-    ("positive", _PASSAGE),
-    ("instruction_negatives", pa.list_(_PASSAGE)),
-    ("hard_negatives", pa.list_(_PASSAGE)),
-    ("requirements", pa.list_(_REQUIREMENT)),
-]
-_VERDICT = pa.struct(
-    [
-        ("judge", pa.string()),
-        ("condition", pa.string()),
-        ("passage_id", pa.string()),
-        ("expected", pa.bool_()),
-        ("margin", pa.float32()),
-    ]
-)
-_DRAFT = pa.struct(
-    [
-        ("condition", pa.string()),
-        ("answer", pa.string()),
-        ("instruction", pa.string()),
-        ("status", pa.string()),
-        ("surplus", pa.float32()),
-    ]
-)
-_REWORDING = pa.struct([("condition", pa.string()), ("instruction", pa.string()), ("status", pa.string())])
-_LINEAGE = pa.struct(
-    [
-        ("writer", pa.string()),
-        ("prompt", pa.string()),
-        ("sampling", pa.string()),
-        ("judges", pa.list_(pa.string())),
-        ("judge_model", pa.string()),
-        ("code_version", pa.string()),
-        ("written_in", pa.string()),
-        ("run", pa.string()),
-        ("shard", pa.int64()),
-        ("attempt", pa.string()),
-    ]
-)
-
-SEED_SCHEMA = pa.schema(_SEED_FIELDS)
-
-
-def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
-    """The type with each map of attributes as a list of structs (facet, value), at any depth."""
-    if pa.types.is_map(kind):
-        return pa.list_(pa.struct([("facet", kind.key_type), ("value", kind.item_type)]))
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _maps_as_lists(field.type)) for field in kind])
-    return pa.list_(_maps_as_lists(kind.value_type)) if pa.types.is_list(kind) else kind
-
-
-_ATTRIBUTES = _maps_as_lists(pa.map_(pa.string(), pa.string()))
-# Of what we write: Hugging Face datasets 5 cannot read an Arrow map.
-DUAL_VIEW_SCHEMA = pa.schema(
-    (name, _maps_as_lists(kind))
-    for name, kind in [
-        *_SEED_FIELDS,
-        ("target_id", pa.string()),
-        ("new_instruction", pa.string()),
-        ("new_requirements", pa.list_(_REQUIREMENT)),
-        ("status", pa.string()),
-        ("trainable", pa.bool_()),
-        ("verdicts", pa.list_(_VERDICT)),
-        ("drafts", pa.list_(_DRAFT)),
-        ("rewordings", pa.list_(_REWORDING)),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("lineage", _LINEAGE),
-    ]
-)
-
-
-def seeds_to_table(seeds: Iterable[Seed]) -> pa.Table:
-    """One row each, in SEED_SCHEMA."""
-    return pa.Table.from_pylist([asdict(seed) for seed in seeds], schema=SEED_SCHEMA)
-
-
-def dual_views_to_table(rows: Sequence[DualView]) -> pa.Table:
-    """One flat row each: the seed's columns, then the rest, in DUAL_VIEW_SCHEMA."""
-    seeds = [row.seed for row in rows]
-    return pa.Table.from_arrays(
-        [_column(seeds if field.name in SEED_SCHEMA.names else rows, field) for field in DUAL_VIEW_SCHEMA],
-        schema=DUAL_VIEW_SCHEMA,
-    )
-
-
-# Column by column, down to the leaves: dictionaries of every row (dataclasses.asdict, then from_pylist) take
-# ten times as long, and were the largest cost of a row beside the engine's.
-def _column(owners: Sequence[Any], field: pa.Field) -> pa.Array:
-    return _array([getattr(owner, field.name) for owner in owners], field.type)
-
-
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Dataclasses become structs, tuples and mappings lists; none of them may be None."""
-    if pa.types.is_struct(kind):
-        return pa.StructArray.from_arrays([_column(values, field) for field in kind], fields=list(kind))
-    if not pa.types.is_list(kind):
-        return pa.array(values, kind)
-    offsets = pa.array(accumulate(map(len, values), initial=0), pa.int32())
-    if kind == _ATTRIBUTES:
-        facets = pa.array(chain.from_iterable(value.keys() for value in values), pa.string())
-        words = pa.array(chain.from_iterable(value.values() for value in values), pa.string())
-        inner = pa.StructArray.from_arrays([facets, words], fields=list(kind.value_type))
-    else:
-        inner = _array(list(chain(*values)), kind.value_type)
-    return pa.ListArray.from_arrays(offsets, inner, type=kind)
-
-
-def dual_views_from_table(table: pa.Table) -> list[DualView]:
-    """The inverse of dual_views_to_table."""
-    seed_columns = set(SEED_SCHEMA.names)
-    rows = []
-    for columns in table.to_pylist():
-        rest = {name: value for name, value in columns.items() if name not in seed_columns}
-        lineage = rest.pop("lineage")
-        rows.append(
-            DualView(
-                seed=seed_from_columns(columns),
-                new_requirements=_requirements(rest.pop("new_requirements")),
-                verdicts=tuple(Verdict(**verdict) for verdict in rest.pop("verdicts")),
-                drafts=tuple(Draft(**draft) for draft in rest.pop("drafts")),
-                rewordings=tuple(Rewording(**rewording) for rewording in rest.pop("rewordings")),
-                lineage=Lineage(**{**lineage, "judges": tuple(lineage["judges"])}),
-                **rest,
-            )
-        )
-    return rows
-
-
-def seed_from_columns(columns: Mapping[str, Any]) -> Seed:
-    """A Seed from one row of SEED_SCHEMA (further columns are ignored)."""
-    return Seed(
-        id=columns["id"],
-        query_id=columns["query_id"],
-        query=columns["query"],
-        instruction=columns["instruction"],
-        positive=_passage(columns["positive"]),
-        instruction_negatives=tuple(map(_passage, columns["instruction_negatives"])),
-        hard_negatives=tuple(map(_passage, columns["hard_negatives"] or ())),
-        requirements=_requirements(columns["requirements"] or ()),
-    )
-
-
-def _passage(columns: Mapping[str, Any]) -> Passage:
-    return Passage(
-        id=columns["id"],
-        text=columns["text"],
-        title=columns["title"] or "",
-        attributes=dict(map(_attribute, columns["attributes"] or ())),
-    )
-
-
-def _attribute(item: Mapping[str, str] | tuple[str, str]) -> tuple[str, str]:
-    """Facet and value, from DUAL_VIEW_SCHEMA's list of structs or SEED_SCHEMA's map."""
-    return (item["facet"], item["value"]) if isinstance(item, Mapping) else item
-
-
-def _requirements(items: Iterable[Mapping[str, Any]]) -> tuple[Requirement, ...]:
-    return tuple(Requirement(**item) for item in items)

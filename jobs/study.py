@@ -13,7 +13,7 @@ def main() -> None:
     )
 
     from dualview.studies.plans import plan_study
-    from dualview.studies.report import grid_table
+    from dualview.studies.render import grid_table
 
     plan = plan_study(study)
     print(grid_table(plan))

@@ -21,6 +21,7 @@ Answer = Callable[[Environ], Response]
 Fault = Callable[[Answer, Environ], Response]  # moto's answer is the first argument, to be asked for or not
 
 ALWAYS = sys.maxsize
+SECRET = "not-a-real-secret"
 
 
 def error(status: int, code: str) -> Fault:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Request
 from dualview.engines.scripted import Scripted
 from dualview.pipelines.generate.actor import ShardActor
 from dualview.pipelines.generate.judge_gate import set_exam
 from dualview.pipelines.generate.run import run_settings
-from dualview.records import DualView, dual_views_from_table
+from dualview.records import DualView
 from dualview.runs.plan import Plan, missing, plan_run
 from dualview.runs.shards import read_tables
 from dualview.sources import open_source

@@ -18,8 +18,10 @@ from dualview.records import Passage, Requirement
 from dualview.retrieval.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.training.groups import Group, Label, View
 from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
+from dualview.training.model import Learner
+from dualview.training.plan import plan_work, retained_of_step
 from dualview.training.prepared import Placed, Prepared, make_piece
-from dualview.training.step import Learner, Retained, learn, plan_work, retained_of_step
+from dualview.training.step import Retained, Step
 
 DEMO = Path("configs/demo/train-dual.yaml").absolute()
 WORDS = [
@@ -161,17 +163,16 @@ def work_for(config, prepared, retained, rank=0, world_size=1, frozen=None):
 def learned(learner, config, prepared, retained, rank=0, world_size=1, frozen=None):
     """This rank's loss, and its gradients by name."""
     learner.zero_grad()
-    loss = learn(
+    step = Step(
         learner,
-        learner.temperature,
-        torch.Tensor.backward,
-        nullcontext,
-        work_for(config, prepared, retained, rank, world_size, frozen),
         config,
         retained,
-        inputs=partial(inputs_of, learner.encoder),
-        world_size=world_size,
+        world_size,
+        forward=learner,
+        backward=torch.Tensor.backward,
+        accumulation=nullcontext,
     )
+    loss = step.forward_backward(work_for(config, prepared, retained, rank, world_size, frozen))
     return loss.item(), {
         name: weight.grad.clone() for name, weight in learner.named_parameters() if weight.grad is not None
     }

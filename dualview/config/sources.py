@@ -21,7 +21,7 @@ class FactbookSource(Settings):
 
 
 class TuplesSource(Settings):
-    """JSONL or Parquet files in the layout of records.SEED_SCHEMA."""
+    """JSONL or Parquet files in the layout of arrow.SEED_SCHEMA."""
 
     kind: Literal["tuples"]
     paths: Annotated[Several[str], Field(min_length=1)]

@@ -2,92 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
-import io
-import re
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from dualview.evaluation.html import GREY, PALETTE, STYLE, html_page, svg_of
 from dualview.evaluation.report import HEADLINE, Summary, in_hundredths
 from dualview.evaluation.side_by_side import Found, found_html
 from dualview.records import ACCEPTED, DualView
-
-PALETTE = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-)  # Okabe and Ito, colour-blind safe
-INK, GREY, LINE = "#1c2733", "#5b6875", "#d9dee3"
-STYLE = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "text.parse_math": False,  # a name with $ is a name
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": GREY,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": GREY,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-}
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color: #1c2733; background: #fbfaf8; font: 17px/1.6 Charter, "Bitstream Charter", Georgia, serif; }}
-body {{ max-width: 58rem; margin: 0 auto; padding: 3.5rem 1.5rem 6rem; }}
-h1, h2, h3, table, figure, .card, .tag, summary, dt {{
-  font-family: system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }}
-h1 {{ font-size: 2rem; line-height: 1.2; letter-spacing: -.02em; margin: 0 0 .5rem; }}
-h2 {{ font-size: 1.25rem; letter-spacing: -.01em; margin: 3.5rem 0 .3rem; }}
-h3 {{ font-size: .95rem; margin: 2rem 0 0; color: #5b6875; font-weight: 600; }}
-p {{ max-width: 42rem; margin: .3rem 0 1rem; }}
-.lead, .note {{ color: #5b6875; }}
-figure {{ margin: 1rem 0; }}
-figure svg {{ display: block; max-width: 100%; height: auto; }}
-svg text {{ font-family: inherit !important; }}
-.cards {{ display: flex; flex-wrap: wrap; gap: 1rem; margin: 2rem 0; }}
-.card {{ flex: 1 1 15rem; padding: 1.1rem 1.3rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
-.card b {{ display: block; font-size: 2rem; line-height: 1.25; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }}
-.card span {{ display: block; font-size: .82rem; color: #5b6875; }}
-table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .35rem .9rem .35rem 0; text-align: left; border-bottom: 1px solid #e4e2dd; white-space: nowrap; }}
-.found td {{ white-space: normal; vertical-align: top; min-width: 15rem; }}
-.wide {{ overflow-x: auto; margin-bottom: 1.5rem; }}
-summary {{ cursor: pointer; color: #5b6875; font-size: .85rem; margin: 1rem 0; }}
-article {{ margin: 1.2rem 0; padding: 1.2rem 1.5rem; background: #fff; border: 1px solid #e4e2dd; border-radius: 8px; }}
-article > strong {{ font-size: 1.05rem; }}
-.tag {{ float: right; font-size: .75rem; font-weight: 600; padding: .1rem .6rem; border-radius: 1rem; }}
-.accepted {{ color: #005c43; background: #e0f3ec; }}
-.rejected {{ color: #8f3f00; background: #fbe9dd; }}
-dl {{ display: grid; grid-template-columns: 9.5rem 1fr; gap: .5rem 1rem; margin: .8rem 0 0; font-size: .92rem; line-height: 1.5; }}
-dt {{ color: #5b6875; font-size: .8rem; padding-top: .1rem; }}
-dd {{ margin: 0; overflow-wrap: anywhere; }}
-@media (max-width: 40rem) {{ dl {{ grid-template-columns: 1fr; gap: .1rem; }} dd {{ margin-bottom: .6rem; }} }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""
 
 LEAD = """<p class="lead">A retriever that follows instructions must change its ranking when only the instruction
 changes. p-MRR says how far the passages that stop being relevant fall: 0 is blind to the instruction, 100 is perfect,
@@ -109,46 +31,21 @@ def page(
     found: searches to look at, on the first screen. funnels: run -> status -> number of requests. notes:
     sentences on the generation. losses: arm -> (step, loss). The examples are shown as given.
     """
-    encoders = list(summary["encoders"])
-    colors = {arm: PALETTE[i % len(PALETTE)] for i, arm in enumerate(dict.fromkeys([*encoders, *losses]))}
-    parts = [LEAD, _cards(summary), found_html(found)]
+    arms = dict.fromkeys([*summary["encoders"], *losses])
+    colors = {arm: PALETTE[number % len(PALETTE)] for number, arm in enumerate(arms)}
     with matplotlib.rc_context(STYLE):
-        if encoders:
-            parts += [
-                "<h2>Scores</h2>",
-                '<p class="note">Mean over queries, x100, with its 95% bootstrap interval over topics.</p>',
-            ]
-            for benchmark in dict.fromkeys(
-                name for results in summary["encoders"].values() for name in results
-            ):
-                parts += [f"<h3>{escape(benchmark)}</h3>", _scores_figure(summary, benchmark, colors)]
-            parts.append(_tables(summary))
-        if summary["differences"]:
-            parts += [
-                "<h2>Differences</h2>",
-                '<p class="note">The same queries in both arms: paired bootstrap over topics, 95% interval, x100. Grey '
-                "where the interval holds 0. It speaks of the choice of topics, not of another training seed.</p>",
-            ]
-        for pair in summary["differences"]:
-            name = f"{pair['first']} minus {pair['second']}"
-            parts += [f"<h3>{escape(name)}</h3>", _differences_figure(name, pair["benchmarks"])]
-        if funnels:
-            parts.append("<h2>Generation</h2>")
-        for name, funnel in funnels.items():
-            total, kept = sum(funnel.values()), funnel.get(ACCEPTED, 0)
-            parts += [
-                f"<h3>{escape(name)}</h3>",
-                f'<p class="note">{kept:,} of {total:,} requests were accepted. Every other one is kept with '
-                "its reason.</p>",
-                _funnel_figure(name, funnel),
-            ]
-        parts += [f"<p>{escape(note)}</p>" for note in notes]
-        if losses:
-            parts += ["<h2>Training loss</h2>", _losses_figure(losses, colors)]
-    for heading, rows in (("Accepted examples", accepted), ("Rejected examples", rejected)):
-        if rows:
-            parts += [f"<h2>{heading}</h2>", *map(_example, rows)]
-    return PAGE.format(title=escape(title), body="\n".join(parts))
+        parts = [
+            LEAD,
+            _cards(summary),
+            found_html(found),
+            *_scores(summary, colors),
+            *_differences(summary),
+            *_generation(funnels, notes),
+            *_training(losses, colors),
+            *_examples("Accepted examples", accepted),
+            *_examples("Rejected examples", rejected),
+        ]
+    return html_page(title, parts)
 
 
 def _cards(summary: Summary) -> str:
@@ -163,6 +60,18 @@ def _cards(summary: Summary) -> str:
                     f"<span>[{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}], p = {cell['p_value']:.2g}</span></div>"
                 )
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
+
+
+def _scores(summary: Summary, colors: Mapping[str, str]) -> list[str]:
+    if not summary["encoders"]:
+        return []
+    parts = [
+        "<h2>Scores</h2>",
+        '<p class="note">Mean over queries, x100, with its 95% bootstrap interval over topics.</p>',
+    ]
+    for benchmark in dict.fromkeys(name for results in summary["encoders"].values() for name in results):
+        parts += [f"<h3>{escape(benchmark)}</h3>", _scores_figure(summary, benchmark, colors)]
+    return [*parts, _tables(summary)]
 
 
 def _scores_figure(summary: Summary, benchmark: str, colors: Mapping[str, str]) -> str:
@@ -180,6 +89,20 @@ def _scores_figure(summary: Summary, benchmark: str, colors: Mapping[str, str]) 
         _rows(axes, list(results))
         axes.set_title(metric, loc="left")
     return svg_of(figure, f"Scores on {benchmark}")
+
+
+def _differences(summary: Summary) -> list[str]:
+    if not summary["differences"]:
+        return []
+    parts = [
+        "<h2>Differences</h2>",
+        '<p class="note">The same queries in both arms: paired bootstrap over topics, 95% interval, x100. Grey '
+        "where the interval holds 0. It speaks of the choice of topics, not of another training seed.</p>",
+    ]
+    for pair in summary["differences"]:
+        name = f"{pair['first']} minus {pair['second']}"
+        parts += [f"<h3>{escape(name)}</h3>", _differences_figure(name, pair["benchmarks"])]
+    return parts
 
 
 def _differences_figure(name: str, benchmarks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -214,6 +137,19 @@ def _rows(axes: matplotlib.axes.Axes, labels: list[str]) -> None:
     axes.margins(x=0.12)
 
 
+def _generation(funnels: Mapping[str, Mapping[str, int]], notes: Sequence[str]) -> list[str]:
+    parts = ["<h2>Generation</h2>"] if funnels else []
+    for name, funnel in funnels.items():
+        total, kept = sum(funnel.values()), funnel.get(ACCEPTED, 0)
+        parts += [
+            f"<h3>{escape(name)}</h3>",
+            f'<p class="note">{kept:,} of {total:,} requests were accepted. Every other one is kept with '
+            "its reason.</p>",
+            _funnel_figure(name, funnel),
+        ]
+    return [*parts, *(f"<p>{escape(note)}</p>" for note in notes)]
+
+
 def _funnel_figure(name: str, funnel: Mapping[str, int]) -> str:
     statuses = sorted(
         (status for status, count in funnel.items() if count), key=lambda s: (s != ACCEPTED, -funnel[s])
@@ -237,6 +173,10 @@ def _funnel_figure(name: str, funnel: Mapping[str, int]) -> str:
     return svg_of(figure, f"Requests of {name} by status")
 
 
+def _training(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Mapping[str, str]) -> list[str]:
+    return ["<h2>Training loss</h2>", _losses_figure(losses, colors)] if losses else []
+
+
 def _losses_figure(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Mapping[str, str]) -> str:
     figure = Figure(figsize=(9.2, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -248,19 +188,6 @@ def _losses_figure(losses: Mapping[str, Sequence[tuple[int, float]]], colors: Ma
         *axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(losses), frameon=False
     )
     return svg_of(figure, "Training loss by step")
-
-
-def svg_of(figure: Figure, label: str) -> str:
-    """A figure to stand in a page; the same figure gives the same text."""
-    stream = io.StringIO()
-    # The salt makes the ids of clip paths the same in every run, and different between the figures of a page.
-    with matplotlib.rc_context({"svg.hashsalt": label}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()[stream.getvalue().index("<svg") :]
-    svg = re.sub(
-        r'<g id="[^"]*">', "<g>", svg
-    )  # "axes_1" and the like: repeated by every figure, used by nothing
-    return f'<figure role="img" aria-label="{escape(label)}">{svg}</figure>'
 
 
 def _tables(summary: Summary) -> str:
@@ -275,6 +202,10 @@ def _tables(summary: Summary) -> str:
         '<details><summary>All numbers</summary><div class="wide"><table><tr><th>benchmark<th>metric<th>encoder'
         f"<th>mean [95% interval]<th>topics</tr>{''.join(rows)}</table></div></details>"
     )
+
+
+def _examples(heading: str, rows: Sequence[DualView]) -> list[str]:
+    return [f"<h2>{heading}</h2>", *map(_example, rows)] if rows else []
 
 
 def _example(row: DualView) -> str:

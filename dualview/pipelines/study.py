@@ -24,7 +24,8 @@ from dualview.runs.manifest import note_code, read_codes
 from dualview.runs.plan import read_plan
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
-from dualview.studies.report import Section, Values, as_markdown, as_page, study_sections
+from dualview.studies.render import Section, as_markdown, as_page, study_sections
+from dualview.studies.results import Values
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:

@@ -11,10 +11,11 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualview.arrow import DUAL_VIEW_SCHEMA, dual_views_to_table
 from dualview.config.base import canonical_json
 from dualview.costs import Spent
 from dualview.errors import InputError
-from dualview.records import ACCEPTED, DUAL_VIEW_SCHEMA, REASONS, WRITTEN, DualView, dual_views_to_table
+from dualview.records import ACCEPTED, REASONS, WRITTEN, DualView
 from dualview.runs.plan import Plan, Shard, missing, numbered, read_plan
 from dualview.storage import Entry, Store
 

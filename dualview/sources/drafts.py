@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dualview.arrow import dual_views_from_table
 from dualview.errors import InputError
-from dualview.records import DualView, Seed, dual_views_from_table
+from dualview.records import DualView, Seed
 from dualview.runs.plan import Input, read_plan
 from dualview.runs.shards import is_complete, read_shard, read_summaries
 from dualview.sources.files import Each

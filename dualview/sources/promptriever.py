@@ -31,8 +31,9 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualview.arrow import SEED_SCHEMA
 from dualview.errors import InputError
-from dualview.records import SEED_SCHEMA, Passage, Seed
+from dualview.records import Passage, Seed
 from dualview.runs.plan import Input
 from dualview.sources.files import Each, Layout, num_plain, read_plain, read_seeds, survey
 from dualview.storage import Store

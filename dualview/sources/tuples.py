@@ -1,4 +1,4 @@
-"""Seeds from JSONL or Parquet files in the layout of records.SEED_SCHEMA.
+"""Seeds from JSONL or Parquet files in the layout of arrow.SEED_SCHEMA.
 
 One row is one seed. A JSON line has the columns as keys and attributes as an object:
 

@@ -113,9 +113,9 @@ def interval_of(value: float, values_S: Sequence[float]) -> Interval:
 
 def extrapolated(curve: Curve, budget: float, samples: int, seed: int) -> Interval:
     """The score at a budget that nobody ran."""
-    own = fit_power_law(curve.budgets, curve.means())
+    fitted = fit_power_law(curve.budgets, curve.means())
     values = [float(fit.at(budget)) for (fit,) in bootstrap_fits([curve], samples, seed)]
-    return interval_of(float(own.at(budget)), values)
+    return interval_of(float(fitted.at(budget)), values)
 
 
 def worth_of(first: Curve, second: Curve, budget: float, samples: int, seed: int) -> Interval:
@@ -128,5 +128,5 @@ def worth_of(first: Curve, second: Curve, budget: float, samples: int, seed: int
     def worth(of_first: PowerLaw, of_second: PowerLaw) -> float:
         return of_second.budget_for(float(of_first.at(budget))) / budget
 
-    own = worth(*(fit_power_law(curve.budgets, curve.means()) for curve in (first, second)))
-    return interval_of(own, [worth(*pair) for pair in fits])
+    of_means = worth(*(fit_power_law(curve.budgets, curve.means()) for curve in (first, second)))
+    return interval_of(of_means, [worth(*pair) for pair in fits])

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from dualview.evaluation.page import GREY, PALETTE, STYLE, svg_of
+from dualview.evaluation.html import GREY, PALETTE, STYLE, svg_of
 from dualview.evaluation.significance import Interval
 from dualview.studies.fits import PowerLaw
 
@@ -79,8 +79,10 @@ def trade_off_picture(metrics: tuple[str, str], intervals: Intervals) -> str:
         axes = figure.subplots()
         for number, recipe in enumerate(recipes):
             color = PALETTE[number % len(PALETTE)]
-            own = [of_point for point, of_point in intervals.items() if point[0] == recipe]
-            xs, ys = (100 * np.array([of_point[name] for of_point in own]) for name in (rightwards, upwards))
+            points = [of_point for point, of_point in intervals.items() if point[0] == recipe]
+            xs, ys = (
+                100 * np.array([of_point[name] for of_point in points]) for name in (rightwards, upwards)
+            )
             axes.plot(xs[:, 0], ys[:, 0], color=color, linewidth=1, alpha=0.4)
             for place, (x, y) in enumerate(zip(xs, ys, strict=True)):
                 axes.errorbar(
@@ -93,7 +95,7 @@ def trade_off_picture(metrics: tuple[str, str], intervals: Intervals) -> str:
                     markersize=4 + 2.5 * place,
                     linewidth=0.8,
                     alpha=0.85,
-                    label=recipe if place + 1 == len(own) else None,
+                    label=recipe if place + 1 == len(points) else None,
                 )
         axes.grid()
         axes.set_xlabel(rightwards, color=GREY)

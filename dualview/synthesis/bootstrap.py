@@ -6,11 +6,13 @@ retrieval collection is enough to start from.
 """
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from dualview.config.generate import Bootstrap, LlmJudge, Rules
 from dualview.engines import Engine
-from dualview.records import ACCEPTED, Draft, Seed
+from dualview.records import ACCEPTED, Draft, Passage, Seed
 from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.judging import ask
 from dualview.synthesis.rules import broken_rule
@@ -34,38 +36,24 @@ async def find_original(
     no negatives of any kind, and are left out of the new seed.
     """
     written = await write_original(engine, settings, seed, vocabulary)
+    draft = partial(Draft, "original", written.answer, written.instruction)
     reason = written.reason or broken_rule(written.instruction, seed, rules, benchmarks)
     if reason:
-        return seed, Draft("original", written.answer, written.instruction, reason, None)
+        return seed, draft(reason, None)
 
     confirmed = await ask(engine, judge, seed.query, written.instruction, seed.positive)
     if confirmed is None or confirmed < judge.min_margin or confirmed <= 0:
-        return seed, Draft("original", written.answer, written.instruction, "no_original", confirmed)
+        return seed, draft("no_original", confirmed)
 
-    # Each text once: of two copies one could become the wanted passage and the other an unwanted one.
-    distinct = {seed.positive.full_text: seed.positive}
-    for passage in seed.hard_negatives:
-        distinct.setdefault(passage.full_text, passage)
-    mined = tuple(distinct.values())[1:]
+    mined = _distinct(seed)
     obeying = await asyncio.gather(
         *(ask(engine, judge, seed.query, written.instruction, passage) for passage in mined)
     )
     on_topic = await asyncio.gather(*(ask(engine, judge, seed.query, None, passage) for passage in mined))
-    breaking = sorted(
-        (margin, place)
-        for place, (margin, topical) in enumerate(zip(obeying, on_topic, strict=True))
-        if margin is not None
-        and topical is not None
-        and -margin >= judge.min_margin
-        and margin < 0 < topical
-        and topical >= judge.min_margin
-    )[: settings.max_instruction_negatives]
-    if not breaking:
-        return seed, Draft(
-            "original", written.answer, written.instruction, "no_instruction_negative", confirmed
-        )
-    chosen = [place for _, place in breaking]
-    found = replace(
+    chosen = _surest(obeying, on_topic, judge)[: settings.max_instruction_negatives]
+    if not chosen:
+        return seed, draft("no_instruction_negative", confirmed)
+    with_instruction = replace(
         seed,
         instruction=written.instruction,
         requirements=written.requirements,
@@ -76,4 +64,32 @@ async def find_original(
             if place not in chosen and (obeying[place] or 0.0) < 0
         ),
     )
-    return found, Draft("original", written.answer, written.instruction, ACCEPTED, confirmed)
+    return with_instruction, draft(ACCEPTED, confirmed)
+
+
+def _distinct(seed: Seed) -> tuple[Passage, ...]:
+    """The mined passages, each text once and without the positive's.
+
+    Of two copies one could become the wanted passage and the other an unwanted one.
+    """
+    by_text = {seed.positive.full_text: seed.positive}
+    for passage in seed.hard_negatives:
+        by_text.setdefault(passage.full_text, passage)
+    return tuple(by_text.values())[1:]
+
+
+def _surest(obeying: Sequence[float | None], on_topic: Sequence[float | None], judge: LlmJudge) -> list[int]:
+    """Places of the passages that are on topic and break the instruction, the surest breach first.
+
+    The arguments are the judge's margins, under the instruction and under the query alone.
+    """
+    breaking = [
+        (margin, place)
+        for place, (margin, topical) in enumerate(zip(obeying, on_topic, strict=True))
+        if margin is not None
+        and topical is not None
+        and -margin >= judge.min_margin
+        and margin < 0 < topical
+        and topical >= judge.min_margin
+    ]
+    return [place for _, place in sorted(breaking)]

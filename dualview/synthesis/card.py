@@ -7,8 +7,8 @@ from uuid import uuid4
 import pyarrow as pa
 import yaml
 
+from dualview.arrow import DUAL_VIEW_SCHEMA
 from dualview.errors import InputError
-from dualview.records import DUAL_VIEW_SCHEMA
 from dualview.runs.plan import Plan, numbered, read_plan
 from dualview.runs.shards import near_duplicates_key
 from dualview.storage import Store
@@ -61,47 +61,17 @@ def card_key(plan: Plan) -> str:
 def card(plan: Plan, stats: Stats) -> str:
     """Markdown. Places are written DATA: the card is read wherever the data goes."""
     repeated = near_duplicates_key(plan) if plan.settings.get("near_duplicates") is not None else None
+    front_matter = yaml.safe_dump(_front_matter(stats, repeated), sort_keys=False)
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(_front_matter(stats, repeated), sort_keys=False).strip(),
+            front_matter.strip(),
             "---",
             "",
-            "# Dual views for instruction-following retrieval",
-            "",
-            "Each row is a seed (a query with an original instruction, a passage that is relevant to them, and",
-            "passages that are on topic but break the instruction) with a complementary instruction, under which",
-            "one of the latter, the target, is the relevant passage and the others are not. Rows that were not",
-            f"accepted are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train"
-            " on.",
-            "",
+            *_what_it_is(stats),
             *_growth(plan),
-            "## What became of the rows",
-            "",
-            *_table(figures.funnel(stats)),
-            *_section("Drafts and rewordings", figures.parts(stats)),
-            *_section(
-                "Verdicts, and by how much they are right (quantiles of the surplus)", figures.margins(stats)
-            ),
-            *_section("The judges' exam on pairs with known labels", figures.exam(stats)),
-            *_section("Lengths in words, of accepted rows (quantiles)", figures.lengths(stats)),
-            f"Tokens: {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written.",
-            "",
-            "## How it was made",
-            "",
-            "By [dual-view training by polarity reversal](https://arxiv.org/abs/2604.18845), with dualview.",
-            "",
-            *_origins(stats),
-            *_section("Code that worked on it", figures.codes(stats)),
-            "Inputs, with the checksum of what was read:",
-            "",
-            *_table([["input", "rows", "checksum"], *_inputs(plan)]),
-            "All settings that decide the rows:",
-            "",
-            "```yaml",
-            yaml.safe_dump(dict(plan.settings), sort_keys=False, allow_unicode=True).strip(),
-            "```",
-            "",
+            *_what_became_of_the_rows(stats),
+            *_how_it_was_made(plan, stats),
             "## Columns",
             "",
             *_table([["column", "type", "what it holds"], *_columns()]),
@@ -117,6 +87,54 @@ def card(plan: Plan, stats: Stats) -> str:
             "",
         ]
     )
+
+
+def _what_it_is(stats: Stats) -> list[str]:
+    return [
+        "# Dual views for instruction-following retrieval",
+        "",
+        "Each row is a seed (a query with an original instruction, a passage that is relevant to them, and",
+        "passages that are on topic but break the instruction) with a complementary instruction, under which",
+        "one of the latter, the target, is the relevant passage and the others are not. Rows that were not",
+        f"accepted are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train on.",
+        "",
+    ]
+
+
+def _what_became_of_the_rows(stats: Stats) -> list[str]:
+    margins = "Verdicts, and by how much they are right (quantiles of the surplus)"
+    return [
+        "## What became of the rows",
+        "",
+        *_table(figures.funnel(stats)),
+        *_section("Drafts and rewordings", figures.parts(stats)),
+        *_section(margins, figures.margins(stats)),
+        *_section("The judges' exam on pairs with known labels", figures.exam(stats)),
+        *_section("Lengths in words, of accepted rows (quantiles)", figures.lengths(stats)),
+        f"Tokens: {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written.",
+        "",
+    ]
+
+
+def _how_it_was_made(plan: Plan, stats: Stats) -> list[str]:
+    settings = yaml.safe_dump(dict(plan.settings), sort_keys=False, allow_unicode=True)
+    return [
+        "## How it was made",
+        "",
+        "By [dual-view training by polarity reversal](https://arxiv.org/abs/2604.18845), with dualview.",
+        "",
+        *_origins(stats),
+        *_section("Code that worked on it", figures.codes(stats)),
+        "Inputs, with the checksum of what was read:",
+        "",
+        *_table([["input", "rows", "checksum"], *_inputs(plan)]),
+        "All settings that decide the rows:",
+        "",
+        "```yaml",
+        settings.strip(),
+        "```",
+        "",
+    ]
 
 
 def _front_matter(stats: Stats, repeated: str | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What of an encoder learns, and the encoder that comes out of it."""
+"""The encoder that comes out of a training run, with its card."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -7,63 +8,8 @@ import torch
 
 from dualview.config.base import fingerprint
 from dualview.config.train import TrainConfig
-from dualview.retrieval.encoder import asymmetric, new_encoder
-from dualview.training.step import Learner, move_back
-
-
-def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
-    """The encoder with the prompts of the config and, where asked for, adapters and checkpointed activations."""
-    settings = config.encoder
-    encoder = new_encoder(
-        settings.model,
-        pooling=settings.pooling,
-        trust_remote_code=settings.trust_remote_code,
-        attention=settings.attention,
-    )
-    encoder.prompts = settings.prompts.model_dump()
-    transformer = encoder[0]
-    if not settings.train_word_embeddings:
-        transformer.model.get_input_embeddings().requires_grad_(False)
-    if settings.lora is not None:
-        from peft import LoraConfig, get_peft_model  # seconds to import, and few use it
-
-        modules = settings.lora.target_modules
-        transformer.model = get_peft_model(
-            transformer.model,
-            LoraConfig(
-                r=settings.lora.rank,
-                lora_alpha=settings.lora.alpha,
-                target_modules=modules if isinstance(modules, str) else list(modules),
-            ),
-        )
-    if not settings.dropout:
-        _switch_off_dropout(transformer.model)
-    if settings.activation_checkpointing:
-        transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
-    return encoder
-
-
-def learner_of(config: TrainConfig) -> Learner:
-    """What a rank trains, in training mode."""
-    temperature = config.loss.temperature
-    learner = Learner(
-        encoder_to_train(config), temperature.value, learned=temperature.learned, precision=config.precision
-    )
-    return learner.train()
-
-
-def _switch_off_dropout(model: torch.nn.Module) -> None:
-    """Drops nothing in training mode, which activation checkpointing and others take for a sign of training.
-
-    Rates are in modules of their own, in attributes of others, and in the config that some look up as they run.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for holder in (module, getattr(module, "config", None)):
-            for name, value in list(vars(holder).items()) if holder is not None else ():
-                if "drop" in name and type(value) is float:
-                    setattr(holder, name, 0.0)
+from dualview.retrieval.encoder import asymmetric
+from dualview.training.model import encoder_to_train, untouched_encoder
 
 
 def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
@@ -76,17 +22,24 @@ def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> S
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:
         encoder[0].model = encoder[0].model.merge_and_unload()
-    untouched = new_encoder(
-        config.encoder.model,
-        pooling=config.encoder.pooling,
-        trust_remote_code=config.encoder.trust_remote_code,
-    )
+    untouched = untouched_encoder(config)
     move_back(encoder, untouched.state_dict(), config.move_back)
     if config.documents == "trained":
         return encoder
     both = asymmetric(encoder, untouched)
     both.prompts = config.encoder.prompts.model_dump()
     return both
+
+
+def move_back(encoder: torch.nn.Module, untouched: Mapping[str, torch.Tensor], share: float) -> None:
+    """Moves every weight this share of the way back to `untouched`, a state dict of the same encoder.
+
+    Some of what was learned is given up, and more of what was lost comes back (weight interpolation).
+    """
+    with torch.no_grad():
+        for name, weight in encoder.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(untouched[name].to(weight), share)
 
 
 def model_card(config: TrainConfig, result: dict[str, Any]) -> str:

@@ -92,68 +92,94 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
     Raises InputError where a text has no token of its own: an encoder would see an empty text.
     """
     groups = [item.group for item in placed]
+    tokens_of_passage, cut = _passage_tokens(groups, encoder, tokenize)
+    wordings = iter(_wording_tokens(groups, encoder, tokenize))
+    spans = _spans(groups, encoder, tokenize, seed)
+    rows = []
+    for item in placed:
+        group = item.group
+        keys = {passage.id: passage_key(passage) for passage in group.passages}
+        rows.append(
+            {
+                "id": group.id,
+                "query_id_key": key_of(group.query_id),
+                "query_text_key": key_of(group.views[0].query),
+                "part": item.part,
+                "section": item.section,
+                "times": item.times,
+                "num_hard_negatives": group.num_hard_negatives,
+                "passages": [
+                    {
+                        "key": keys[passage.id],
+                        "text_key": text_key(passage.full_text),
+                        "tokens": tokens_of_passage[keys[passage.id]],
+                        "cut": keys[passage.id] in cut,
+                        "attributes": [
+                            {"facet": facet, "value": value} for facet, value in passage.attributes.items()
+                        ],
+                    }
+                    for passage in group.passages
+                ],
+                "views": [
+                    _view_columns(view, keys, [next(wordings) for _ in view.wordings]) for view in group.views
+                ],
+                "spans": [spans[group.passages[0].text]],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
+
+
+def _passage_tokens(
+    groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize
+) -> tuple[dict[int, list[int]], set[int]]:
+    """Of each passage by its key, and the keys of those that are cut."""
     passages = {passage_key(passage): passage for group in groups for passage in group.passages}
     texts = [encoder.prompts.document + passage.full_text for passage in passages.values()]
-    of_passage = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
-    cut = _cut(dict(zip(passages, texts, strict=True)), of_passage, encoder.max_passage_tokens, tokenize)
-    views = [view for group in groups for view in group.views]
-    wordings = [
-        encoder.prompts.query + view_text(encoder.query_template, view.query, wording)
-        for view in views
-        for wording in view.wordings
-    ]
-    of_wording = iter(tokenize(wordings, encoder.max_query_tokens))
-    spans = {text: _span(text, f"{seed}:{text}") for text in (group.passages[0].text for group in groups)}
-    texts = [span for _, span in spans.values()]
-    of_span = dict(zip(texts, tokenize(texts, encoder.max_query_tokens), strict=True))
-    empty = len(tokenize([""], encoder.max_passage_tokens)[0])
-    for key, tokens in of_passage.items():
-        if len(tokens) <= empty:
+    tokens_of = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
+    num_special = len(tokenize([""], encoder.max_passage_tokens)[0])
+    for key, tokens in tokens_of.items():
+        if len(tokens) <= num_special:
             raise InputError(
                 f"passage {passages[key].id}: no token of the encoder's vocabulary is in its text"
             )
+    cut = _cut(dict(zip(passages, texts, strict=True)), tokens_of, encoder.max_passage_tokens, tokenize)
+    return tokens_of, cut
 
-    def view_columns(view: View, keys: Mapping[str, int]) -> dict[str, Any]:
-        return {
-            "wordings": [next(of_wording) for _ in view.wordings],
-            "passages": [keys[label.passage_id] for label in view.labels],
-            "labels": [label.label for label in view.labels],
-            "margins": [label.margin for label in view.labels],
-            "requirements": [
-                {"include": requirement.include, "facet": requirement.facet, "value": requirement.value}
-                for requirement in view.requirements
-            ],
-        }
 
-    def row(item: Placed) -> dict[str, Any]:
-        group = item.group
-        keys = {passage.id: passage_key(passage) for passage in group.passages}
-        rank, span = spans[group.passages[0].text]
-        return {
-            "id": group.id,
-            "query_id_key": key_of(group.query_id),
-            "query_text_key": key_of(group.views[0].query),
-            "part": item.part,
-            "section": item.section,
-            "times": item.times,
-            "num_hard_negatives": group.num_hard_negatives,
-            "passages": [
-                {
-                    "key": keys[passage.id],
-                    "text_key": text_key(passage.full_text),
-                    "tokens": of_passage[keys[passage.id]],
-                    "cut": keys[passage.id] in cut,
-                    "attributes": [
-                        {"facet": facet, "value": value} for facet, value in passage.attributes.items()
-                    ],
-                }
-                for passage in group.passages
-            ],
-            "views": [view_columns(view, keys) for view in group.views],
-            "spans": [{"rank": rank, "tokens": of_span[span]}],
-        }
+def _wording_tokens(groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize) -> list[list[int]]:
+    """Of all wordings of all views, in order."""
+    texts = [
+        encoder.prompts.query + view_text(encoder.query_template, view.query, wording)
+        for group in groups
+        for view in group.views
+        for wording in view.wordings
+    ]
+    return tokenize(texts, encoder.max_query_tokens)
 
-    return pa.Table.from_pylist([row(item) for item in placed], schema=PIECE_SCHEMA)
+
+def _view_columns(view: View, keys: Mapping[str, int], wordings: Sequence[list[int]]) -> dict[str, Any]:
+    return {
+        "wordings": wordings,
+        "passages": [keys[label.passage_id] for label in view.labels],
+        "labels": [label.label for label in view.labels],
+        "margins": [label.margin for label in view.labels],
+        "requirements": [
+            {"include": requirement.include, "facet": requirement.facet, "value": requirement.value}
+            for requirement in view.requirements
+        ],
+    }
+
+
+def _spans(
+    groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Of each group's first passage, by the passage's text."""
+    spans = {text: _span(text, f"{seed}:{text}") for text in (group.passages[0].text for group in groups)}
+    tokens = tokenize([span for _, span in spans.values()], encoder.max_query_tokens)
+    return {
+        text: {"rank": rank, "tokens": of_span}
+        for (text, (rank, _)), of_span in zip(spans.items(), tokens, strict=True)
+    }
 
 
 def _cut(

@@ -25,12 +25,13 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
 from dualview.engines import Completion, Request, open_engine
 from dualview.engines.smollm2 import checkpoint
 from dualview.pipelines.generate.run import generate
-from dualview.records import DualView, dual_views_from_table
+from dualview.records import DualView
 from dualview.runs.shards import read_tables
 from dualview.sources import vocabulary_of
 from dualview.storage import open_store

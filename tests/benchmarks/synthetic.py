@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dualview.arrow import SEED_SCHEMA
 from dualview.config.engines import ScriptedEngine
 from dualview.config.generate import GenerateConfig, LlmJudge
 from dualview.config.loading import load
 from dualview.config.sources import TuplesSource
-from dualview.records import SEED_SCHEMA
 
 ROOT = Path(__file__).parents[2]
 ROWS_PER_FILE = 10_000

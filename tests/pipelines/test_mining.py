@@ -17,6 +17,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import save_tiny_encoder
 
+from dualview.arrow import seed_from_columns
 from dualview.config.evaluate import EncoderModel, EvaluateConfig
 from dualview.config.loading import load
 from dualview.config.sources import BeirSource, DenseRetriever
@@ -26,7 +27,7 @@ from dualview.models import SIDES, Side, local_model, model_fingerprint
 from dualview.pipelines import evaluate as evaluation
 from dualview.pipelines.generate.mine import Mined, mine, specs_of
 from dualview.pipelines.train import frozen
-from dualview.records import Seed, seed_from_columns
+from dualview.records import Seed
 from dualview.retrieval.embeddings import gather, keys_of, locate
 from dualview.storage import arrow_filesystem, open_store
 

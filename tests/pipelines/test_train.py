@@ -31,9 +31,8 @@ from dualview.pipelines.train.prepare import (
     open_prepared,
     plan_mixture,
     prepare,
-    untouched_encoder,
 )
-from dualview.pipelines.train.run import num_steps_of, sampler_of, train
+from dualview.pipelines.train.run import train
 from dualview.retrieval.encoder import (
     encode_texts,
     encode_tokens,
@@ -43,8 +42,9 @@ from dualview.retrieval.encoder import (
 )
 from dualview.runs.plan import Input, plan_run
 from dualview.storage import download_tree, open_store
+from dualview.training.model import untouched_encoder
 from dualview.training.prepared import Prepared
-from dualview.training.step import operations
+from dualview.training.schedule import num_steps_of, operations, sampler_of
 
 STEPS = 8
 DEMO = Path("configs/demo").absolute()
@@ -507,7 +507,7 @@ def test_five_kills_cost_nothing_but_time(config):
 @pytest.mark.slow
 def test_relative_paths_mean_the_same_in_driver_and_workers(config, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    download_tree(uninterrupted.mixture.parts[0].data, tmp_path / "data")
+    download_tree(open_store(uninterrupted.mixture.parts[0].data), tmp_path / "data")
     train(config("relative", output="run", **{"mixture.parts.0.data": "data"}))
     assert weights("run") == weights(uninterrupted.output)
 

@@ -27,20 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.arrow import dual_views_from_table
 from dualview.costs import Spent
 from dualview.errors import InputError
-from dualview.records import (
-    REASONS,
-    Draft,
-    DualView,
-    Lineage,
-    Passage,
-    Requirement,
-    Rewording,
-    Seed,
-    Verdict,
-    dual_views_from_table,
-)
+from dualview.records import REASONS, Draft, DualView, Lineage, Passage, Requirement, Rewording, Seed, Verdict
 from dualview.runs import shards
 from dualview.runs.attempts import begin_attempt
 from dualview.runs.plan import Input, Shard, missing, plan_run, read_plan

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from dualview.arrow import SEED_SCHEMA, seed_from_columns, seeds_to_table
 from dualview.config.sources import BeirSource
 from dualview.errors import InputError
-from dualview.records import SEED_SCHEMA, Passage, seed_from_columns, seeds_to_table
+from dualview.records import Passage
 from dualview.sources.beir import (
     BLANK,
     JudgedQuery,

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.arrow import SEED_SCHEMA
 from dualview.errors import InputError
-from dualview.records import SEED_SCHEMA
 from dualview.runs.plan import Input
 from dualview.sources.tuples import Tuples
 

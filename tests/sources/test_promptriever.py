@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.arrow import SEED_SCHEMA, seed_from_columns
 from dualview.config.sources import PromptrieverSource
 from dualview.errors import InputError
-from dualview.records import SEED_SCHEMA, Passage, seed_from_columns
+from dualview.records import Passage
 from dualview.sources import open_source
 from dualview.sources.promptriever import Promptriever, keep_plain
 from dualview.storage import open_store

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dualview.arrow import SEED_SCHEMA
 from dualview.config.sources import TuplesSource
 from dualview.errors import InputError
-from dualview.records import SEED_SCHEMA, Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, Seed
 from dualview.sources import open_source
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store

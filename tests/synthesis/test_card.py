@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from dualview.arrow import DUAL_VIEW_SCHEMA, dual_views_from_table
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.provenance import code
-from dualview.records import DUAL_VIEW_SCHEMA, dual_views_from_table
 from dualview.runs.plan import read_plan
 from dualview.storage import open_store
 from dualview.synthesis.card import COLUMNS, _size, put_card

@@ -6,6 +6,7 @@ import random
 from prompted import inside
 import pytest
 
+from dualview.arrow import dual_views_from_table, dual_views_to_table
 from dualview.config.generate import (
     Accept,
     AttributesJudge,
@@ -24,7 +25,7 @@ from dualview.config.generate import (
 from dualview.engines import Completion, EngineDied, Request
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError
-from dualview.records import Passage, Requirement, Seed, dual_views_from_table, dual_views_to_table
+from dualview.records import Passage, Requirement, Seed
 from dualview.synthesis.recipe import Recipe, check_parts, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
 from dualview.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ import transformers
 
 from dualview.errors import InputError
 from dualview.retrieval.encoder import embed, encode_texts, new_encoder, tokenize
-from dualview.training.step import Learner
+from dualview.training.model import Learner
 
 SIZES = {
     "vocab_size": 6 + len(WORDS),

@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tiny import learned, prepared_of, random_groups, retained_by, save_tiny_encoder, train_config
+from tiny import (
+    learned,
+    prepared_of,
+    random_groups,
+    retained_by,
+    save_tiny_encoder,
+    tiny_encoder,
+    train_config,
+)
 import torch
 import transformers
 
-from dualview.training.export import encoder_to_train, finished_encoder, learner_of, model_card
+from dualview.training.export import finished_encoder, model_card, move_back
+from dualview.training.model import encoder_to_train, learner_of
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
 LORA = {"rank": 4, "alpha": 8.0, "target_modules": "all-linear"}
@@ -146,3 +155,14 @@ def test_checkpointed_activations_are_computed_again(config_of, tmp_path, dropou
     assert passes[True] == 2 * passes[False]
     for name, gradient in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], gradient)
+
+
+def test_moving_back_is_a_share_of_the_way(tmp_path):
+    encoder = tiny_encoder(tmp_path)
+    untouched = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.add_(4.0)
+    move_back(encoder, untouched, 0.25)
+    for name, weight in encoder.named_parameters():
+        torch.testing.assert_close(weight.detach(), untouched[name] + 3.0)

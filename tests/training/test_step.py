@@ -21,11 +21,7 @@ import torch.multiprocessing
 
 from dualview.retrieval.encoder import asymmetric, encode_texts, encode_tokens, inputs_of, load_encoder
 from dualview.training.losses import info_nce
-from dualview.training.step import (
-    Retained,
-    learning_rate_scale,
-    move_back,
-)
+from dualview.training.step import Retained
 
 GROUPS = random_groups(5, num_hard_negatives=2)
 
@@ -154,17 +150,6 @@ def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
             torch.testing.assert_close(of_queries[name], weight.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_moving_back_is_a_share_of_the_way(tmp_path):
-    encoder = tiny_encoder(tmp_path)
-    untouched = {name: weight.clone() for name, weight in encoder.state_dict().items()}
-    with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.add_(4.0)
-    move_back(encoder, untouched, 0.25)
-    for name, weight in encoder.named_parameters():
-        torch.testing.assert_close(weight.detach(), untouched[name] + 3.0)
-
-
 def test_an_asymmetric_encoder_reads_queries_and_documents_with_its_own_sides(tmp_path):
     query, document = tiny_encoder(tmp_path / "a"), tiny_encoder(tmp_path / "a")
     with torch.no_grad():
@@ -179,11 +164,3 @@ def test_an_asymmetric_encoder_reads_queries_and_documents_with_its_own_sides(tm
         torch.testing.assert_close(ours, encode_texts(alone, texts, side=side, **settings))
         theirs = both.encode_query(texts) if side == "query" else both.encode_document(texts)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_zero():
-    scales = [learning_rate_scale(step, 100, 0.1) for step in range(101)]
-    assert scales[0] == pytest.approx(0.1)
-    assert scales[9] == scales[10] == 1.0
-    assert scales[55] == pytest.approx(0.5)
-    assert scales[100] == 0.0

@@ -26,12 +26,13 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import TaskPoolStrategy
 
+from dualview.arrow import SEED_SCHEMA, seeds_to_table
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.models import SIDES, Side, check_model, model_fingerprint, saved_settings
 from dualview.progress import Progress
-from dualview.records import SEED_SCHEMA, Seed, seeds_to_table
+from dualview.records import Seed
 from dualview.retrieval import bm25
 from dualview.retrieval.embeddings import EmbeddingSpec, Unit, Wanted, gather, keys_of, locate
 from dualview.retrieval.ranking import by_query

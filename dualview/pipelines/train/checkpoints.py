@@ -31,7 +31,7 @@ import torch
 
 from dualview.errors import InputError, Interruption
 from dualview.storage import Store, download_tree, upload_tree
-from dualview.training.step import Learner
+from dualview.training.model import Learner
 
 FOLDER = "checkpoints/"
 KEPT = 2
@@ -160,7 +160,7 @@ def latest_checkpoint(store: Store, rank: int, local_rank: int) -> Iterator[Save
         is_there = True
         if local_rank == 0:
             try:
-                download_tree(store.url, copy, [entry.key for entry in store.list(f"{name}/")])
+                download_tree(store, copy, [entry.key for entry in store.list(f"{name}/")])
             except FileNotFoundError:
                 is_there = False
         if on_all_ranks(is_there):

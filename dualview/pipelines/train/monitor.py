@@ -29,8 +29,9 @@ from dualview.retrieval.encoder import encode
 from dualview.retrieval.ranking import inner_products, rankings_of
 from dualview.retrieval.search import Shard
 from dualview.training.export import finished_encoder
+from dualview.training.plan import Work
 from dualview.training.prepared import view_text
-from dualview.training.step import Work, operations
+from dualview.training.schedule import operations
 
 SECONDS_BETWEEN_LINES = 10
 Figures = dict[str, float]

@@ -11,16 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.base import fingerprint
 from dualview.config.train import EncoderConfig, TrainConfig
 from dualview.distributed.cluster import map_in_order
 from dualview.progress import Progress
-from dualview.records import dual_views_from_table
 from dualview.retrieval.encoder import (
     check_lengths,
     load_tokenizer,
-    new_encoder,
-    num_dense_parameters,
     tokenize_with,
 )
 from dualview.runs.shards import finished_plan, left_out_of_training, read_shard, trainable_rows
@@ -28,7 +26,7 @@ from dualview.storage import LocalStore, Store, download_tree, open_store
 from dualview.training.groups import groups_of, key_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts, num_views
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
-from dualview.training.step import operations
+from dualview.training.schedule import tokens_of
 
 INDEX_KEY = "prepared.json"
 ROWS_LOOKED_AT = 64  # for an estimate
@@ -105,12 +103,6 @@ def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dic
             progress.advance(1)
     index = json.dumps({"parts": counts, "pieces": [source.piece for source in sources]}, indent=1).encode()
     store.put_new(INDEX_KEY, index, attempt="driver")
-
-
-def tokens_of(petaflop: float, config: TrainConfig) -> int:
-    """For how many tokens so many operations are enough."""
-    num_parameters = num_dense_parameters(untouched_encoder(config))
-    return max(1, int(petaflop * 1e15 / operations(config, num_parameters, 1)))
 
 
 def expected_tokens(config: TrainConfig) -> int:
@@ -194,11 +186,6 @@ def open_prepared(config: TrainConfig) -> Prepared:
     return Prepared([folder / piece for piece in pieces])
 
 
-def untouched_encoder(config: TrainConfig) -> Any:
-    settings = config.encoder
-    return new_encoder(settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code)
-
-
 def on_this_node(store: Store, keys: Sequence[str], under: str = "") -> Path:
     """A folder of this node with these objects, all `under` one prefix; of a bucket a copy, once for all who ask."""
     if isinstance(store, LocalStore):
@@ -206,4 +193,4 @@ def on_this_node(store: Store, keys: Sequence[str], under: str = "") -> Path:
     stamps = {entry.key: entry.stamp for entry in store.list(under)}
     # Named by content: another run may have had this place before.
     copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([[key, stamps[key]] for key in keys])}"
-    return download_tree(store.url, copy, keys)
+    return download_tree(store, copy, keys)
