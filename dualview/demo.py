@@ -31,9 +31,8 @@ from dualview.pipelines.generate.judge_gate import exam_sentences
 from dualview.pipelines.generate.run import generate
 from dualview.pipelines.search import search
 from dualview.pipelines.train.run import train
-from dualview.records import ACCEPTED, DualView, dual_views_from_table
-from dualview.runs.shards import read_tables
-from dualview.storage import open_store
+from dualview.records import ACCEPTED, DualView
+from dualview.runs.run import open_run
 
 CONFIGS = Path("configs/demo")
 BUCKET = "s3://dualview/"  # of the demo's configs
@@ -270,7 +269,7 @@ def _general(evaluation: Path, folder: Path | None) -> list[str]:
 
 
 def _rows(url: str) -> list[DualView]:
-    return [row for table in read_tables(open_store(url)) for row in dual_views_from_table(table)]
+    return list(open_run(url).rows())
 
 
 def _examples(rows: Mapping[str, list[DualView]]) -> tuple[list[DualView], list[DualView]]:

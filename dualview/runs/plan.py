@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from dualview.config.base import canonical_json, fingerprint
 from dualview.errors import InputError
-from dualview.runs.manifest import claim, differences
+from dualview.runs.manifest import differences, pin_manifest
 from dualview.storage import Store
 
 PLAN_KEY = "plan.json"
@@ -95,12 +95,12 @@ def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input],
     if not any(source.num_rows for source in inputs):
         raise InputError("the inputs have no rows; expected at least one seed")
     plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
-    notes = {
+    metadata = {
         "fingerprint": plan.fingerprint,
         "num_shards": len(plan.shards),
         "inputs": [asdict(source) for source in inputs],
     }
-    claim(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, notes)
+    pin_manifest(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, metadata)
     while True:
         plan = read_plan(store)
         _check_inputs(store, plan, inputs)
@@ -142,7 +142,8 @@ def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
                 f"{store.url}: input {source.name} has the content of {absent[source.checksum]}, with which the"
                 " run was planned; give it under its old name, or choose another output"
             )
-    to_do = Counter(shard.input for shard in missing(store, plan))
+    finished = finished_keys(store)
+    to_do = Counter(shard.input for shard in plan.shards if shard.key not in finished)
     if unread := [name for name in absent.values() if to_do[name]]:
         raise InputError(
             f"{store.url}: the run was planned with input {unread[0]}, which is not among the inputs any more,"
@@ -205,7 +206,6 @@ def _inputs_of(content: Mapping[str, Any]) -> tuple[Input, ...]:
     )
 
 
-def missing(store: Store, plan: Plan) -> list[Shard]:
-    """The shards that are still to do, found by one listing."""
-    committed = {entry.key for entry in store.list("data/")}
-    return [shard for shard in plan.shards if shard.key not in committed]
+def finished_keys(store: Store) -> set[str]:
+    """The keys of the finished shards, found by one listing."""
+    return {entry.key for entry in store.list("data/")}
