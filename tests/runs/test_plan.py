@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import pytest
 
 from dualview.errors import InputError
-from dualview.runs.plan import Input, Shard, known_inputs, missing, plan_run, read_plan
-from dualview.runs.shards import is_complete, read_tables
+from dualview.runs.plan import Input, Shard, known_inputs, plan_run, read_plan
+from dualview.runs.run import GenerateRun
 from dualview.storage import Store, open_store
 
 
@@ -98,7 +98,7 @@ def test_new_inputs_add_shards_and_change_none(store: Store) -> None:
     plan_json = store.get("plan.json")
     for shard in before.shards:
         commit_rows(store, shard, rows_of(shard, "one"), "one")
-    assert is_complete(store)
+    assert GenerateRun(store, before).is_complete
 
     once = plan_run(store, SETTINGS, [LATER[0], *INPUTS], 2)  # their order is not the files' business
     assert once.shards == (*before.shards, Shard(5, "east.jsonl", 0, 2), Shard(6, "east.jsonl", 2, 3))
@@ -107,7 +107,7 @@ def test_new_inputs_add_shards_and_change_none(store: Store) -> None:
     assert twice == read_plan(store) == plan_run(store, SETTINGS, [*INPUTS, *LATER], 2)
     assert before.fingerprint == once.fingerprint == twice.fingerprint
     assert store.get("plan.json") == plan_json
-    assert missing(store, twice) == list(twice.shards[5:])
+    assert GenerateRun(store, twice).missing() == list(twice.shards[5:])
     assert [entry.key for entry in store.list("plan")] == ["plan-0001.json", "plan-0002.json", "plan.json"]
 
 
@@ -224,9 +224,8 @@ def test_impossible_inputs_are_refused(tmp_path: Path, inputs: list[Input], sent
 
 
 def test_no_run_is_told(store: Store) -> None:
-    for ask in (read_plan, is_complete, lambda place: next(read_tables(place))):
-        with pytest.raises(InputError, match=f"no generate run at {store.url}"):
-            ask(store)
+    with pytest.raises(InputError, match=f"no generate run at {store.url}"):
+        read_plan(store)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"inputs": []}', b'{"inputs": [{"size": 1}]}'])
