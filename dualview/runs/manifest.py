@@ -82,12 +82,12 @@ def _check_create_only(store: Store, key: str, data: bytes) -> None:
         )
 
 
-def differences(there: Any, here: Any) -> str:
-    """The first few, for a sentence; "" where there are none."""
-    there_flat, here_flat = dict(_flatten(there)), dict(_flatten(here))
-    differing = [key for key in {**there_flat, **here_flat} if there_flat.get(key) != here_flat.get(key)]
+def differences(stored: Any, given: Any) -> str:
+    """The first few, for a sentence; "" if there are none."""
+    stored_flat, given_flat = dict(_flatten(stored)), dict(_flatten(given))
+    differing = [key for key in {**stored_flat, **given_flat} if stored_flat.get(key) != given_flat.get(key)]
     shown = [
-        f"{key}: there {there_flat.get(key, 'absent')}, here {here_flat.get(key, 'absent')}"
+        f"{key}: stored {stored_flat.get(key, 'absent')}, given {given_flat.get(key, 'absent')}"
         for key in differing[:_NUM_DIFFERENCES_SHOWN]
     ]
     num_more = len(differing) - len(shown)

@@ -84,11 +84,11 @@ class Plan:
 
 
 def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input], rows_per_shard: int) -> Plan:
-    """Creates the run's plan, or goes on with the one that stands; inputs that are new to it are added.
+    """Creates the run's plan, or goes on with the one that exists; inputs that are new to it are added.
 
     The shards of an extended plan are those of before, and then the new inputs'. An input may be left out
     once its shards are finished. Raises InputError, saying what differs, where a plan of other settings or
-    rows_per_shard stands, where an input has changed, and where one is gone that is still to be read.
+    rows_per_shard exists, where an input has changed, and where one is gone that is still to be read.
     """
     if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
         raise InputError(f"input {repeated[0]}: is listed more than once")
@@ -124,15 +124,15 @@ def numbered(name: str, number: int, suffix: str) -> str:
 
 
 def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
-    here = {source.name: source for source in inputs}
-    for there in plan.all_inputs:
-        if there.name in here and here[there.name] != there:
-            told = differences(_compared(there), _compared(here[there.name]))
+    given = {source.name: source for source in inputs}
+    for stored in plan.all_inputs:
+        if stored.name in given and given[stored.name] != stored:
+            changed = differences(_compared(stored), _compared(given[stored.name]))
             raise InputError(
-                f"{store.url}: input {there.name} has changed since the run was planned ({told});"
+                f"{store.url}: input {stored.name} has changed since the run was planned ({changed});"
                 " put it back as it was, give new seeds in files of their own, or choose another output"
             )
-    absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in here}
+    absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in given}
     if not absent:
         return
     known = {source.name for source in plan.all_inputs}
@@ -171,7 +171,7 @@ def _list_bad_rows(store: Store, plan: Plan) -> None:
 
 
 def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]:
-    """What a run of these settings knows of its inputs already; () where none stands."""
+    """What a run of these settings knows of its inputs already; () where there is none."""
     if not store.list(PLAN_KEY):
         return ()
     plan = read_plan(store)
@@ -179,7 +179,7 @@ def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]
 
 
 def read_plan(store: Store) -> Plan:
-    """The plan that stands, with its extensions. Raises InputError where there is none or it cannot be read."""
+    """The plan with its extensions. Raises InputError where there is none or it cannot be read."""
     key = PLAN_KEY
     extensions: list[tuple[Input, ...]] = []
     try:

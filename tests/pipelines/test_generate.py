@@ -421,10 +421,10 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
     [
         (
             {"writer": {**LLM["writer"], "temperature": 0.9}},
-            "settings.writer.temperature: there 0.7, here 0.9",
+            "settings.writer.temperature: stored 0.7, given 0.9",
         ),
-        ({"rows_per_shard": 5}, "rows_per_shard: there 4, here 5"),
-        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: there 1, here 2"),
+        ({"rows_per_shard": 5}, "rows_per_shard: stored 4, given 5"),
+        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: stored 1, given 2"),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(

@@ -24,7 +24,7 @@ def test_pinning_leaves_one_object_and_holds_for_the_same_settings(store: Store)
         pin_manifest(store, "config.json", SETTINGS, metadata={"note": note})
     assert keys(store) == ["config.json"]
     assert json.loads(store.get("config.json")) == {"note": "first", **SETTINGS}
-    with pytest.raises(InputError, match=r"\(temperature: there 0.7, here 0.9\)"):
+    with pytest.raises(InputError, match=r"\(temperature: stored 0.7, given 0.9\)"):
         pin_manifest(store, "config.json", {"temperature": 0.9}, metadata={"note": "third"})
 
 

@@ -61,16 +61,16 @@ def test_the_same_plan_goes_on(store: Store) -> None:
             {**SETTINGS, "writer": {"model": "demo", "temperature": 0.9}},
             INPUTS,
             2,
-            r"\(settings.writer.temperature: there 0.7, here 0.9\)",
+            r"\(settings.writer.temperature: stored 0.7, given 0.9\)",
         ),
-        ({**SETTINGS, "judges": ["a"]}, INPUTS, 2, r'\(settings.judges.1: there "b", here absent\)'),
-        ({**SETTINGS, "facets": []}, INPUTS, 2, r"\(settings.facets: there absent, here \[\]\)"),
-        (SETTINGS, INPUTS, 3, r"\(rows_per_shard: there 2, here 3\)"),
+        ({**SETTINGS, "judges": ["a"]}, INPUTS, 2, r'\(settings.judges.1: stored "b", given absent\)'),
+        ({**SETTINGS, "facets": []}, INPUTS, 2, r"\(settings.facets: stored absent, given \[\]\)"),
+        (SETTINGS, INPUTS, 3, r"\(rows_per_shard: stored 2, given 3\)"),
         (
             {"writer": {"model": "x", "temperature": 1}, "rules": {"max_words": 1}, "judges": ["a", "c"]},
             INPUTS,
             3,
-            r"settings.writer.model: there \"demo\", here \"x\"; 2 more\)",
+            r"settings.writer.model: stored \"demo\", given \"x\"; 2 more\)",
         ),
     ],
 )
@@ -149,9 +149,9 @@ def test_of_drivers_that_extend_at_once_one_wins_and_the_others_go_on(tmp_path: 
     [
         (
             replace(INPUTS[0], checksum="decaf"),
-            r'input north.jsonl .*\(checksum: there "c0ffee", here "decaf"\)',
+            r'input north.jsonl .*\(checksum: stored "c0ffee", given "decaf"\)',
         ),
-        (replace(INPUTS[0], checksum="f", num_rows=6), r"input north.jsonl .*; rows: there 5, here 6\)"),
+        (replace(INPUTS[0], checksum="f", num_rows=6), r"input north.jsonl .*; rows: stored 5, given 6\)"),
     ],
 )
 def test_an_input_that_changed_is_refused(tmp_path: Path, changed: Input, difference: str) -> None:
