@@ -17,7 +17,6 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.arrow import dual_views_from_table
 from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -33,8 +32,7 @@ from dualview.pipelines.generate.run import generate
 from dualview.pipelines.search import search
 from dualview.pipelines.train.run import train
 from dualview.records import ACCEPTED, DualView
-from dualview.runs.shards import read_tables
-from dualview.storage import open_store
+from dualview.runs.run import open_run
 
 CONFIGS = Path("configs/demo")
 BUCKET = "s3://dualview/"  # of the demo's configs
@@ -271,7 +269,7 @@ def _general(evaluation: Path, folder: Path | None) -> list[str]:
 
 
 def _rows(url: str) -> list[DualView]:
-    return [row for table in read_tables(open_store(url)) for row in dual_views_from_table(table)]
+    return list(open_run(url).rows())
 
 
 def _examples(rows: Mapping[str, list[DualView]]) -> tuple[list[DualView], list[DualView]]:

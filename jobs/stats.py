@@ -3,6 +3,7 @@
 from argparse import ArgumentParser
 
 from dualview.errors import one_sentence
+from dualview.runs.run import open_run
 from dualview.storage import check_reachable, open_store
 from dualview.synthesis.card import put_card
 from dualview.synthesis.stats import print_stats, run_stats
@@ -19,10 +20,11 @@ def main() -> None:
     arguments = parser.parse_args()
     store = open_store(arguments.data)
     check_reachable(store)
+    run = open_run(store)
     if arguments.card:
-        key, new = put_card(store)
+        key, new = put_card(run)
         print(f"{store.url}/{key}: {'the card is put' if new else 'stands already, and stays as it is'}")
-    print_stats(run_stats(store))
+    print_stats(run_stats(run))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
-
 from dualview.costs import Spent
 from dualview.records import (
     ACCEPTED,
@@ -18,8 +16,9 @@ from dualview.records import (
     Seed,
     Verdict,
 )
-from dualview.runs.plan import Input, Plan, Shard, plan_run, read_plan
-from dualview.runs.shards import commit, finished_plan, left_out_of_training, read_tables, trainable_rows
+from dualview.runs.plan import Input, Shard, plan_run
+from dualview.runs.run import GenerateRun, open_run
+from dualview.runs.shards import commit
 from dualview.storage import LocalStore, Store
 
 SETTINGS = {"writer": {"model": "demo", "temperature": 0.7}, "rules": {"max_words": 40}, "judges": ["a", "b"]}
@@ -75,19 +74,21 @@ def commit_rows(store: Store, shard: Shard, rows: Sequence[DualView], attempt: s
 
 def finish_run(
     store: Store, shards: Sequence[Sequence[DualView]], settings: Mapping[str, Any], num_missing: int = 0
-) -> None:
+) -> GenerateRun:
     """Plans a run of these shards, in this order, and commits them but for the last `num_missing`."""
     inputs = [Input(f"input-{index}", len(rows), "checksum") for index, rows in enumerate(shards)]
     plan = plan_run(store, settings, inputs, rows_per_shard=max(map(len, shards)))
     for shard, rows in list(zip(plan.shards, shards, strict=True))[: len(shards) - num_missing]:
         put_shard(store, shard, rows)
+    return GenerateRun(store, plan)
 
 
-def extend_run(store: Store, rows: Sequence[DualView]) -> Plan:
+def extend_run(store: Store, rows: Sequence[DualView]) -> GenerateRun:
     """As another driver would, whose shards of these rows are still to do."""
-    plan = read_plan(store)
+    plan = open_run(store).plan
     later = Input(f"later-{len(plan.extensions)}", len(rows), "checksum")
-    return plan_run(store, plan.settings, [*plan.all_inputs, later], plan.rows_per_shard)
+    inputs = [*plan.all_inputs, later]
+    return GenerateRun(store, plan_run(store, plan.settings, inputs, plan.rows_per_shard))
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ExtendedAfterReading(LocalStore):
         except FileNotFoundError:
             if key == "plan-0001.json":
                 store = LocalStore(self.folder)
-                put_shard(store, extend_run(store, self.rows).shards[-1], self.rows)
+                put_shard(store, extend_run(store, self.rows).plan.shards[-1], self.rows)
             raise
 
 
@@ -113,10 +114,3 @@ def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
     ]
     planned = [(each.seed.id, each.target_id) for each in placed]
     commit(store, shard, planned, placed, "one", Spent())
-
-
-def training_rows(store: Store) -> list[pa.Table]:
-    """What training takes of each shard."""
-    plan = finished_plan(store)
-    left_out = left_out_of_training(store, plan)
-    return [trainable_rows(table, left_out) for table in read_tables(store, plan=plan)]

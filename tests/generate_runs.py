@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from dualview.arrow import dual_views_from_table
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Request
 from dualview.engines.scripted import Scripted
@@ -20,8 +19,8 @@ from dualview.pipelines.generate.actor import ShardActor
 from dualview.pipelines.generate.judge_gate import set_exam
 from dualview.pipelines.generate.run import run_settings
 from dualview.records import DualView
-from dualview.runs.plan import Plan, missing, plan_run
-from dualview.runs.shards import read_tables
+from dualview.runs.plan import plan_run
+from dualview.runs.run import GenerateRun, open_run
 from dualview.sources import open_source
 from dualview.storage import Store, open_store
 
@@ -106,25 +105,25 @@ def small(settings: dict[str, Any], output: Path) -> GenerateConfig:
 
 def rows_of(store: Store) -> list[DualView]:
     """All rows that stand, in the order of the plan, but for the name of the attempt that wrote each."""
-    rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
-    return [replace(row, lineage=replace(row.lineage, attempt="")) for row in rows]
+    return [replace(row, lineage=replace(row.lineage, attempt="")) for row in open_run(store).rows()]
 
 
-def plan_of(config: GenerateConfig, store: Store) -> Plan:
-    return plan_run(store, run_settings(config), open_source(config.source).inputs(), config.rows_per_shard)
+def planned(config: GenerateConfig, store: Store) -> GenerateRun:
+    inputs = open_source(config.source).inputs()
+    return GenerateRun(store, plan_run(store, run_settings(config), inputs, config.rows_per_shard))
 
 
 def finish_without_ray(
     config: GenerateConfig, store: Store, answer: Callable[[Request], Completion] | None = None
 ) -> None:
     """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
-    plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config), None)
+    run = planned(config, store)
+    actor = ShardActor(config, run, set_exam(config), None)
     if answer:
         actor.engine = Scripted("scripted@1", answer)
 
     async def one_after_the_other() -> None:
-        for shard in missing(store, plan):
+        for shard in run.missing():
             await actor({"shard": np.array([shard.index])})
 
     asyncio.run(one_after_the_other())

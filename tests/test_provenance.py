@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from dualview.provenance import COMMIT_FILE, COMMIT_VARIABLE, PACKAGE, Code, code
-from dualview.runs.manifest import claim, read_codes
+from dualview.runs.manifest import pin_manifest, read_codes
 from dualview.storage import open_store
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -125,14 +125,14 @@ def test_what_pip_notes_counts_where_it_installed_this_package(tree: Path, of_th
 
 def test_an_output_shows_every_code_that_worked_on_it_and_refuses_none(tmp_path: Path, tree: Path) -> None:
     store = open_store(str(tmp_path / "run"))
-    claim(store, "config.json", {"seed": 1}, notes={})
-    claim(store, "config.json", {"seed": 1}, notes={})
+    pin_manifest(store, "config.json", {"seed": 1}, metadata={})
+    pin_manifest(store, "config.json", {"seed": 1}, metadata={})
     assert [noted for noted, _ in read_codes(store)] == [code()]
 
     CHANGES["a module"](tree)
     program = (
-        "import sys; from dualview.runs.manifest import claim; from dualview.storage import open_store;"
-        " claim(open_store(sys.argv[1]), 'config.json', {'seed': 1}, notes={})"
+        "import sys; from dualview.runs.manifest import pin_manifest; from dualview.storage import open_store;"
+        " pin_manifest(open_store(sys.argv[1]), 'config.json', {'seed': 1}, metadata={})"
     )
     subprocess.run(
         [sys.executable, "-c", program, store.url],

@@ -44,6 +44,10 @@ class HttpEngine(Settings):
     chat_template_kwargs: TemplateArguments  # vLLM's and SGLang's servers know them; others refuse them: {}
 
 
+# Of an HttpEngine: how the server is reached, which decides no answer.
+CONNECTION = {"api_key_env", "max_concurrency", "timeout_seconds", "max_tries", "max_pause_seconds"}
+
+
 class ScriptedEngine(Settings):
     """Deterministic answers without a model: for tests and for measuring our own overhead."""
 

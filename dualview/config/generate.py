@@ -1,11 +1,11 @@
 """Settings of jobs/generate.py."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dualview.config.base import Pool, Positive, Settings, Several, Share
-from dualview.config.engines import HttpEngine, Price, ScriptedEngine, VllmEngine
+from dualview.config.engines import CONNECTION, HttpEngine, Price, ScriptedEngine, VllmEngine
 from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
 from dualview.records import Condition
 
@@ -169,8 +169,24 @@ class GenerateConfig(Synthesis):
     )
     trail: str | None  # a local JSONL file for the progress of the run
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings, as JSON values, that decide what the rows will be."""
+        return self.model_dump(mode="json", exclude=_NOT_DECIDING)
+
     @model_validator(mode="after")
     def _dollars_have_a_price(self) -> Self:
         if self.budget is not None and self.budget.dollars is not None and self.price is None:
             raise ValueError("budget.dollars needs `price`, for example price: {per_gpu_hour: 2.5, ...}")
         return self
+
+
+_NOT_DECIDING: dict[str, bool | set[str]] = {
+    # Where, how fast and how far the work is done.
+    **dict.fromkeys(
+        ("output", "shards_in_flight", "actors", "price", "budget", "min_accepted_share", "trail"), True
+    ),
+    # The plan compares these itself: the size of shards, and inputs one by one, so that more may come.
+    "rows_per_shard": True,
+    "source": {"paths", "max_bad_share"},
+    "engine": CONNECTION,
+}

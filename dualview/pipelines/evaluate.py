@@ -65,7 +65,7 @@ from dualview.retrieval.embeddings import (
 )
 from dualview.retrieval.ranking import Hits, Ranking, rankings_of
 from dualview.retrieval.search import Found, Shard, by_vectors, merge, search
-from dualview.runs.manifest import claim, claim_shelf
+from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.sources import factbook
 from dualview.storage import Store, check_reachable, open_store
 
@@ -98,7 +98,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     check_reachable(store)
     if config.embeddings is not None:
         check_reachable(open_store(config.embeddings))
-        claim_shelf(open_store(config.embeddings))
+        pin_embedding_cache(open_store(config.embeddings))
     _check_comparisons(config)
     for model in config.encoders.values():
         if isinstance(model, EncoderModel):
@@ -107,7 +107,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     content, stamps = _content(config, benchmarks, _claimed(store))
     deciding = config.deciding()
     others = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
-    claim(store, CONFIG_KEY, {**deciding, "content": content}, notes={**others, "stamps": stamps})
+    pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata={**others, "stamps": stamps})
     if store.list(SCORES_KEY):
         print(f"{config.output} is finished; nothing to do")
     else:
@@ -121,38 +121,38 @@ def evaluate(config: EvaluateConfig) -> Summary:
 
 
 def _claimed(store: Store) -> dict[str, Any]:
-    """What the output was claimed for, {} where it was not yet.
+    """What the output is pinned to, {} where it is not yet.
 
-    Raises InputError where it was claimed by names alone: its scores may be of what lay there before.
+    Raises InputError where it is pinned by names alone: its scores may be of what lay there before.
     """
     try:
-        claimed: dict[str, Any] = json.loads(store.get(CONFIG_KEY))
+        pinned: dict[str, Any] = json.loads(store.get(CONFIG_KEY))
     except FileNotFoundError:
         return {}
     except ValueError:
-        claimed = {}
-    if not isinstance(claimed, dict) or "content" not in claimed:
+        pinned = {}
+    if not isinstance(pinned, dict) or "content" not in pinned:
         raise InputError(
             f"{store.url}/{CONFIG_KEY}: does not say which content its models and benchmarks had, as earlier versions"
             " did not; choose another output, or, if nothing has changed since, remove this file and run the same"
             " command again: it makes nothing anew"
         )
-    return claimed
+    return pinned
 
 
 def _content(
-    config: EvaluateConfig, benchmarks: Sequence[Benchmark], claimed: Mapping[str, Any]
+    config: EvaluateConfig, benchmarks: Sequence[Benchmark], pinned: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
     """Fingerprints of what lies behind the config's names: models by side, run files, benchmarks. And models' stamps.
 
-    A model whose stamp is the claimed one is not read again. Raises InputError where a run file is missing.
+    A model whose stamp is the pinned one is not read again. Raises InputError where a run file is missing.
     """
     models, runs, stamps = dict[str, Any](), dict[str, str](), dict[str, str | None]()
     for model in config.encoders.values():
         if isinstance(model, EncoderModel):
             stamp = stamps[model.model] = model_stamp(model.model)
-            if stamp is not None and stamp == claimed.get("stamps", {}).get(model.model):
-                models[model.model] = claimed["content"]["models"][model.model]
+            if stamp is not None and stamp == pinned.get("stamps", {}).get(model.model):
+                models[model.model] = pinned["content"]["models"][model.model]
             else:
                 models[model.model] = {side: model_fingerprint(model.model, side) for side in SIDES}
         elif isinstance(model, RunFiles):

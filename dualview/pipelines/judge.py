@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dualview.config.base import fingerprint, plain_json
+from dualview.config.engines import CONNECTION
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
 from dualview.config.sources import FactbookSource, TuplesSource
@@ -24,9 +25,8 @@ from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_e
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.pipelines.generate.judge_gate import first_seeds
-from dualview.pipelines.generate.run import CONNECTION
 from dualview.records import Passage
-from dualview.runs.manifest import claim
+from dualview.runs.manifest import pin_manifest
 from dualview.sources import open_source
 from dualview.storage import check_reachable, open_store
 from dualview.synthesis import prompts
@@ -81,7 +81,7 @@ def judge(config: JudgeConfig) -> Judged:
     }
     # What is asked, whatever the gold's paths hold by now.
     asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
-    claim(store, "config.json", {**settings, "pairs": asked}, notes={})
+    pin_manifest(store, "config.json", {**settings, "pairs": asked}, metadata={})
     if store.list(PAIRS_KEY):
         print(f"{config.output} is finished; nothing to ask")
     else:

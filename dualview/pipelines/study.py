@@ -19,9 +19,8 @@ from dualview.pipelines.evaluate import SCORES_KEY, evaluate, open_benchmark, re
 from dualview.pipelines.train.prepare import expected_tokens, plan_mixture
 from dualview.pipelines.train.run import RESULT_KEY, train
 from dualview.progress import Progress
-from dualview.runs.attempts import spent_so_far
-from dualview.runs.manifest import note_code, read_codes
-from dualview.runs.plan import read_plan
+from dualview.runs.manifest import read_codes, record_code
+from dualview.runs.run import GenerateRun, open_run
 from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
 from dualview.studies.render import Section, as_markdown, as_page, study_sections
@@ -47,7 +46,7 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     join_cluster(largest, dashboard=True)  # as in a training
     for run in runs:
         plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
-    note_code(open_store(study.output))
+    record_code(open_store(study.output))
     # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
     repeats = list(study.axes[study.seeds])
     missing = [run for run in runs if not _is_finished(run)]
@@ -195,7 +194,7 @@ def _cost_of(run: Run) -> TrainingCost:
     for part in result["mixture"]:
         if part["views"] in ("original", "plain"):
             continue  # no LLM had to write for it
-        generation += spent_on(part["data"]).share(part["seeds"], part["seeds_available"])
+        generation += spent_on(open_run(part["data"])).share(part["seeds"], part["seeds_available"])
     return TrainingCost(
         instances=result["instances"],
         tokens=result["tokens"],
@@ -205,9 +204,8 @@ def _cost_of(run: Run) -> TrainingCost:
     )
 
 
-def spent_on(run: str) -> Spent:
+def spent_on(run: GenerateRun) -> Spent:
     """On the rows of a generate run; where it judges what another one wrote, on the writing too."""
-    store = open_store(run)
-    source = read_plan(store).settings["source"]
-    written = spent_on(source["run"]) if source["kind"] == "drafts" else Spent()
-    return written + spent_so_far(store)
+    source = run.plan.settings["source"]
+    written = spent_on(open_run(source["run"])) if source["kind"] == "drafts" else Spent()
+    return written + run.spent()

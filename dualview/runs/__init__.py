@@ -1,21 +1,19 @@
-"""The plan of a generate run, and the commit of its shards.
-
-On the store of a run:
+"""What lies on the store of a generate run; GenerateRun in run.py reads it.
 
     plan.json                     what the run is; created once
     code/HASH.json                which code and libraries worked on it; one for each
     exam.json                     how the LLM judges did on gold pairs; created once
     plan-0001.json                inputs that came later; each extension is created once
-    bad_rows.jsonl                rows of the inputs that are no seeds, and why (bad_rows-0001.jsonl: of the later)
-    data/shard-000017.parquet     one finished shard; created once, never touched again
-    near_duplicates.parquet       rows that repeat an earlier one, found when all shards stand; created once
+    bad_rows.jsonl                input rows that are not valid seeds, and why (bad_rows-0001.jsonl: of the later inputs)
+    data/shard-000017.parquet     one finished shard; created once, never changed
+    near_duplicates.parquet       rows that repeat an earlier one, found once all shards exist; created once
                                   (near_duplicates-0001.parquet: again of all rows, after the first extension)
-    README.md                     the data set card, where one was asked for (README-0001.md: of all rows, after
+    README.md                     the data set card, if one was asked for (README-0001.md: of all rows, after
                                   the first extension)
-    attempts/000017/3             the third attempt at shard 17 has begun
-    lost/000017/ATTEMPT           ... and another was first; what this one spent
-    marks/000017/3/000005         ... and was about to do row 5 alone
+    attempts/000017/3             the third attempt at shard 17 began
+    lost/000017/ATTEMPT           an attempt at shard 17 finished after another one; what it spent
+    marks/000017/3/000005         a breadcrumb: the third attempt at shard 17 was about to run row 5 in isolation
 
-An object that exists is finished and a shard without one is to do, so there is nothing to merge, to mark
-done or to lock: where two attempts overlap, the first put wins and the other is dropped.
+A shard whose object exists is finished, and one without an object is to do, so there is nothing to merge, to mark as
+done or to lock: if two attempts overlap, the first put wins and the other one is dropped.
 """

@@ -1,6 +1,6 @@
-"""An output is what it was first claimed for: settings that differ are refused, and told.
+"""The manifest pins an output to the settings that created it, and lists the code that worked on it.
 
-All that is promised of overlapping jobs rests on create-only puts, so a claim also tries whether the store keeps them.
+Overlapping jobs are safe only because puts are create-only, so pinning also checks that the store honours that.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,61 +19,61 @@ CODE_PREFIX = "code/"
 _NUM_DIFFERENCES_SHOWN = 3
 
 
-def claim(
+def pin_manifest(
     store: Store,
     key: str,
     content: Mapping[str, Any],
-    notes: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     deciding: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> None:
-    """Makes `content` what the output is, or finds that it already is.
+    """Pins the output to `content`, or checks that it is already pinned to the same.
 
-    `notes` stand beside it for human readers, and are not compared; nor is the code that makes the claim,
-    which note_code keeps. Of the content only what `deciding` leaves of it is compared. Raises InputError,
-    saying what differs, where the output was claimed with other content, and where the store lets a second
-    writer replace an object.
+    `metadata` is stored beside it for human readers and never compared; neither is the code, which
+    record_code lists. Of the content only what `deciding` returns is compared. Raises InputError, naming the
+    differences, if the output is pinned to other content, and if the store lets a second writer replace an
+    object.
     """
-    text = json.dumps({**notes, **content}, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps({**metadata, **content}, indent=2, ensure_ascii=False, allow_nan=False).encode()
     try:
-        standing = store.get(key)
+        stored = store.get(key)
     except FileNotFoundError:
         store.put_new(key, text, attempt=uuid4().hex)
-        standing = store.get(key)  # another's, where that one was first
-    _check_create_only(store, key, standing)
+        stored = store.get(key)  # another writer's, if that one was first
+    _check_create_only(store, key, stored)
     try:
-        claimed = deciding({name: value for name, value in json.loads(standing).items() if name not in notes})
+        pinned = deciding({name: value for name, value in json.loads(stored).items() if name not in metadata})
     except (ValueError, AttributeError, KeyError):
         raise InputError(
             f"{store.url}/{key}: is not a JSON object of such settings; choose another output"
         ) from None
-    if told := differences(claimed, deciding(json.loads(json.dumps(content)))):
+    if found := differences(pinned, deciding(json.loads(json.dumps(content)))):
         raise InputError(
-            f"{store.url}: holds a run with other settings ({told});"
+            f"{store.url}: holds a run with other settings ({found});"
             " choose another output, or put the settings back"
         )
-    note_code(store)
+    record_code(store)
 
 
-def claim_shelf(store: Store) -> None:
-    """Claims a folder that runs share, whose objects are named by what decides their content."""
-    claim(store, "shelf.json", {"holds": "vectors that several runs share"}, notes={})
+def pin_embedding_cache(store: Store) -> None:
+    """Pins a folder of vectors that runs share; each object in it is named by what decides its content."""
+    pin_manifest(store, "shelf.json", {"holds": "vectors that several runs share"}, metadata={})
 
 
-def note_code(store: Store) -> None:
-    """Leaves which code works on this output, once for each: a run that two versions made shows it."""
-    note = {"code": asdict(code()), "libraries": libraries()}
-    data = json.dumps(note, indent=2).encode()
-    store.put_new(f"{CODE_PREFIX}{fingerprint(note)}.json", data, attempt=uuid4().hex)
+def record_code(store: Store) -> None:
+    """Records which code works on this output, once for each version, so that a run made by two shows both."""
+    record = {"code": asdict(code()), "libraries": libraries()}
+    data = json.dumps(record, indent=2).encode()
+    store.put_new(f"{CODE_PREFIX}{fingerprint(record)}.json", data, attempt=uuid4().hex)
 
 
 def read_codes(store: Store) -> list[tuple[Code, dict[str, str]]]:
-    """What note_code left: each code that worked on the output, and the versions of its libraries."""
-    notes = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
-    return [(Code(**note["code"]), note["libraries"]) for note in notes]
+    """Each code that worked on the output, with the versions of its libraries; see record_code."""
+    records = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
+    return [(Code(**record["code"]), record["libraries"]) for record in records]
 
 
 def _check_create_only(store: Store, key: str, data: bytes) -> None:
-    """Puts what stands once more, as another writer would: harmless where it succeeds, but it must not."""
+    """Puts the stored bytes again, as another writer would: harmless if it succeeds, but it must not."""
     if store.put_new(key, data, attempt=uuid4().hex):
         raise InputError(
             f"{store.url}: this store replaces objects that are to be created only: it ignores"
@@ -82,12 +82,12 @@ def _check_create_only(store: Store, key: str, data: bytes) -> None:
         )
 
 
-def differences(there: Any, here: Any) -> str:
-    """The first few, for a sentence; "" where there are none."""
-    there_flat, here_flat = dict(_flatten(there)), dict(_flatten(here))
-    differing = [key for key in {**there_flat, **here_flat} if there_flat.get(key) != here_flat.get(key)]
+def differences(stored: Any, given: Any) -> str:
+    """The first few, for a sentence; "" if there are none."""
+    stored_flat, given_flat = dict(_flatten(stored)), dict(_flatten(given))
+    differing = [key for key in {**stored_flat, **given_flat} if stored_flat.get(key) != given_flat.get(key)]
     shown = [
-        f"{key}: there {there_flat.get(key, 'absent')}, here {here_flat.get(key, 'absent')}"
+        f"{key}: stored {stored_flat.get(key, 'absent')}, given {given_flat.get(key, 'absent')}"
         for key in differing[:_NUM_DIFFERENCES_SHOWN]
     ]
     num_more = len(differing) - len(shown)

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from dualview.config.base import canonical_json, fingerprint
 from dualview.errors import InputError
-from dualview.runs.manifest import claim, differences
+from dualview.runs.manifest import differences, pin_manifest
 from dualview.storage import Store
 
 PLAN_KEY = "plan.json"
@@ -84,23 +84,23 @@ class Plan:
 
 
 def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input], rows_per_shard: int) -> Plan:
-    """Creates the run's plan, or goes on with the one that stands; inputs that are new to it are added.
+    """Creates the run's plan, or goes on with the one that exists; inputs that are new to it are added.
 
     The shards of an extended plan are those of before, and then the new inputs'. An input may be left out
     once its shards are finished. Raises InputError, saying what differs, where a plan of other settings or
-    rows_per_shard stands, where an input has changed, and where one is gone that is still to be read.
+    rows_per_shard exists, where an input has changed, and where one is gone that is still to be read.
     """
     if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
         raise InputError(f"input {repeated[0]}: is listed more than once")
     if not any(source.num_rows for source in inputs):
         raise InputError("the inputs have no rows; expected at least one seed")
     plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
-    notes = {
+    metadata = {
         "fingerprint": plan.fingerprint,
         "num_shards": len(plan.shards),
         "inputs": [asdict(source) for source in inputs],
     }
-    claim(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, notes)
+    pin_manifest(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, metadata)
     while True:
         plan = read_plan(store)
         _check_inputs(store, plan, inputs)
@@ -124,15 +124,15 @@ def numbered(name: str, number: int, suffix: str) -> str:
 
 
 def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
-    here = {source.name: source for source in inputs}
-    for there in plan.all_inputs:
-        if there.name in here and here[there.name] != there:
-            told = differences(_compared(there), _compared(here[there.name]))
+    given = {source.name: source for source in inputs}
+    for stored in plan.all_inputs:
+        if stored.name in given and given[stored.name] != stored:
+            changed = differences(_compared(stored), _compared(given[stored.name]))
             raise InputError(
-                f"{store.url}: input {there.name} has changed since the run was planned ({told});"
+                f"{store.url}: input {stored.name} has changed since the run was planned ({changed});"
                 " put it back as it was, give new seeds in files of their own, or choose another output"
             )
-    absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in here}
+    absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in given}
     if not absent:
         return
     known = {source.name for source in plan.all_inputs}
@@ -142,7 +142,8 @@ def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
                 f"{store.url}: input {source.name} has the content of {absent[source.checksum]}, with which the"
                 " run was planned; give it under its old name, or choose another output"
             )
-    to_do = Counter(shard.input for shard in missing(store, plan))
+    finished = finished_keys(store)
+    to_do = Counter(shard.input for shard in plan.shards if shard.key not in finished)
     if unread := [name for name in absent.values() if to_do[name]]:
         raise InputError(
             f"{store.url}: the run was planned with input {unread[0]}, which is not among the inputs any more,"
@@ -170,7 +171,7 @@ def _list_bad_rows(store: Store, plan: Plan) -> None:
 
 
 def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]:
-    """What a run of these settings knows of its inputs already; () where none stands."""
+    """What a run of these settings knows of its inputs already; () where there is none."""
     if not store.list(PLAN_KEY):
         return ()
     plan = read_plan(store)
@@ -178,7 +179,7 @@ def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]
 
 
 def read_plan(store: Store) -> Plan:
-    """The plan that stands, with its extensions. Raises InputError where there is none or it cannot be read."""
+    """The plan with its extensions. Raises InputError where there is none or it cannot be read."""
     key = PLAN_KEY
     extensions: list[tuple[Input, ...]] = []
     try:
@@ -205,7 +206,6 @@ def _inputs_of(content: Mapping[str, Any]) -> tuple[Input, ...]:
     )
 
 
-def missing(store: Store, plan: Plan) -> list[Shard]:
-    """The shards that are still to do, found by one listing."""
-    committed = {entry.key for entry in store.list("data/")}
-    return [shard for shard in plan.shards if shard.key not in committed]
+def finished_keys(store: Store) -> set[str]:
+    """The keys of the finished shards, found by one listing."""
+    return {entry.key for entry in store.list("data/")}

@@ -1,12 +1,11 @@
-"""The commit: a finished shard is one object, and what spans shards lies beside them."""
+"""The commit: a finished shard is one Parquet file, whose metadata sums it up."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 import json
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,40 +15,10 @@ from dualview.config.base import canonical_json
 from dualview.costs import Spent
 from dualview.errors import InputError
 from dualview.records import ACCEPTED, REASONS, WRITTEN, DualView
-from dualview.runs.plan import Plan, Shard, missing, numbered, read_plan
-from dualview.storage import Entry, Store
+from dualview.runs.plan import Shard
+from dualview.storage import Store
 
-EXAM_KEY = "exam.json"
-NEAR_DUPLICATES_SCHEMA = pa.schema(
-    [
-        ("seed_id", pa.string()),
-        ("target_id", pa.string()),
-        ("of_seed_id", pa.string()),  # the row that it repeats, and which stays
-        ("of_target_id", pa.string()),
-        ("similarity", pa.float32()),
-    ]
-)
 _USUAL_FOOTER_BYTES = 64 * 2**10  # a shard's has 16 KiB for each row group
-
-
-# A run may be extended between two questions. Whoever asks several reads the plan once and gives it to all.
-
-
-def is_complete(store: Store, plan: Plan | None = None) -> bool:
-    """Whether every shard of the run stands, and its near-duplicates where the plan asks for them.
-
-    `plan`: the run as it was then; None: as it is now. Raises InputError where there is no run.
-    """
-    plan = plan or read_plan(store)
-    return not missing(store, plan) and not lacks_near_duplicates(store, plan)
-
-
-def finished_plan(store: Store) -> Plan:
-    """The plan of a finished run. Raises InputError where there is none: its rows would still change."""
-    plan = read_plan(store)
-    if not is_complete(store, plan):
-        raise InputError(f"the generate run at {store.url} is not finished; run it to its end first")
-    return plan
 
 
 def commit(
@@ -107,27 +76,6 @@ def _check_rows(
         raise ValueError(f"shard {shard.index}, attempt {attempt}: {problem}")
 
 
-def read_tables(
-    store: Store, columns: Sequence[str] | None = None, plan: Plan | None = None
-) -> Iterator[pa.Table]:
-    """The committed shards in order, each a table in DUAL_VIEW_SCHEMA with its metadata (see commit).
-
-    `columns`: only these; `plan`: the run as it was then, None: as it is now. Raises InputError where there is
-    no run, or naming the file that is corrupt.
-    """
-    plan = plan or read_plan(store)
-    to_do = set(missing(store, plan))
-    for shard in plan.shards:
-        if shard not in to_do:
-            yield read_shard(store, shard.key, columns)
-
-
-def left_out_of_training(store: Store, plan: Plan) -> frozenset[tuple[str, str]]:
-    """(seed id, target id) of the near-duplicates among the rows of a finished plan, see `finished_plan`."""
-    repeated = read_near_duplicates(store, plan)
-    return frozenset(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
-
-
 def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa.Table:
     """The rows of one shard that are trainable and not left out; needs the columns id, target_id, trainable."""
     rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
@@ -135,27 +83,20 @@ def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa
     return table.filter(pa.array(stays, pa.bool_()))
 
 
-def read_summaries(store: Store, plan: Plan | None = None) -> list[dict[str, Any]]:
-    """What commit left in the metadata of each shard that stands, in order; only file footers are read.
+def read_summaries(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
+    """What commit left in the metadata of each of these shards, in their order; only file footers are read."""
 
-    `plan`: only of its shards; None: of all that the run has.
-    """
-    entries = store.list("data/")
-    if plan is not None:
-        planned = {shard.key for shard in plan.shards}
-        entries = [entry for entry in entries if entry.key in planned]
-
-    def summary(entry: Entry) -> dict[str, Any]:
-        end = _with_footer(store, entry.key)
+    def summary(key: str) -> dict[str, Any]:
+        end = _with_footer(store, key)
         try:
             metadata = pq.read_metadata(pa.BufferReader(end)).metadata
             content: dict[str, Any] = json.loads(metadata[b"dualview"])
         except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-            raise _corrupt(store, entry.key, error) from None
+            raise _corrupt(store, key, error) from None
         return content
 
     with ThreadPoolExecutor(max_workers=10) as threads:  # as many as boto3 keeps connections
-        return list(threads.map(summary, entries))
+        return list(threads.map(summary, keys))
 
 
 def _with_footer(store: Store, key: str) -> bytes:
@@ -185,39 +126,3 @@ def read_shard(store: Store, key: str, columns: Sequence[str] | None = None) -> 
 def _corrupt(store: Store, key: str, error: Exception) -> InputError:
     reason = str(error).splitlines()[0]
     return InputError(f"{store.url}/{key}: is not a whole Parquet file of a generate run ({reason})")
-
-
-def read_exam(store: Store) -> dict[str, dict[str, Any]]:
-    """Judge -> its result; empty where no exam was sat."""
-    if not store.list(EXAM_KEY):
-        return {}
-    results: dict[str, dict[str, Any]] = json.loads(store.get(EXAM_KEY))
-    return results
-
-
-def lacks_near_duplicates(store: Store, plan: Plan) -> bool:
-    """Whether the plan asks for them, and nobody has looked for them yet."""
-    return plan.settings.get("near_duplicates") is not None and not store.list(near_duplicates_key(plan))
-
-
-def near_duplicates_key(plan: Plan) -> str:
-    return numbered("near_duplicates", len(plan.extensions), "parquet")
-
-
-def put_near_duplicates(store: Store, plan: Plan, table: pa.Table) -> None:
-    """Creates the run's list, in NEAR_DUPLICATES_SCHEMA; one that stands already says the same, and stays."""
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    store.put_new(near_duplicates_key(plan), buffer.getvalue().to_pybytes(), uuid4().hex)
-
-
-def read_near_duplicates(store: Store, plan: Plan) -> pa.Table:
-    """The run's list; empty where none was made. Raises InputError where it is corrupt."""
-    key = near_duplicates_key(plan)
-    try:
-        return pq.read_table(pa.BufferReader(store.get(key)), schema=NEAR_DUPLICATES_SCHEMA)
-    except FileNotFoundError:
-        return NEAR_DUPLICATES_SCHEMA.empty_table()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{store.url}/{key}: is not a whole list ({reason})") from None

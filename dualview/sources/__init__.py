@@ -6,14 +6,14 @@ from typing import Protocol
 from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
 from dualview.errors import InputError
 from dualview.records import Seed
-from dualview.runs.plan import Input, read_plan
+from dualview.runs.plan import Input
+from dualview.runs.run import open_run
 from dualview.sources import factbook
 from dualview.sources.drafts import Drafts
 from dualview.sources.factbook import Factbook
 from dualview.sources.files import Each
 from dualview.sources.promptriever import Promptriever
 from dualview.sources.tuples import Tuples
-from dualview.storage import open_store
 from dualview.vocabulary import Vocabulary
 
 
@@ -66,7 +66,7 @@ def vocabulary_of(settings: Settings) -> Vocabulary | None:
         case TuplesSource() | PromptrieverSource() | BeirSource():
             return None
         case DraftsSource():
-            source = read_plan(open_store(settings.run)).settings.get("source", {})
+            source = open_run(settings.run).plan.settings.get("source", {})
             if source.get("kind") != "factbook":
                 return None
             return factbook.vocabulary(source["split"], source["num_templates"])

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from dualview.arrow import dual_views_from_table
 from dualview.errors import InputError
 from dualview.records import DualView, Seed
-from dualview.runs.plan import Input, read_plan
-from dualview.runs.shards import is_complete, read_shard, read_summaries
+from dualview.runs.plan import Input
+from dualview.runs.run import open_run
+from dualview.runs.shards import read_shard
 from dualview.sources.files import Each
 from dualview.storage import open_store
 
@@ -20,15 +21,14 @@ class Drafts:
 
     def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
         """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
-        store = open_store(self.run)
-        plan = read_plan(store)
-        if not is_complete(store, plan):
+        run = open_run(self.run)
+        if not run.is_complete:
             raise InputError(
-                f"source.run: the generate run at {store.url} is not finished; run it to its end first"
+                f"source.run: the generate run at {run.store.url} is not finished; run it to its end first"
             )
         return [
             Input(shard.key, sum(summary["statuses"].values()), summary["attempt"])
-            for shard, summary in zip(plan.shards, read_summaries(store, plan), strict=True)
+            for shard, summary in zip(run.plan.shards, run.summaries(), strict=True)
         ]
 
     def read(self, source: Input, start: int, stop: int) -> list[Seed]:

@@ -9,11 +9,10 @@ import yaml
 
 from dualview.arrow import DUAL_VIEW_SCHEMA
 from dualview.errors import InputError
-from dualview.runs.plan import Plan, numbered, read_plan
-from dualview.runs.shards import near_duplicates_key
-from dualview.storage import Store
+from dualview.runs.plan import Plan, numbered
+from dualview.runs.run import GenerateRun
 from dualview.synthesis import stats as figures
-from dualview.synthesis.stats import Rows, Stats, stats_of
+from dualview.synthesis.stats import Rows, Stats, run_stats
 
 COLUMNS = {
     "id": "of the seed",
@@ -40,27 +39,23 @@ COLUMNS = {
 }
 
 
-def put_card(store: Store) -> tuple[str, bool]:
-    """Puts the card of a finished run, create-only. Returns its key, and False if it stands already.
+def put_card(run: GenerateRun) -> tuple[str, bool]:
+    """Puts the card of a finished run, create-only. Returns its key, and False if it exists already.
 
     A run that has grown gets a further card, as it gets a further list of near-duplicates.
     Raises InputError where the run is not finished: its figures would not be those of the data.
     """
-    plan = read_plan(store)
-    stats = stats_of(store, plan)
+    stats = run_stats(run)
     if not stats.finished:
-        raise InputError(f"{store.url}: the run is {figures.state(stats)}; a card needs a finished run")
-    key = card_key(plan)
-    return key, store.put_new(key, card(plan, stats).encode(), uuid4().hex)
+        raise InputError(f"{run.store.url}: the run is {figures.state(stats)}; a card needs a finished run")
+    key = numbered("README", len(run.plan.extensions), "md")
+    return key, run.store.put_new(key, card(run, stats).encode(), uuid4().hex)
 
 
-def card_key(plan: Plan) -> str:
-    return numbered("README", len(plan.extensions), "md")
-
-
-def card(plan: Plan, stats: Stats) -> str:
+def card(run: GenerateRun, stats: Stats) -> str:
     """Markdown. Places are written DATA: the card is read wherever the data goes."""
-    repeated = near_duplicates_key(plan) if plan.settings.get("near_duplicates") is not None else None
+    plan = run.plan
+    repeated = run.near_duplicates_key if plan.settings.get("near_duplicates") is not None else None
     front_matter = yaml.safe_dump(_front_matter(stats, repeated), sort_keys=False)
     return "\n".join(
         [

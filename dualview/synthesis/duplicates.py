@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from dualview.config.generate import NearDuplicates
-from dualview.runs.plan import Plan, Shard
-from dualview.runs.shards import NEAR_DUPLICATES_SCHEMA, put_near_duplicates, read_shard
+from dualview.runs.plan import Shard
+from dualview.runs.run import NEAR_DUPLICATES_SCHEMA, GenerateRun
+from dualview.runs.shards import read_shard
 from dualview.storage import Store
 from dualview.synthesis.words import runs, words
 
@@ -42,18 +43,17 @@ class Signed:
 
 
 def mark_near_duplicates(
-    store: Store,
-    plan: Plan,
+    run: GenerateRun,
     settings: NearDuplicates,
     each: "Each[Shard, Signed]" = map,
 ) -> None:
-    """Compares the trainable rows of a plan whose shards all stand, and puts what is found, create-only.
+    """Compares the trainable rows of a run whose shards all exist, and puts what is found, create-only.
 
-    The plan is the caller's, and not read here: another driver may have extended the run, and compares then
-    what it added. `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
+    If another driver has extended the plan since the run was opened, that driver compares what it added.
+    `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
     """
-    signed = each(partial(_sign_shard, store, settings), plan.shards)
-    put_near_duplicates(store, plan, near_duplicates(signed, settings))
+    signed = each(partial(_sign_shard, run.store, settings), run.plan.shards)
+    run.put_near_duplicates(near_duplicates(signed, settings))
 
 
 def _sign_shard(store: Store, settings: NearDuplicates, shard: Shard) -> Signed:

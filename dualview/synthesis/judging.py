@@ -18,13 +18,13 @@ _NUM_LOGPROBS = 20  # the most that OpenAI-compatible servers and vLLM's default
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What is said of passages under one condition: which of them it makes relevant."""
+class ExpectedLabels:
+    """Which passages are relevant under one condition, by the seed and its target."""
 
     condition: Condition
     instruction: str | None  # None under "query"
     requirements: tuple[Requirement, ...]  # of the instruction, as far as they are known
-    expected: Mapping[str, bool]  # passage id -> relevant; a passage that is absent has no known label
+    relevant: Mapping[str, bool]  # by passage id; the label of an absent passage is unknown
 
 
 def judge_name(settings: LlmJudge | AttributesJudge) -> str:
@@ -91,7 +91,7 @@ async def judge_passages(
     engine: Engine | None,
     judges: Sequence[LlmJudge | AttributesJudge],
     query: str,
-    claim: Claim,
+    expected: ExpectedLabels,
     passages: Sequence[Passage],
 ) -> list[Verdict]:
     """Every judge's verdict on every passage under one condition, judge by judge.
@@ -103,19 +103,19 @@ async def judge_passages(
         match judge:
             case LlmJudge():
                 assert engine is not None  # check_parts
-                return await ask(engine, judge, query, claim.instruction, passage)
+                return await ask(engine, judge, query, expected.instruction, passage)
             case AttributesJudge():
-                return look_up(claim.requirements, passage)
+                return look_up(expected.requirements, passage)
 
     asked = [
         (judge, passage)
         for judge in judges
-        if judge.kind == "llm" or claim.condition != "query"
+        if judge.kind == "llm" or expected.condition != "query"
         for passage in passages
     ]
     margins = await asyncio.gather(*(margin(judge, passage) for judge, passage in asked))
     return [
-        Verdict(judge_name(judge), claim.condition, passage.id, claim.expected.get(passage.id), found)
+        Verdict(judge_name(judge), expected.condition, passage.id, expected.relevant.get(passage.id), found)
         for (judge, passage), found in zip(asked, margins, strict=True)
     ]
 

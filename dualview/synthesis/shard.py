@@ -23,7 +23,7 @@ from dualview.records import (
     Verdict,
 )
 from dualview.synthesis.bootstrap import find_original
-from dualview.synthesis.judging import Claim, decide, judge_passages
+from dualview.synthesis.judging import ExpectedLabels, decide, judge_passages
 from dualview.synthesis.recipe import Recipe
 from dualview.synthesis.rewording import reword
 from dualview.synthesis.rules import broken_rule
@@ -164,17 +164,17 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
     ]
     shared: list[Verdict] = []  # on the seed itself, whatever the draft
     if settings.accept and not all(broken):
-        for claim in _claims(row, settings.cells.conditions):
-            if claim.condition != "new":
+        for expected in _expected_labels(row, settings.cells.conditions):
+            if expected.condition != "new":
                 shared += await judge_passages(
-                    recipe.engine, settings.judges, seed.query, claim, _labelled(seed)
+                    recipe.engine, settings.judges, seed.query, expected, _labelled(seed)
                 )
 
     async def consider(draft: Written, reason: str | None) -> _Considered:
         if reason or settings.accept is None:
             return _Considered(draft, reason or WRITTEN, None, ())
-        claim = _claim_of(seed, row.target_id, draft.instruction, draft.requirements)
-        own = await judge_passages(recipe.engine, settings.judges, seed.query, claim, _labelled(seed))
+        expected = _under_new_instruction(seed, row.target_id, draft.instruction, draft.requirements)
+        own = await judge_passages(recipe.engine, settings.judges, seed.query, expected, _labelled(seed))
         verdicts = [*shared, *own]
         if settings.accept.judge == "none":
             return _Considered(draft, ACCEPTED, None, verdicts)
@@ -224,20 +224,19 @@ async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[
 async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
     """An accepted row with labels for its hard negatives and other wordings, where they are asked for."""
     settings, seed = recipe.settings, row.seed
-    claims = _claims(row, settings.cells.conditions)
     labels: list[Verdict] = []
     if settings.cells.hard_negatives:
-        for claim in claims:
+        for expected in _expected_labels(row, settings.cells.conditions):
             labels += await judge_passages(
-                recipe.engine, settings.judges, seed.query, claim, seed.hard_negatives
+                recipe.engine, settings.judges, seed.query, expected, seed.hard_negatives
             )
     rewordings = await asyncio.gather(
-        *(reword(recipe, seed, claim) for claim in _claims(row, ("original", "new")))
+        *(reword(recipe, seed, expected) for expected in _expected_labels(row, ("original", "new")))
     )
     return replace(
         row,
         verdicts=(*row.verdicts, *labels),
-        rewordings=tuple(wording for of_claim in rewordings for wording in of_claim),
+        rewordings=tuple(wording for of_condition in rewordings for wording in of_condition),
     )
 
 
@@ -246,24 +245,26 @@ def _labelled(seed: Seed) -> tuple[Passage, ...]:
     return (seed.positive, *seed.instruction_negatives)
 
 
-def _claims(row: DualView, conditions: Iterable[Condition]) -> list[Claim]:
-    """What the seed and the row's new instruction say of the labelled passages under these conditions."""
+def _expected_labels(row: DualView, conditions: Iterable[Condition]) -> list[ExpectedLabels]:
+    """The labels of the seed's labelled passages under each of these conditions."""
     seed = row.seed
     of = {
-        "query": Claim("query", None, (), dict.fromkeys(_ids(seed), True)),
-        "original": Claim(
+        "query": ExpectedLabels("query", None, (), dict.fromkeys(_ids(seed), True)),
+        "original": ExpectedLabels(
             "original",
             seed.instruction,
             seed.requirements,
             {id: id == seed.positive.id for id in _ids(seed)},
         ),
-        "new": _claim_of(seed, row.target_id, row.new_instruction, row.new_requirements),
+        "new": _under_new_instruction(seed, row.target_id, row.new_instruction, row.new_requirements),
     }
     return [of[condition] for condition in conditions]
 
 
-def _claim_of(seed: Seed, target_id: str, instruction: str, requirements: tuple[Requirement, ...]) -> Claim:
-    return Claim("new", instruction, requirements, {id: id == target_id for id in _ids(seed)})
+def _under_new_instruction(
+    seed: Seed, target_id: str, instruction: str, requirements: tuple[Requirement, ...]
+) -> ExpectedLabels:
+    return ExpectedLabels("new", instruction, requirements, {id: id == target_id for id in _ids(seed)})
 
 
 def _ids(seed: Seed) -> list[str]:

@@ -14,9 +14,8 @@ from rich.table import Table
 from dualview.provenance import Code
 from dualview.records import ACCEPTED, NEAR_DUPLICATE
 from dualview.runs.manifest import read_codes
-from dualview.runs.plan import Plan, missing, read_plan
-from dualview.runs.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_tables
-from dualview.storage import Store
+from dualview.runs.plan import Plan
+from dualview.runs.run import GenerateRun
 from dualview.synthesis.words import words
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -95,24 +94,19 @@ class Stats:
         return self.statuses[ACCEPTED] / self.num_rows if self.num_rows else 0.0
 
 
-def run_stats(store: Store) -> Stats:
-    """Of a run, finished or not. Reads only. Raises InputError where there is no run."""
-    return stats_of(store, read_plan(store))
-
-
-def stats_of(store: Store, plan: Plan) -> Stats:
-    """The same of the run as it was at this plan."""
+def run_stats(run: GenerateRun) -> Stats:
+    """Of a run, finished or not. Reads only."""
     stats = Stats(
-        num_shards=len(plan.shards),
-        num_missing_shards=len(missing(store, plan)),
-        compared=not lacks_near_duplicates(store, plan),
-        exam=read_exam(store),
-        codes=read_codes(store),
+        num_shards=len(run.plan.shards),
+        num_missing_shards=len(run.missing()),
+        compared=not run.lacks_near_duplicates,
+        exam=run.exam,
+        codes=read_codes(run.store),
     )
-    minima = min_margins(plan)
-    for table in read_tables(store, plan=plan):
+    minima = min_margins(run.plan)
+    for table in run.tables():
         _count(stats, table, minima)
-    if num_repeated := read_near_duplicates(store, plan).num_rows:
+    if num_repeated := run.near_duplicates().num_rows:
         stats.statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
         stats.num_trainable -= num_repeated
     return stats

@@ -32,7 +32,8 @@ from dualview.engines import Completion, Engine, Request
 from dualview.pipelines.generate.actor import ShardActor
 from dualview.pipelines.generate.judge_gate import set_exam
 from dualview.pipelines.generate.run import run_settings
-from dualview.runs.plan import missing, plan_run
+from dualview.runs.plan import plan_run
+from dualview.runs.run import GenerateRun
 from dualview.sources import open_source
 from dualview.storage import open_store
 
@@ -70,15 +71,16 @@ class Inline(ThreadPoolExecutor):
 def actor_of(config: GenerateConfig) -> tuple[ShardActor, Timed]:
     """With its engine, the run planned."""
     store = open_store(config.output)
-    plan = plan_run(store, run_settings(config), open_source(config.source).inputs(), config.rows_per_shard)
-    actor = ShardActor(config, store, plan, set_exam(config), None)
+    inputs = open_source(config.source).inputs()
+    run = GenerateRun(store, plan_run(store, run_settings(config), inputs, config.rows_per_shard))
+    actor = ShardActor(config, run, set_exam(config), None)
     assert actor.engine is not None
     actor.engine = engine = Timed(actor.engine)
     return actor, engine
 
 
 async def finish_all(actor: ShardActor) -> None:
-    for shard in missing(actor.store, actor.plan):
+    for shard in actor.run.missing():
         await actor({"shard": np.array([shard.index])})
 
 

@@ -25,16 +25,14 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from dualview.arrow import dual_views_from_table
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
 from dualview.engines import Completion, Request, open_engine
 from dualview.engines.smollm2 import checkpoint
 from dualview.pipelines.generate.run import generate
 from dualview.records import DualView
-from dualview.runs.shards import read_tables
+from dualview.runs.run import open_run
 from dualview.sources import vocabulary_of
-from dualview.storage import open_store
 from dualview.synthesis.recipe import Recipe
 from dualview.synthesis.shard import Task, finish_row
 
@@ -83,12 +81,11 @@ def measure_job(config: GenerateConfig) -> tuple[float, float]:
 async def requests_of(config: GenerateConfig) -> list[list[Request]]:
     """What the finished job asked its engine: the requests that write, and those that judge."""
     requests: list[Request] = []
-    for table in read_tables(open_store(config.output)):
-        for row in dual_views_from_table(table):
-            replay = Replay(row)
-            recipe = Recipe(config, vocabulary_of(config.source), replay, exam_passed=False)
-            await finish_row(recipe, Task(row.seed, row.target_id), row.lineage)
-            requests += replay.requests
+    for row in open_run(config.output).rows():
+        replay = Replay(row)
+        recipe = Recipe(config, vocabulary_of(config.source), replay, exam_passed=False)
+        await finish_row(recipe, Task(row.seed, row.target_id), row.lineage)
+        requests += replay.requests
     return [
         [request for request in requests if not request.num_logprobs],
         [request for request in requests if request.num_logprobs],

@@ -304,7 +304,7 @@ def test_a_benchmark_that_changes_at_its_path_is_refused(instructed, tmp_path):
     assert evaluate(instructed) == summary
     rows = corpus.to_pylist()
     pq.write_table(pa.Table.from_pylist([{**rows[0], "text": "another"}, *rows[1:]]), file)
-    with pytest.raises(InputError, match=r"content.benchmarks.instructir: there \"\w+\", here \"\w+\"\)"):
+    with pytest.raises(InputError, match=r"content.benchmarks.instructir: stored \"\w+\", given \"\w+\"\)"):
         evaluate(instructed)
 
 

@@ -9,7 +9,7 @@ import pytest
 from ray_processes import AnotherNode
 
 from dualview.records import DualView
-from dualview.runs.shards import is_complete
+from dualview.runs.run import open_run
 from dualview.storage import open_store
 
 
@@ -51,10 +51,10 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
         assert job.process.wait() == 3
     last = (tmp_path / "log.txt").read_text().splitlines()[-1]
     assert last.startswith(f"stopped: {strict.output}: of the last 500 rows ")
-    assert not is_complete(open_store(strict.output))
+    assert not open_run(strict.output).is_complete
 
     Job(config_of(LLM, strict.output, **changes), tmp_path).must_succeed()
-    assert is_complete(open_store(strict.output))
+    assert open_run(strict.output).is_complete
 
 
 @pytest.fixture

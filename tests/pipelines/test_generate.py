@@ -19,7 +19,7 @@ from generate_runs import (
     Job,
     config_of,
     finish_without_ray,
-    plan_of,
+    planned,
     rows_of,
     small,
     undisturbed,
@@ -42,9 +42,7 @@ from dualview.pipelines.generate.run import check_accepted_share, generate, run_
 from dualview.pipelines.study import spent_on
 from dualview.provenance import code
 from dualview.records import ACCEPTED, DualView, Seed
-from dualview.runs.attempts import spent_so_far
-from dualview.runs.plan import missing
-from dualview.runs.shards import is_complete, read_exam
+from dualview.runs.run import open_run
 from dualview.sources import factbook
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts
@@ -138,12 +136,12 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
         return answers(request)
 
     store = open_store(config.output)
-    plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config), None)
+    run = planned(config, store)
+    actor = ShardActor(config, run, set_exam(config), None)
     actor.engine = Scripted("scripted@1", answer)
 
     async def all_at_once() -> None:
-        await asyncio.gather(*(actor({"shard": np.array([shard.index])}) for shard in missing(store, plan)))
+        await asyncio.gather(*(actor({"shard": np.array([shard.index])}) for shard in run.missing()))
 
     asyncio.run(all_at_once())
 
@@ -200,7 +198,7 @@ def test_a_row_that_meets_an_engine_which_is_away_time_and_again_is_not_to_blame
     for _ in range(6):
         with pytest.raises(Interruption, match="the server is away; wait until it answers"):
             finish_without_ray(config, store, answer)
-        assert [shard.index for shard in missing(store, plan_of(config, store))] == [1, 2]
+        assert [shard.index for shard in planned(config, store).missing()] == [1, 2]
     finish_without_ray(config, store)
     assert rows_of(store) == undisturbed(config, tmp_path / "undisturbed")
 
@@ -234,7 +232,7 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
     accepted = [row for row in rows_of(store) if row.status == ACCEPTED]
     assert accepted
     assert {row.trainable for row in accepted} == {knows_the_gold}
-    (sentence,) = exam_sentences(config, read_exam(store))
+    (sentence,) = exam_sentences(config, open_run(store).exam)
     assert f"AUC {float(knows_the_gold):.2f} on 20 gold pairs, the config asks for 0.9" in sentence
     effect = "its verdicts count" if knows_the_gold else "none is marked for training"
     assert sentence.endswith(effect)
@@ -269,11 +267,11 @@ def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
     assert [(row.seed, row.new_instruction, row.status, row.verdicts) for row in judged] == [
         (row.seed, row.new_instruction, row.status, row.verdicts) for row in expected
     ]
-    of_writing, of_judging = (spent_so_far(open_store(run.output)) for run in (writes, judges))
+    of_writing, of_judging = (open_run(run.output).spent() for run in (writes, judges))
     assert min(of_writing.completion_tokens, of_judging.completion_tokens) > 0
-    assert spent_on(judges.output) == of_writing + of_judging
+    assert spent_on(open_run(judges.output)) == of_writing + of_judging
     assert {row.lineage.written_in for row in judged} == {
-        plan_of(writes, open_store(writes.output)).fingerprint
+        planned(writes, open_store(writes.output)).plan.fingerprint
     }
 
 
@@ -308,11 +306,11 @@ def test_a_run_goes_on_only_with_the_words_that_it_began_with(
 ) -> None:
     config = small(BOOTSTRAPPED, tmp_path / "run")
     store = open_store(config.output)
-    plan_of(config, store)
+    planned(config, store)
     for name, value in words.items():
         monkeypatch.setattr(prompts, name, value)
     with pytest.raises(InputError, match=r"settings\.prompt_versions") if decides else nullcontext():
-        plan_of(config, store)
+        planned(config, store)
 
 
 def test_the_words_by_which_drafts_are_read_are_part_of_a_run_whoever_writes(tmp_path: Path) -> None:
@@ -333,7 +331,7 @@ def test_rows_name_the_code_that_made_them(tmp_path: Path) -> None:
 def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
-    actor = ShardActor(config, store, plan_of(config, store), {}, None)
+    actor = ShardActor(config, planned(config, store), {}, None)
     actor.source = PlainSeeds()
     with pytest.raises(InputError, match="seed plain of factbook-train: has no instruction"):
         asyncio.run(actor({"shard": np.array([0])}))
@@ -422,10 +420,10 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
     [
         (
             {"writer": {**LLM["writer"], "temperature": 0.9}},
-            "settings.writer.temperature: there 0.7, here 0.9",
+            "settings.writer.temperature: stored 0.7, given 0.9",
         ),
-        ({"rows_per_shard": 5}, "rows_per_shard: there 4, here 5"),
-        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: there 1, here 2"),
+        ({"rows_per_shard": 5}, "rows_per_shard: stored 4, given 5"),
+        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: stored 1, given 2"),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(
@@ -501,7 +499,7 @@ def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
         faulty_s3.holds.wait()
         job.process.kill()
         job.process.wait()
-    assert not is_complete(store)
+    assert not open_run(store).is_complete
 
     Job(config, tmp_path).must_succeed()
     assert rows_of(store) == expected
@@ -586,7 +584,7 @@ def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, c
         f"stopped: {config.output}: the server at {chat_server.host} answers 503: closed for an hour (tries: 1);"
         " wait until it answers, then give the same command again; what is done stands"
     )
-    assert not is_complete(store)
+    assert not open_run(store).is_complete
 
     is_down = False
     slower = config.model_copy(update={"engine": config.engine.model_copy(update={"max_concurrency": 2})})

@@ -11,14 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.arrow import dual_views_from_table
 from dualview.config.base import Actors
 from dualview.config.generate import GenerateConfig, NearDuplicates
 from dualview.distributed.cluster import map_on_cluster
 from dualview.errors import InputError
-from dualview.pipelines.generate.run import generate, summarize
-from dualview.runs.plan import read_plan
-from dualview.runs.shards import is_complete, read_tables
+from dualview.pipelines.generate.run import generate
+from dualview.runs.run import open_run
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -72,9 +70,10 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
     write(folder / "a.jsonl", ["a0", "", "a2"])
     more = GenerateConfig.model_validate({**settings, "source": {**source, "max_bad_share": 0.5}})
     assert generate(more)["planned"] == 5
-    assert is_complete(store)
+    run = open_run(store)
+    assert run.is_complete
     assert {key: store.get(key) for key in before} == before
-    rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
+    rows = list(run.rows())
     assert [row.seed.id for row in rows] == ["b0", "b1", "b2", "a0", "a2"]
     assert len({row.lineage.run for row in rows}) == 1
     listed = [json.loads(line) for line in store.get("bad_rows-0001.jsonl").decode().splitlines()]
@@ -87,16 +86,15 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
 def test_a_driver_that_another_one_extends_counts_its_own_rows(tmp_path: Path) -> None:
     near = NearDuplicates(threshold=0.9, num_perm=64, ngram=2)
     store = open_store(str(tmp_path))
-    finish_run(store, [[row("a"), row("b")]], {"near_duplicates": near.model_dump(mode="json")})
-    older = read_plan(store)
+    older = finish_run(store, [[row("a"), row("b")]], {"near_duplicates": near.model_dump(mode="json")})
     newer = extend_run(store, [row("c", query="c"), row("d", query="c")])
-    put_shard(store, newer.shards[1], [row("c", query="c"), row("d", query="c")])
-    mark_near_duplicates(store, older, near)
-    summary = summarize(store, older)
+    put_shard(store, newer.plan.shards[1], [row("c", query="c"), row("d", query="c")])
+    mark_near_duplicates(older, near)
+    summary = older.summary()
     assert (summary["planned"], summary["accepted"], summary["trainable"]) == (2, 1, 1)
     assert summary["rejected"] == {"near_duplicate": 1}
-    mark_near_duplicates(store, newer, near)
-    assert summarize(store, newer)["rejected"] == {"near_duplicate": 2}
+    mark_near_duplicates(newer, near)
+    assert newer.summary()["rejected"] == {"near_duplicate": 2}
 
 
 def test_a_run_on_promptrievers_rows_keeps_the_plain_ones(cluster: str, s3: str, tmp_path: Path) -> None:
@@ -127,5 +125,5 @@ def test_a_run_on_promptrievers_rows_keeps_the_plain_ones(cluster: str, s3: str,
     store = open_store(output)
     plain = [pq.read_table(pa.BufferReader(store.get(entry.key))) for entry in store.list("plain/")]
     assert [table["query_id"].to_pylist() for table in plain] == [["a0", "a1"], ["b0", "b1"]]
-    seeds = [row.seed for table in read_tables(store) for row in dual_views_from_table(table)]
+    seeds = [row.seed for row in open_run(store).rows()]
     assert [seed.query_id for seed in seeds] == ["a0", "a1", "b0", "b1"]

@@ -157,7 +157,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
         judge(config.model_copy(update={"wanted_precision": 0.8}))
     corpus = tmp_path / "claims" / "corpus.jsonl"
     corpus.write_text(corpus.read_text().replace("number 1", "number one"))
-    with pytest.raises(InputError, match=r'other settings \(pairs.claims: there "\w+", here "\w+"\)'):
+    with pytest.raises(InputError, match=r'other settings \(pairs.claims: stored "\w+", given "\w+"\)'):
         judge(config)
 
 

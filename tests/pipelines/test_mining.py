@@ -281,7 +281,7 @@ def test_a_finished_run_is_only_read_and_other_settings_are_refused(
     assert seeds_of(mine(source(folder), str(output))) == mined
     assert "0 to do" in capsys.readouterr().out
     assert open_store(str(output)).list() == before
-    with pytest.raises(InputError, match=r"other settings \(mining.min_margin: there 0.1, here 0.2\)"):
+    with pytest.raises(InputError, match=r"other settings \(mining.min_margin: stored 0.1, given 0.2\)"):
         mine(source(folder, min_margin=0.2), str(output))
 
 

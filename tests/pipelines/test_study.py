@@ -17,7 +17,7 @@ from dualview.errors import InputError
 from dualview.pipelines.evaluate import evaluate
 from dualview.pipelines.study import code_section, estimate_study, report_study, run_study
 from dualview.provenance import code
-from dualview.runs.manifest import note_code
+from dualview.runs.manifest import record_code
 from dualview.sources import factbook
 from dualview.storage import open_store
 from dualview.studies.plans import plan_study, scoring_of_baselines
@@ -73,7 +73,7 @@ def study_at(facets_data, s3, tmp_path_factory):
 def test_a_report_names_each_code_once(tmp_path):
     urls = [str(tmp_path / name) for name in ("train", "evaluate", "not there")]
     for url in urls[:2]:
-        note_code(open_store(url))
+        record_code(open_store(url))
     [section] = code_section(urls)
     assert section.items == [str(code())]
     assert code_section(urls[2:]) == []

@@ -14,6 +14,7 @@ import ray
 
 from dualview.provenance import code
 from dualview.runs.manifest import read_codes
+from dualview.runs.run import open_run
 from dualview.storage import open_store
 from dualview.synthesis.stats import run_stats
 
@@ -99,7 +100,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
     sent_code = replace(code(), commit="c0ffee", dirty=True)
     for output in ("data", "encoder", "scores"):
         assert [noted for noted, _ in read_codes(open_store(f"{base}/{output}"))] == [sent_code]
-    [made_by] = run_stats(open_store(f"{base}/data")).origins
+    [made_by] = run_stats(open_run(f"{base}/data")).origins
     assert dict(made_by)["code_version"] == str(replace(code(), commit=None, dirty=None))
 
 

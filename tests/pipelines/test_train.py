@@ -233,7 +233,7 @@ def test_how_the_work_is_done_may_change(uninterrupted):
 
 def test_the_same_output_with_other_settings_is_refused(uninterrupted):
     other = uninterrupted.model_copy(update={"seed": 7})
-    with pytest.raises(InputError, match=r"seed: there 0, here 7"):
+    with pytest.raises(InputError, match=r"seed: stored 0, given 7"):
         train(other)
 
 

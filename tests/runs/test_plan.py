@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import pytest
 
 from dualview.errors import InputError
-from dualview.runs.plan import Input, Shard, known_inputs, missing, plan_run, read_plan
-from dualview.runs.shards import is_complete, read_tables
+from dualview.runs.plan import Input, Shard, known_inputs, plan_run, read_plan
+from dualview.runs.run import GenerateRun
 from dualview.storage import Store, open_store
 
 
@@ -61,16 +61,16 @@ def test_the_same_plan_goes_on(store: Store) -> None:
             {**SETTINGS, "writer": {"model": "demo", "temperature": 0.9}},
             INPUTS,
             2,
-            r"\(settings.writer.temperature: there 0.7, here 0.9\)",
+            r"\(settings.writer.temperature: stored 0.7, given 0.9\)",
         ),
-        ({**SETTINGS, "judges": ["a"]}, INPUTS, 2, r'\(settings.judges.1: there "b", here absent\)'),
-        ({**SETTINGS, "facets": []}, INPUTS, 2, r"\(settings.facets: there absent, here \[\]\)"),
-        (SETTINGS, INPUTS, 3, r"\(rows_per_shard: there 2, here 3\)"),
+        ({**SETTINGS, "judges": ["a"]}, INPUTS, 2, r'\(settings.judges.1: stored "b", given absent\)'),
+        ({**SETTINGS, "facets": []}, INPUTS, 2, r"\(settings.facets: stored absent, given \[\]\)"),
+        (SETTINGS, INPUTS, 3, r"\(rows_per_shard: stored 2, given 3\)"),
         (
             {"writer": {"model": "x", "temperature": 1}, "rules": {"max_words": 1}, "judges": ["a", "c"]},
             INPUTS,
             3,
-            r"settings.writer.model: there \"demo\", here \"x\"; 2 more\)",
+            r"settings.writer.model: stored \"demo\", given \"x\"; 2 more\)",
         ),
     ],
 )
@@ -98,7 +98,7 @@ def test_new_inputs_add_shards_and_change_none(store: Store) -> None:
     plan_json = store.get("plan.json")
     for shard in before.shards:
         commit_rows(store, shard, rows_of(shard, "one"), "one")
-    assert is_complete(store)
+    assert GenerateRun(store, before).is_complete
 
     once = plan_run(store, SETTINGS, [LATER[0], *INPUTS], 2)  # their order is not the files' business
     assert once.shards == (*before.shards, Shard(5, "east.jsonl", 0, 2), Shard(6, "east.jsonl", 2, 3))
@@ -107,7 +107,7 @@ def test_new_inputs_add_shards_and_change_none(store: Store) -> None:
     assert twice == read_plan(store) == plan_run(store, SETTINGS, [*INPUTS, *LATER], 2)
     assert before.fingerprint == once.fingerprint == twice.fingerprint
     assert store.get("plan.json") == plan_json
-    assert missing(store, twice) == list(twice.shards[5:])
+    assert GenerateRun(store, twice).missing() == list(twice.shards[5:])
     assert [entry.key for entry in store.list("plan")] == ["plan-0001.json", "plan-0002.json", "plan.json"]
 
 
@@ -149,9 +149,9 @@ def test_of_drivers_that_extend_at_once_one_wins_and_the_others_go_on(tmp_path: 
     [
         (
             replace(INPUTS[0], checksum="decaf"),
-            r'input north.jsonl .*\(checksum: there "c0ffee", here "decaf"\)',
+            r'input north.jsonl .*\(checksum: stored "c0ffee", given "decaf"\)',
         ),
-        (replace(INPUTS[0], checksum="f", num_rows=6), r"input north.jsonl .*; rows: there 5, here 6\)"),
+        (replace(INPUTS[0], checksum="f", num_rows=6), r"input north.jsonl .*; rows: stored 5, given 6\)"),
     ],
 )
 def test_an_input_that_changed_is_refused(tmp_path: Path, changed: Input, difference: str) -> None:
@@ -224,9 +224,8 @@ def test_impossible_inputs_are_refused(tmp_path: Path, inputs: list[Input], sent
 
 
 def test_no_run_is_told(store: Store) -> None:
-    for ask in (read_plan, is_complete, lambda place: next(read_tables(place))):
-        with pytest.raises(InputError, match=f"no generate run at {store.url}"):
-            ask(store)
+    with pytest.raises(InputError, match=f"no generate run at {store.url}"):
+        read_plan(store)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"inputs": []}', b'{"inputs": [{"size": 1}]}'])

@@ -1,4 +1,4 @@
-"""The commit, over a folder and over S3 (moto's server)."""
+"""The commit of a shard, over a folder and over S3 (moto's server)."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +12,8 @@ from threading import Barrier
 from finished_run import (
     INPUTS,
     SETTINGS,
-    ExtendedAfterReading,
     commit_rows,
-    extend_run,
-    finish_run,
-    put_shard,
-    row,
     rows_of,
-    training_rows,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,40 +26,10 @@ from dualview.costs import Spent
 from dualview.errors import InputError
 from dualview.records import REASONS, Draft, DualView, Lineage, Passage, Requirement, Rewording, Seed, Verdict
 from dualview.runs import shards
-from dualview.runs.attempts import begin_attempt
-from dualview.runs.plan import Input, Shard, missing, plan_run, read_plan
-from dualview.runs.shards import commit, is_complete, read_summaries, read_tables
+from dualview.runs.plan import Input, Shard, plan_run
+from dualview.runs.run import open_run
+from dualview.runs.shards import commit, read_summaries
 from dualview.storage import Store, open_store
-
-
-def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
-    plan = plan_run(store, SETTINGS, INPUTS, 2)
-    assert missing(store, plan) == list(plan.shards)
-    for index in (3, 0):
-        assert commit_rows(store, plan.shards[index], rows_of(plan.shards[index], "one"), "one")
-    begin_attempt(store, plan.shards[1], "one")
-    rows_of(plan.shards[1], "one")  # the process dies here, with its rows and before the put
-
-    again = plan_run(store, SETTINGS, INPUTS, 2)
-    assert [shard.index for shard in missing(store, again)] == [1, 2, 4]
-    assert not is_complete(store)
-    for shard in missing(store, again):
-        assert commit_rows(store, shard, rows_of(shard, "two"), "two")
-    assert is_complete(store)
-    rows = [row for table in read_tables(store) for row in dual_views_from_table(table)]
-    planned = [f"{source.name}-{row}" for source in INPUTS for row in range(source.num_rows)]
-    assert [row.seed.id for row in rows] == planned
-    assert [row.lineage.attempt for row in rows] == ["one"] * 2 + ["two"] * 3 + ["one"] * 2 + ["two"] * 2
-
-
-def test_an_unfinished_run_is_read_as_far_as_it_stands(store: Store) -> None:
-    plan = plan_run(store, SETTINGS, INPUTS, 2)
-    for index in (4, 1):
-        commit_rows(store, plan.shards[index], rows_of(plan.shards[index], "one"), "one")
-    assert [table["id"].to_pylist() for table in read_tables(store)] == [
-        ["north.jsonl-2", "north.jsonl-3"],
-        ["south.jsonl-2", "south.jsonl-3"],
-    ]
 
 
 def test_a_second_attempt_is_dropped(store: Store) -> None:
@@ -73,7 +37,7 @@ def test_a_second_attempt_is_dropped(store: Store) -> None:
     shard = plan.shards[0]
     assert commit_rows(store, shard, rows_of(shard, "one"), "one")
     assert not commit_rows(store, shard, rows_of(shard, "two"), "two")
-    [table] = read_tables(store)
+    [table] = open_run(store).tables()
     assert dual_views_from_table(table) == rows_of(shard, "one")
 
 
@@ -90,7 +54,7 @@ def test_of_attempts_at_the_same_time_one_stands_whole(tmp_path: Path) -> None:
     with ThreadPoolExecutor(len(attempts)) as pool:
         won = list(pool.map(attempt_it, attempts))
     assert won.count(True) == 1
-    [table] = read_tables(store)
+    [table] = open_run(store).tables()
     assert dual_views_from_table(table) == rows_of(shard, attempts[won.index(True)])
 
 
@@ -111,18 +75,18 @@ def test_the_files_metadata_sums_it_up(tmp_path: Path) -> None:
         "completion_tokens": 41,
         "gpu_seconds": 1.5,
     }
-    assert read_summaries(store) == [json.loads(file.metadata.metadata[b"dualview"])]
+    assert read_summaries(store, [shard.key]) == [json.loads(file.metadata.metadata[b"dualview"])]
     assert file.metadata.row_group(0).column(0).compression == "ZSTD"
-    assert next(read_tables(store)).schema.metadata[b"dualview"] == file.metadata.metadata[b"dualview"]
+    assert next(open_run(store).tables()).schema.metadata[b"dualview"] == file.metadata.metadata[b"dualview"]
 
 
 def test_a_summary_behind_a_long_footer_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(str(tmp_path))
     shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
     commit_rows(store, shard, rows_of(shard, "one"), "one")
-    usual = read_summaries(store)
+    usual = read_summaries(store, [shard.key])
     monkeypatch.setattr(shards, "_USUAL_FOOTER_BYTES", 100)
-    assert read_summaries(store) == usual
+    assert read_summaries(store, [shard.key]) == usual
 
 
 ROWS = rows_of(Shard(0, "north.jsonl", 0, 3), "one")
@@ -214,7 +178,7 @@ def test_rows_come_back_as_they_went(rows: list[DualView]) -> None:
         plan_run(store, {}, [Input("seeds", len(rows), "")], rows_per_shard=4)
         planned = [(row.seed.id, row.target_id) for row in rows]
         commit(store, Shard(0, "seeds", 0, len(rows)), planned, rows, "one", Spent())
-        assert dual_views_from_table(pa.concat_tables(read_tables(store))) == rows
+        assert dual_views_from_table(pa.concat_tables(open_run(store).tables())) == rows
 
 
 def whole_file(num_rows: int) -> bytes:
@@ -244,32 +208,5 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: Callable[[], bytes], p
     shard = plan_run(store, SETTINGS, INPUTS, 5).shards[0]
     store.put_new(shard.key, content(), "someone-else")
     with pytest.raises(InputError, match=problem) as caught:
-        list(read_tables(store))
+        list(open_run(store).tables())
     assert str(caught.value).startswith(f"{tmp_path}/data/shard-000000.parquet: ")
-
-
-# --- a run that another driver extends meanwhile ---------------------------------------------------
-
-
-def test_training_takes_the_run_as_it_was_when_it_was_asked(tmp_path: Path) -> None:
-    """The second row repeats the first, whatever comes later."""
-    finish_run(open_store(str(tmp_path)), [[row("a"), row("b")]], {"near_duplicates": {"threshold": 0.9}})
-    repeated = [{"seed_id": "b", "target_id": "peru", "of_seed_id": "a", "of_target_id": "peru"}]
-    table = pa.Table.from_pylist(repeated, schema=shards.NEAR_DUPLICATES_SCHEMA)
-    shards.put_near_duplicates(open_store(str(tmp_path)), read_plan(open_store(str(tmp_path))), table)
-    store = ExtendedAfterReading(tmp_path, (row("c"),))
-    assert [each["id"].to_pylist() for each in training_rows(store)] == [["a"]]
-    with pytest.raises(InputError, match="is not finished; run it to its end first"):
-        training_rows(store)  # as it is now
-
-
-def test_tables_and_summaries_are_those_of_the_plan(store: Store) -> None:
-    finish_run(store, [[row("a"), row("b")]], {})
-    older = read_plan(store)
-    newer = extend_run(store, [row("c")])
-    assert is_complete(store, older)
-    assert not is_complete(store)
-    put_shard(store, newer.shards[1], [row("c")])
-    assert [table["id"].to_pylist() for table in read_tables(store, plan=older)] == [["a", "b"]]
-    assert [summary["trainable"] for summary in read_summaries(store, older)] == [2]
-    assert [summary["trainable"] for summary in read_summaries(store)] == [2, 1]

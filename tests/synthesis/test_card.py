@@ -4,7 +4,7 @@ from pathlib import Path
 import re
 
 import datasets
-from finished_run import extend_run, finish_run, put_shard, row, training_rows
+from finished_run import extend_run, finish_run, put_shard, row
 import pyarrow as pa
 import pytest
 import yaml
@@ -13,7 +13,7 @@ from dualview.arrow import DUAL_VIEW_SCHEMA, dual_views_from_table
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
 from dualview.provenance import code
-from dualview.runs.plan import read_plan
+from dualview.runs.run import open_run
 from dualview.storage import open_store
 from dualview.synthesis.card import COLUMNS, _size, put_card
 from dualview.synthesis.duplicates import mark_near_duplicates
@@ -30,10 +30,10 @@ def finished(request, tmp_path) -> Path:
     store = open_store(str(tmp_path))
     asked = request.param and request.param.model_dump(mode="json")
     settings = {"source": {"kind": "tuples", "paths": ["a|b.jsonl"]}, "near_duplicates": asked}
-    finish_run(store, SHARDS, settings)
+    run = finish_run(store, SHARDS, settings)
     if request.param:
-        mark_near_duplicates(store, read_plan(store), request.param)
-    assert put_card(store) == ("README.md", True)
+        mark_near_duplicates(run, request.param)
+    assert put_card(run) == ("README.md", True)
     return tmp_path
 
 
@@ -54,9 +54,7 @@ def as_ours(table: pa.Table) -> list:
 
 
 def expected(finished: Path) -> list:
-    rows = [
-        each for table in training_rows(open_store(str(finished))) for each in dual_views_from_table(table)
-    ]
+    rows = list(open_run(str(finished)).trainable())
     assert len(rows) in (3, 4)
     return rows
 
@@ -103,7 +101,7 @@ def test_every_column_is_described():
 
 def test_a_card_that_stands_stays(finished):
     before = (finished / "README.md").read_bytes()
-    assert put_card(open_store(str(finished))) == ("README.md", False)
+    assert put_card(open_run(str(finished))) == ("README.md", False)
     assert (finished / "README.md").read_bytes() == before
 
 
@@ -112,17 +110,17 @@ def test_a_run_that_has_grown_gets_a_card_of_all_its_rows(finished):
     before = (finished / "README.md").read_bytes()
     compared = (finished / "near_duplicates.parquet").exists()
     for number, later in enumerate([[row("f", query="f")], [row("g", query="g"), row("h", query="g")]]):
-        plan = extend_run(store, later)
+        run = extend_run(store, later)
         with pytest.raises(InputError, match="a card needs a finished run"):
-            put_card(store)
-        put_shard(store, plan.shards[-1], later)
+            put_card(run)
+        put_shard(store, run.plan.shards[-1], later)
         if compared:
-            mark_near_duplicates(store, plan, NEAR)
-        assert put_card(store) == (f"README-000{1 + number}.md", True)
-    assert put_card(store) == ("README-0002.md", False)
+            mark_near_duplicates(run, NEAR)
+        assert put_card(run) == (f"README-000{1 + number}.md", True)
+    assert put_card(run) == ("README-0002.md", False)
     assert (finished / "README.md").read_bytes() == before
     body = (finished / "README-0002.md").read_text()
-    num_trainable = sum(table.num_rows for table in training_rows(store))
+    num_trainable = len(list(run.trainable()))
     assert f"8 rows, {num_trainable} of them to train on" in " ".join(body.split())
     rows = re.findall(r"^\| (input-\d|later-\d) \| (\d) \| checksum \|$", body, re.MULTILINE)
     assert rows == [("input-0", "2"), ("input-1", "3"), ("later-0", "1"), ("later-1", "2")]
@@ -134,9 +132,9 @@ def test_a_run_that_has_grown_gets_a_card_of_all_its_rows(finished):
 
 def test_an_unfinished_run_gets_no_card(tmp_path):
     store = open_store(str(tmp_path))
-    finish_run(store, SHARDS, {}, num_missing=1)
+    run = finish_run(store, SHARDS, {}, num_missing=1)
     with pytest.raises(InputError, match=r"not finished: 1 of 2 shards stand.*; a card needs a finished run"):
-        put_card(store)
+        put_card(run)
     assert not (tmp_path / "README.md").exists()
 
 

@@ -1,13 +1,11 @@
 from itertools import islice
 import random
 
-from finished_run import extend_run, finish_run, put_shard, row, training_rows
+from finished_run import extend_run, finish_run, put_shard, row
 import pytest
 
 from dualview.config.generate import NearDuplicates
 from dualview.errors import InputError
-from dualview.runs.plan import read_plan
-from dualview.runs.shards import is_complete, lacks_near_duplicates, read_near_duplicates, read_tables
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
 
@@ -17,12 +15,12 @@ ASKED = {"near_duplicates": SETTINGS.model_dump(mode="json")}
 
 def found(tmp_path, shards, settings=SETTINGS, each=map):
     """(seed, target) -> ((seed, target) that it repeats, similarity)"""
-    store = open_store(str(tmp_path))
-    finish_run(store, shards, {"near_duplicates": settings.model_dump(mode="json")})
-    mark_near_duplicates(store, read_plan(store), settings, each)
+    asked = {"near_duplicates": settings.model_dump(mode="json")}
+    run = finish_run(open_store(str(tmp_path)), shards, asked)
+    mark_near_duplicates(run, settings, each)
     return {
         (pair["seed_id"], pair["target_id"]): ((pair["of_seed_id"], pair["of_target_id"]), pair["similarity"])
-        for pair in read_near_duplicates(store, read_plan(store)).to_pylist()
+        for pair in run.near_duplicates().to_pylist()
     }
 
 
@@ -130,59 +128,36 @@ def test_equal_ones_are_found_by_any_settings(tmp_path, threshold, num_perm):
 
 
 def test_training_reads_what_is_left(tmp_path):
-    store = open_store(str(tmp_path))
     shards = [[row("a"), row("b")], [row("c", new_instruction="Only islands."), row("d", trainable=False)]]
-    finish_run(store, shards, ASKED)
-    assert lacks_near_duplicates(store, read_plan(store))
-    assert not is_complete(store)
+    run = finish_run(open_store(str(tmp_path)), shards, ASKED)
+    assert run.lacks_near_duplicates
+    assert not run.is_complete
     with pytest.raises(InputError, match="is not finished; run it to its end first"):
-        training_rows(store)
-    mark_near_duplicates(store, read_plan(store), SETTINGS)
-    assert is_complete(store)
-    left = training_rows(store)
+        run.trainable()
+    mark_near_duplicates(run, SETTINGS)
+    assert run.is_complete
+    left = list(run.trainable_tables())
     assert [table["id"].to_pylist() for table in left] == [["a"], ["c"]]
-    assert left[0].schema == next(read_tables(store)).schema
+    assert left[0].schema == next(run.tables()).schema
 
 
-def test_a_run_that_does_not_ask_needs_no_comparison(tmp_path):
-    store = open_store(str(tmp_path))
-    finish_run(store, [[row("a"), row("b"), row("c", trainable=False)]], {"near_duplicates": None})
-    assert [table["id"].to_pylist() for table in training_rows(store)] == [["a", "b"]]
-
-
-def test_a_shard_that_is_missing_is_told(tmp_path):
-    store = open_store(str(tmp_path))
-    finish_run(store, [[row("a")], [row("b")]], {}, num_missing=1)
-    with pytest.raises(InputError, match="is not finished"):
-        training_rows(store)
-
-
-def test_a_list_that_stands_stays(tmp_path):
-    store = open_store(str(tmp_path))
-    finish_run(store, [[row("a"), row("b")]], ASKED)
-    mark_near_duplicates(store, read_plan(store), SETTINGS)
-    mark_near_duplicates(store, read_plan(store), SETTINGS.model_copy(update={"ngram": 3}))
-    assert read_near_duplicates(store, read_plan(store)).num_rows == 1
-
-
-def test_a_corrupt_list_is_told(tmp_path):
-    store = open_store(str(tmp_path))
-    finish_run(store, [[row("a")]], ASKED)
-    store.put_new("near_duplicates.parquet", b"PAR1", "one")
-    with pytest.raises(InputError, match=r"near_duplicates.parquet: is not a whole list"):
-        training_rows(store)
+def test_a_list_that_exists_stays(tmp_path):
+    run = finish_run(open_store(str(tmp_path)), [[row("a"), row("b")]], ASKED)
+    mark_near_duplicates(run, SETTINGS)
+    mark_near_duplicates(run, SETTINGS.model_copy(update={"ngram": 3}))
+    assert run.near_duplicates().num_rows == 1
 
 
 def test_an_older_driver_compares_what_it_planned_while_a_newer_one_goes_on(tmp_path):
     """Both in any order: each list is of its own plan's rows, and the newer one is in force at the end."""
     store = open_store(str(tmp_path))
-    finish_run(store, [[row("a"), row("b")]], ASKED)
-    older = read_plan(store)
+    older = finish_run(store, [[row("a"), row("b")]], ASKED)
     newer = extend_run(store, [row("c")])
-    mark_near_duplicates(store, older, SETTINGS)  # the shard of "c" is still to do
-    assert read_near_duplicates(store, older)["seed_id"].to_pylist() == ["b"]
-    assert not is_complete(store)
-    put_shard(store, newer.shards[1], [row("c")])
-    mark_near_duplicates(store, newer, SETTINGS)
-    assert read_near_duplicates(store, newer)["seed_id"].to_pylist() == ["b", "c"]
-    assert [table["id"].to_pylist() for table in training_rows(store)] == [["a"], []]
+    mark_near_duplicates(older, SETTINGS)  # the shard of "c" is still to do
+    assert older.near_duplicates()["seed_id"].to_pylist() == ["b"]
+    assert older.is_complete
+    assert not newer.is_complete
+    put_shard(store, newer.plan.shards[1], [row("c")])
+    mark_near_duplicates(newer, SETTINGS)
+    assert newer.near_duplicates()["seed_id"].to_pylist() == ["b", "c"]
+    assert [table["id"].to_pylist() for table in newer.trainable_tables()] == [["a"], []]

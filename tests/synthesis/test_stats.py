@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from dualview.config.generate import NearDuplicates
-from dualview.errors import InputError
 from dualview.provenance import code
 from dualview.records import Draft, Rewording, Verdict
-from dualview.runs.plan import read_plan
+from dualview.runs.run import open_run
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
 from dualview.synthesis.stats import Cells, made_by, print_stats, quantiles, run_stats, state
@@ -49,9 +48,7 @@ ROWS = [
 
 
 def stats_of(tmp_path, shards, settings=SETTINGS, num_missing=0):
-    store = open_store(str(tmp_path))
-    finish_run(store, shards, settings, num_missing)
-    return run_stats(store)
+    return run_stats(finish_run(open_store(str(tmp_path)), shards, settings, num_missing))
 
 
 @pytest.mark.parametrize("cut", [6, 4, 1])
@@ -104,13 +101,12 @@ def test_examples_are_the_first_accepted_rows_and_one_of_each_reason(tmp_path):
 
 
 def test_near_duplicates_are_counted_as_such(tmp_path):
-    store = open_store(str(tmp_path))
-    finish_run(store, [ROWS], {**SETTINGS, "near_duplicates": NEAR.model_dump()})
-    before = run_stats(store)
+    run = finish_run(open_store(str(tmp_path)), [ROWS], {**SETTINGS, "near_duplicates": NEAR.model_dump()})
+    before = run_stats(run)
     assert not before.finished
     assert "have not been searched for near-duplicates" in state(before)
-    mark_near_duplicates(store, read_plan(store), NEAR)
-    after = run_stats(store)
+    mark_near_duplicates(run, NEAR)
+    after = run_stats(run)
     assert after.finished
     assert after.statuses == {"accepted": 2, "declined": 2, "not_flipped": 1, "near_duplicate": 1}
     assert (after.num_rows, after.num_trainable) == (6, 2)
@@ -123,17 +119,12 @@ def test_an_unfinished_run_says_so(tmp_path):
 
 
 def test_a_run_that_is_extended_meanwhile_is_counted_as_it_was(tmp_path):
-    finish_run(open_store(str(tmp_path)), [ROWS], {**SETTINGS, "near_duplicates": NEAR.model_dump()})
-    mark_near_duplicates(open_store(str(tmp_path)), read_plan(open_store(str(tmp_path))), NEAR)
-    stats = run_stats(ExtendedAfterReading(tmp_path, (row("g"),)))
+    run = finish_run(open_store(str(tmp_path)), [ROWS], {**SETTINGS, "near_duplicates": NEAR.model_dump()})
+    mark_near_duplicates(run, NEAR)
+    stats = run_stats(open_run(ExtendedAfterReading(tmp_path, (row("g"),))))
     assert stats.finished
     assert (stats.num_shards, stats.num_rows) == (1, len(ROWS))
     assert stats.statuses["near_duplicate"] == 1
-
-
-def test_no_run_is_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="no generate run at"):
-        run_stats(open_store(str(tmp_path)))
 
 
 @pytest.mark.parametrize("size", [1, 2, 19, 20, 500])

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-import json
 import os
 import time
 from typing import Any
@@ -23,17 +22,17 @@ from dualview.errors import InputError, Interruption
 from dualview.pipelines.generate.judge_gate import Exam, exam_passed, sit_exams
 from dualview.provenance import code
 from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
-from dualview.runs.attempts import begin_attempt, killers, mark_row, note_lost
-from dualview.runs.plan import Plan, Shard
-from dualview.runs.shards import EXAM_KEY, commit, read_exam
+from dualview.runs.attempts import begin_attempt, crashing_rows, leave_breadcrumb, record_lost
+from dualview.runs.plan import Shard
+from dualview.runs.run import GenerateRun
+from dualview.runs.shards import commit
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.drafts import Drafts
-from dualview.storage import Store
 from dualview.synthesis.recipe import Recipe, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
 
-# From this attempt at a shard on, its rows run one by one, so that one which kills the engine shows.
-FIRST_CAREFUL_ATTEMPT = 3
+# From this attempt at a shard on, its rows run in isolation, to find one that crashes the engine.
+FIRST_ISOLATED_ATTEMPT = 3
 
 
 class ShardActor:
@@ -43,11 +42,11 @@ class ShardActor:
     """
 
     def __init__(
-        self, config: GenerateConfig, store: Store, plan: Plan, exam: Exam, account: ActorHandle | None
+        self, config: GenerateConfig, run: GenerateRun, exam: Exam, account: ActorHandle | None
     ) -> None:
         self.accounted_until = time.monotonic()
-        self.config, self.plan, self.exam, self.account = config, plan, exam, account
-        self.store, self.source = store, open_source(config.source)
+        self.config, self.run, self.exam, self.account = config, run, exam, account
+        self.source = open_source(config.source)
         self.engine = open_engine(config.engine) if config.engine else None
         self.recipe: Recipe | None = None
         self.turns = Turns()
@@ -56,7 +55,7 @@ class ShardActor:
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A report on one shard; with 0 seeds where the budget was used up before it began."""
-        shard = self.plan.shards[int(batch["shard"][0])]
+        shard = self.run.plan.shards[int(batch["shard"][0])]
         if self.account is not None and await self.account.used_up.remote():
             return _report(0.0, 0, [], Spent())
         try:
@@ -76,33 +75,33 @@ class ShardActor:
 
     async def _finish(self, recipe: Recipe, shard: Shard) -> tuple[list[DualView], Spent]:
         attempt = uuid4().hex
-        ordinal = await asyncio.to_thread(begin_attempt, self.store, shard, attempt)
+        ordinal = await asyncio.to_thread(begin_attempt, self.run.store, shard, attempt)
         tasks = await asyncio.to_thread(self._tasks, shard)
         # A server's death is not ours, so its outages must not make the shards that met them slow.
-        careful = ordinal >= FIRST_CAREFUL_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
-        async with self.turns.alone() if careful else self.turns.together():
+        isolated = ordinal >= FIRST_ISOLATED_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
+        async with self.turns.alone() if isolated else self.turns.together():
             origin = lineage(
                 recipe,
-                run=self.plan.fingerprint,
+                run=self.run.plan.fingerprint,
                 shard=shard.index,
                 attempt=attempt,
                 code_version=str(code()),
             )
-            if careful:
+            if isolated:
                 rows = await self._one_by_one(recipe, shard, ordinal, tasks, origin)
             else:
                 rows = await finish_shard(recipe, tasks, origin)
         spent = self._spent(rows)
         planned = [(task.seed.id, task.target_id) for task in tasks]
-        if not await asyncio.to_thread(commit, self.store, shard, planned, rows, attempt, spent):
-            await asyncio.to_thread(note_lost, self.store, shard, attempt, spent)
+        if not await asyncio.to_thread(commit, self.run.store, shard, planned, rows, attempt, spent):
+            await asyncio.to_thread(record_lost, self.run.store, shard, attempt, spent)
         return rows, spent
 
     def _tasks(self, shard: Shard) -> list[Task]:
         if isinstance(self.source, Drafts):
-            written = self.source.rows(self.plan.input_of(shard), shard.start, shard.stop)
+            written = self.source.rows(self.run.plan.input_of(shard), shard.start, shard.stop)
             return [Task(row.seed, row.target_id, row) for row in written]
-        seeds = self.source.read(self.plan.input_of(shard), shard.start, shard.stop)
+        seeds = self.source.read(self.run.plan.input_of(shard), shard.start, shard.stop)
         tasks = [task for seed in seeds for task in tasks_of(seed, self.config.targets)]
         if self.config.bootstrap is None and any(not task.target_id for task in tasks):
             plain = next(task.seed.id for task in tasks if not task.target_id)
@@ -125,34 +124,31 @@ class ShardActor:
     async def _one_by_one(
         self, recipe: Recipe, shard: Shard, ordinal: int, tasks: list[Task], origin: Lineage
     ) -> list[DualView]:
-        poisonous = await asyncio.to_thread(killers, self.store, shard, len(tasks))
+        poisonous = await asyncio.to_thread(crashing_rows, self.run.store, shard, len(tasks))
         rows = []
         for index, task in enumerate(tasks):
             if index in poisonous:
                 rows.append(poison_row(task, origin))
                 continue
-            await asyncio.to_thread(mark_row, self.store, shard, ordinal, index)
+            await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, index)
             try:
                 rows.append(await finish_row(recipe, task, origin))
             except EngineUnavailable:  # no row is to blame
-                await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
+                await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, len(tasks))
                 raise
         # One past the last, so that a death while committing is not laid to the last row.
-        await asyncio.to_thread(mark_row, self.store, shard, ordinal, len(tasks))
+        await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, len(tasks))
         return rows
 
     async def _examined_recipe(self) -> Recipe:
         """The recipe, after the judges' exam: the first actor sits it, all go by its one result."""
         async with self.examining:
             if self.recipe is None:
-                results = await asyncio.to_thread(read_exam, self.store)
+                results = await asyncio.to_thread(lambda: self.run.exam)
                 if self.exam and not results:
                     assert self.engine is not None  # check_parts: no LLM judge without an engine
-                    data = json.dumps(
-                        await sit_exams(self.engine, self.config, self.exam), indent=2, allow_nan=False
-                    )
-                    await asyncio.to_thread(self.store.put_new, EXAM_KEY, data.encode(), uuid4().hex)
-                    results = await asyncio.to_thread(read_exam, self.store)
+                    own = await sit_exams(self.engine, self.config, self.exam)
+                    results = await asyncio.to_thread(self.run.put_exam, own)
                 self.recipe = Recipe(
                     self.config,
                     vocabulary=vocabulary_of(self.config.source),
@@ -196,7 +192,7 @@ class Metrics:
 
 
 class Turns:
-    """Shards of one actor run together, but a careful one alone: a dying engine must have one suspect."""
+    """Shards of one actor run together, but an isolated one alone: a dying engine must have one suspect."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()

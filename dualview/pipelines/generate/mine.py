@@ -37,7 +37,7 @@ from dualview.retrieval import bm25
 from dualview.retrieval.embeddings import EmbeddingSpec, Unit, Wanted, gather, keys_of, locate
 from dualview.retrieval.ranking import by_query
 from dualview.retrieval.search import QUERIES_AT_A_TIME, Shard, by_vectors, search
-from dualview.runs.manifest import claim, claim_shelf
+from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.sources.beir import (
     BeirCollection,
     Corpus,
@@ -75,9 +75,9 @@ def mine(source: BeirSource, output: str) -> Mined:
     if source.mining.dense:
         check_model(source.mining.dense.model)
         if source.mining.dense.embeddings is not None:
-            claim_shelf(open_store(source.mining.dense.embeddings))
+            pin_embedding_cache(open_store(source.mining.dense.embeddings))
     collection = read_collection(source)
-    claim(store, PLAN_KEY, _plan(source, collection), notes={})
+    pin_manifest(store, PLAN_KEY, _plan(source, collection), metadata={})
     num_parts = -(-len(collection.queries) // source.mining.queries_per_shard)
     to_do = _missing(store, _part_key, num_parts)
     print(

@@ -1,6 +1,6 @@
 """Generation on Ray: Ray Data spreads shard numbers over actors, each of which holds an engine."""
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,8 @@ from dualview.pipelines.generate.actor import ShardActor
 from dualview.pipelines.generate.judge_gate import Exam, set_exam
 from dualview.pipelines.generate.mine import mine
 from dualview.progress import Progress
-from dualview.records import ACCEPTED, NEAR_DUPLICATE, WRITTEN
-from dualview.runs.attempts import spent_so_far
-from dualview.runs.plan import Plan, Shard, known_inputs, missing, plan_run
-from dualview.runs.shards import lacks_near_duplicates, read_exam, read_near_duplicates, read_summaries
+from dualview.runs.plan import Shard, known_inputs, plan_run
+from dualview.runs.run import GenerateRun
 from dualview.sources import open_source, vocabulary_of
 from dualview.sources.promptriever import keep_plain
 from dualview.storage import Store, check_reachable, open_store
@@ -35,28 +33,12 @@ from dualview.synthesis.language import model_version
 from dualview.synthesis.preview import fill_prompts
 from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_version
 
-# What says where, how fast and how far the work is done, and not what its rows are (rows_per_shard is the plan's).
-PLACEMENT = {
-    "output",
-    "rows_per_shard",
-    "shards_in_flight",
-    "actors",
-    "price",
-    "budget",
-    "min_accepted_share",
-    "trail",
-}
-# What the source reads: the plan compares its inputs one by one, so that more of them may come.
-INPUTS = {"paths", "max_bad_share"}
-# Of an engine behind an address, how it is spoken to.
-CONNECTION = {"api_key_env", "max_concurrency", "timeout_seconds", "max_tries", "max_pause_seconds"}
-
 # So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
 WATCHED_ROWS = 500
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Brings the run to its end, whatever of it stands already, or as far as its budget goes.
+    """Brings the run to its end, whatever of it exists already, or as far as its budget goes.
 
     Every planned request ends as one row in one of the `data/shard-*.parquet` under the output.
     Returns planned, trainable, a count for each status, what was spent, and each judge's exam.
@@ -64,27 +46,39 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check(config)
-    if isinstance(config.source, BeirSource):
-        mined = mine(config.source, config.output)
-        seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
-        config = config.model_copy(update={"source": seeds})
-    source = open_source(config.source)
-    settings, each = run_settings(config), partial(map_on_cluster, config.actors)
-    inputs = source.inputs(known_inputs(store, settings), each)
-    fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
-    exam = set_exam(config, inputs)
-    plan = plan_run(store, settings, inputs, config.rows_per_shard)
-    if isinstance(config.source, PromptrieverSource):
-        keep_plain(store, plan.all_inputs, each)
-    to_do = missing(store, plan)
-    print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
+    config = _with_mined_seeds(config)
+    run, exam = _plan(config, store)
+    to_do = run.missing()
+    print(f"{config.output}: {len(run.plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
         join_cluster(config.actors)
         with errors_of_workers():
-            _finish_all(config, store, plan, exam, to_do)
-    if config.near_duplicates and lacks_near_duplicates(store, plan) and not missing(store, plan):
-        mark_near_duplicates(store, plan, config.near_duplicates, each)
-    return summarize(store, plan, config.price)
+            _finish_all(config, run, exam, to_do)
+    if config.near_duplicates and run.lacks_near_duplicates and not run.missing():
+        mark_near_duplicates(run, config.near_duplicates, partial(map_on_cluster, config.actors))
+    return run.summary(config.price)
+
+
+def _with_mined_seeds(config: GenerateConfig) -> GenerateConfig:
+    """The same with mined files for its source, where that is a collection without negatives."""
+    if not isinstance(config.source, BeirSource):
+        return config
+    mined = mine(config.source, config.output)
+    seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
+    return config.model_copy(update={"source": seeds})
+
+
+def _plan(config: GenerateConfig, store: Store) -> tuple[GenerateRun, Exam]:
+    """Plans the run, or goes on with its plan. A mistake in prompts or gold pairs shows before anything is written."""
+    source, settings = open_source(config.source), run_settings(config)
+    each = partial(map_on_cluster, config.actors)
+    inputs = source.inputs(known_inputs(store, settings), each)
+    fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
+    exam = set_exam(config, inputs)
+    run = GenerateRun(store, plan_run(store, settings, inputs, config.rows_per_shard))
+    if isinstance(config.source, PromptrieverSource):
+        keep_plain(store, run.plan.all_inputs, each)
+    return run, exam
 
 
 def check(config: GenerateConfig) -> None:
@@ -116,9 +110,7 @@ def run_settings(config: GenerateConfig) -> dict[str, Any]:
     """
     benchmarks, vocabulary = config.rules.benchmarks, vocabulary_of(config.source)
     return {
-        **config.model_dump(
-            mode="json", exclude={**dict.fromkeys(PLACEMENT, True), "source": INPUTS, "engine": CONNECTION}
-        ),
+        **config.deciding(),
         "benchmark_texts": load_benchmarks(benchmarks).checksum if benchmarks else None,
         "vocabulary": vocabulary_version(vocabulary) if vocabulary else None,
         "language_model": model_version() if config.rules.other_language is not None else None,
@@ -126,15 +118,15 @@ def run_settings(config: GenerateConfig) -> dict[str, Any]:
     }
 
 
-def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to_do: list[Shard]) -> None:
+def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: list[Shard]) -> None:
     """INPUT shard numbers -> FAN-OUT actors with an engine -> OUTPUT one put and one small report each."""
     actors = config.actors
-    account = _account(config, store)
+    account = _account(config, run)
     reports = ray.data.from_items(
         [{"shard": shard.index} for shard in to_do], override_num_blocks=len(to_do)
     ).map_batches(
         ShardActor,
-        fn_constructor_args=(config, store, plan, exam, account),
+        fn_constructor_args=(config, run, exam, account),
         batch_size=1,
         compute=ActorPoolStrategy(
             **actors.size(len(to_do)),
@@ -147,7 +139,7 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
     _watch(config, reports.iter_rows(), sum(shard.num_rows for shard in to_do))
     if account is not None and (limit := ray.get(account.used_up.remote())):
         print(
-            f"{config.output}: the budget is used up ({limit}), {len(missing(store, plan))} shards are left;"
+            f"{config.output}: the budget is used up ({limit}), {len(run.missing())} shards are left;"
             " the same command goes on with a larger one"
         )
 
@@ -205,37 +197,8 @@ class Account:
         return used_up(self._spent, self._budget, self._price)
 
 
-def _account(config: GenerateConfig, store: Store) -> ActorHandle | None:
+def _account(config: GenerateConfig, run: GenerateRun) -> ActorHandle | None:
     if config.budget is None:
         return None
     actor = ray.remote(num_cpus=0)(Account)
-    return actor.remote(spent_so_far(store), config.budget, config.price)
-
-
-def summarize(store: Store, plan: Plan, price: Price | None = None) -> dict[str, Any]:
-    """What stands of a plan, counted from the metadata of its committed shards; what was spent is the whole run's."""
-    statuses: Counter[str] = Counter()
-    trainable = 0
-    for summary in read_summaries(store, plan):
-        statuses.update(summary["statuses"])
-        trainable += summary["trainable"]
-    planned = statuses.total()
-    # All of them trainable until they were compared.
-    if num_repeated := read_near_duplicates(store, plan).num_rows:
-        statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
-        trainable -= num_repeated
-    spent = spent_so_far(store)
-    rejected = {
-        reason: count for reason, count in statuses.most_common() if reason not in (ACCEPTED, WRITTEN)
-    }
-    return {
-        "planned": planned,
-        "accepted": statuses[ACCEPTED],
-        **({"written": statuses[WRITTEN]} if statuses[WRITTEN] else {}),
-        "trainable": trainable,
-        "rejected": rejected,
-        "tokens": {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens},
-        "gpu_hours": round(spent.gpu_hours, 3),
-        **({"dollars": round(spent.dollars(price), 4)} if price else {}),
-        "exam": read_exam(store),
-    }
+    return actor.remote(run.spent(), config.budget, config.price)

@@ -19,7 +19,7 @@ from dualview.errors import InputError
 from dualview.models import model_fingerprint
 from dualview.pipelines.train.prepare import on_this_node, open_prepared
 from dualview.retrieval.embeddings import EmbeddingSpec, Tokenized, Wanted, locate, vectors_of
-from dualview.runs.manifest import claim_shelf
+from dualview.runs.manifest import pin_embedding_cache
 from dualview.storage import Store, open_store
 from dualview.training.prepared import Prepared
 
@@ -33,7 +33,7 @@ def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
     Raises InputError where vectors that the run has begun with are not there any more, or a file is no whole one.
     """
     if config.embeddings is not None:
-        claim_shelf(open_store(config.embeddings))
+        pin_embedding_cache(open_store(config.embeddings))
     store, shelf, spec = open_store(config.output), vectors_store(config), spec_of(config)
     if store.list(UNITS_KEY):
         names = {entry.key for entry in shelf.list(f"{spec.folder}/")}

@@ -21,7 +21,8 @@ from dualview.retrieval.encoder import (
     load_tokenizer,
     tokenize_with,
 )
-from dualview.runs.shards import finished_plan, left_out_of_training, read_shard, trainable_rows
+from dualview.runs.run import open_run
+from dualview.runs.shards import read_shard, trainable_rows
 from dualview.storage import LocalStore, Store, download_tree, open_store
 from dualview.training.groups import groups_of, key_of
 from dualview.training.mixtures import Draw, draw, instances_of_parts, num_views
@@ -54,10 +55,9 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
     for number, (part, num_instances) in enumerate(
         zip(config.mixture.parts, instances_of_parts(config), strict=True)
     ):
-        store = open_store(part.data)
-        plan = finished_plan(store)
-        left_out = left_out_of_training(store, plan)
-        keys = [shard.key for shard in plan.shards]
+        run = open_run(part.data)
+        left_out = run.left_out_of_training()
+        keys = [shard.key for shard in run.plan.shards]
         of_shards = list(map_in_order(partial(_num_rows_of_seeds, part.data, left_out), keys))
         num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
         drawn = draw(part, num_rows_of, num_instances, config.seed)
@@ -66,8 +66,8 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
         for key, of_shard in zip(keys, of_shards, strict=True):
             if own := {id: drawn[id] for id in of_shard if id in drawn}:
                 decides = [
-                    plan.fingerprint,
-                    len(plan.extensions),  # with it, what is left out
+                    run.plan.fingerprint,
+                    len(run.plan.extensions),  # with it, what is left out
                     num_sections,
                     {id: asdict(of_seed) for id, of_seed in own.items()},
                 ]
@@ -122,9 +122,7 @@ def expected_tokens(config: TrainConfig) -> int:
 
     instances, tokens = 0, 0.0
     for part, num_instances in zip(config.mixture.parts, instances_of_parts(config), strict=True):
-        store = open_store(part.data)
-        plan = finished_plan(store)
-        rows = trainable_rows(read_shard(store, plan.shards[0].key), left_out_of_training(store, plan))
+        rows = next(open_run(part.data).trainable_tables())
         seeds = groupby(dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.seed.id)
         groups = [group for _, of_seed in seeds for group in groups_of(list(of_seed), part)]
         seen = 0.0

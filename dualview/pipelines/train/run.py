@@ -17,9 +17,9 @@ from dualview.pipelines.train.engine import deepspeed_config
 from dualview.pipelines.train.frozen import keep_vectors
 from dualview.pipelines.train.prepare import open_prepared, plan_mixture, prepare
 from dualview.pipelines.train.worker import refuse_known_failure, train_worker
-from dualview.runs.manifest import claim
+from dualview.runs.manifest import pin_manifest
 from dualview.runs.publishing import CHOSEN_KEY, LAST_KEY, publish
-from dualview.runs.shards import finished_plan
+from dualview.runs.run import open_run
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
 from dualview.training.prepared import Prepared
 from dualview.training.schedule import num_steps_of, sampler_of, use_of_parts
@@ -42,17 +42,17 @@ def train(config: TrainConfig) -> dict[str, Any]:
         check_reachable(open_store(config.embeddings))
     check_model(config.encoder.model)
     if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
-        _claim(store, config)
+        _pin(store, config)
         publish(store)  # as far as a killed attempt left something to do
         print(f"{config.output} is finished; nothing to do")
     else:
         refuse_known_failure(store)
         for part in config.mixture.parts:
-            finished_plan(open_store(part.data))  # at once, not after a cluster has been started
+            open_run(part.data).check_complete()  # at once, not after a cluster has been started
         join_cluster(config.workers, dashboard=True)  # Ray Train asks it for the state of its workers
         placed = _anywhere(config)
         sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
-        _claim(store, config)
+        _pin(store, config)
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
         _print_plan(config, prepared)
@@ -65,8 +65,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def _claim(store: Store, config: TrainConfig) -> None:
-    claim(store, CONFIG_KEY, config.model_dump(mode="json"), notes={}, deciding=deciding)
+def _pin(store: Store, config: TrainConfig) -> None:
+    pin_manifest(store, CONFIG_KEY, config.model_dump(mode="json"), metadata={}, deciding=deciding)
 
 
 def _print_plan(config: TrainConfig, prepared: Prepared) -> None:
