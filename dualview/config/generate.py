@@ -56,9 +56,9 @@ class Bootstrap(Sampling):
     """For seeds without an instruction: an LLM writes one, and the judge finds what breaks it."""
 
     lengths: Annotated[Several[Literal["short", "medium", "long"]], Field(min_length=1)]
-    """Lengths of instruction to ask for, in turn."""
+    """Lengths of instruction to ask for; one is drawn for each seed."""
     styles: Annotated[Several[Literal["plain", "negated", "background", "persona"]], Field(min_length=1)]
-    """Styles of instruction to ask for, in turn."""
+    """Styles of instruction to ask for; one is drawn for each seed."""
     max_instruction_negatives: Positive
     """Most instruction negatives that a seed gets."""
 

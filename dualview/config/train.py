@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from dualview.config.base import Actors, NotNegative, Positive, Settings, Several, Share
 from dualview.config.evaluate import FactbookFlips, Flips
+from dualview.config.renames import with_new_names
 
 
 class Prompts(Settings):
@@ -285,7 +286,11 @@ _NOT_DECIDING = {
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a train config, as JSON values, decides the encoder that comes out of it."""
+    """What of a train config, as JSON values, decides the encoder that comes out of it.
+
+    Settings that an earlier version stored may have old names.
+    """
+    settings = with_new_names(TrainConfig, settings)
     kept = {
         key: {inner: each for inner, each in value.items() if inner not in _NOT_DECIDING[key]}
         if key in _NOT_DECIDING
