@@ -164,6 +164,8 @@ Template = Annotated[str, AfterValidator(_of_query_and_instruction)]
 
 
 class EvaluateConfig(Settings):
+    """Ranks benchmarks with models and reports scores, intervals and differences."""
+
     output: str
     """Where the result goes: s3://bucket/prefix, file:///folder or a plain path."""
     embeddings: str | None = None

@@ -28,6 +28,8 @@ class FacetsWriter(Settings):
 
 
 class Sampling(Settings):
+    """How an LLM is asked."""
+
     prompt: str
     """A file of dualview/synthesis/prompts, without .txt."""
     temperature: Annotated[float, Field(ge=0)]
@@ -41,6 +43,8 @@ class Sampling(Settings):
 
 
 class LlmWriter(Sampling):
+    """An LLM writes the complement."""
+
     kind: Literal["llm"]
     drafts: Positive
     """Drafts for each target; of the accepted ones the one with the largest surplus is taken."""
@@ -64,6 +68,8 @@ class Bootstrap(Sampling):
 
 
 class LlmRewording(Sampling):
+    """An LLM rewords the instruction."""
+
     kind: Literal["llm"]
     num: Positive
     """Rewordings of each instruction."""
@@ -93,6 +99,8 @@ class Exam(Settings):
 
 
 class LlmJudge(Settings):
+    """An LLM answers yes or no at its first token."""
+
     kind: Literal["llm"]
     prompt: str
     """A file of dualview/synthesis/prompts, without .txt: query, instruction and passage."""
@@ -208,6 +216,8 @@ class Synthesis(Settings):
 
 
 class GenerateConfig(Synthesis):
+    """Writes complementary instructions and verifies them."""
+
     output: str
     """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     source: Annotated[

@@ -43,6 +43,8 @@ def settings_of(
     changes: Mapping[str, Any],
 ) -> SettingsType:
     """Settings from a YAML file, from a mapping, or as they are, with changes as in a file that extends them."""
+    if isinstance(config, schema) and not changes:
+        return config
     if isinstance(config, str | Path):
         return load(schema, str(config), changes=[changes])
     content = config.model_dump(mode="json") if isinstance(config, Settings) else dict(config)

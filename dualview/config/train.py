@@ -31,6 +31,8 @@ class Lora(Settings):
 
 
 class EncoderConfig(Settings):
+    """The encoder to start from, and how it reads texts."""
+
     model: str
     """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
     pooling: Literal["mean", "cls"]
@@ -127,7 +129,7 @@ class Batch(Settings):
     chunk_tokens: Positive
     """Tokens that are encoded at once, padding included."""
     gradient_cache: bool
-    """Hold activations of one chunk instead of the whole batch, at the price of a second forward pass."""
+    """Hold activations of one chunk instead of the whole batch, at the cost of a second forward pass."""
 
 
 class Temperature(Settings):
@@ -192,6 +194,8 @@ class Watching(Settings):
 
 
 class TrainConfig(Settings):
+    """Trains an encoder on the rows of generate runs."""
+
     output: str
     """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     seed: int
