@@ -38,10 +38,8 @@ def rename(schema: type[Settings], content: Any) -> list[tuple[str, str]]:
                     parent[key] = yaml.safe_load(new_value)
                     found.append((f"{'.'.join(path)}: {old_value}", f"{'.'.join(target)}: {new_value}"))
                 continue
-            value = parent.pop(key)
-            if not parent and len(path) > 1:  # nothing is left of what held it
-                _at(content, path[:-2]).pop(path[-2])
-            _put(content, target, value, old=".".join(path))
+            _put(content, target, parent.pop(key), old=".".join(path))
+            _drop_if_empty(content, path[:-1])
             found.append((".".join(path), ".".join(target)))
     return found
 
@@ -93,6 +91,13 @@ def _put(content: Any, path: tuple[str, ...], value: Any, old: str) -> None:
             f"`{old}` and `{'.'.join(path)}` are the same key under its old and its new name; keep the new one"
         )
     content[last] = value
+
+
+def _drop_if_empty(content: Any, path: tuple[str, ...]) -> None:
+    """Takes away a mapping of which nothing is left, and then what held nothing else."""
+    while path and _at(content, path) == {} and isinstance(parent := _at(content, path[:-1]), dict):
+        del parent[_key(parent, path[-1])]
+        path = path[:-1]
 
 
 def _key(content: Any, part: str) -> Any:
