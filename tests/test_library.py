@@ -49,7 +49,7 @@ def test_every_public_name_is_there_and_documented() -> None:
 def test_the_verbs_take_changes_and_tell_mistakes_in_a_sentence() -> None:
     with pytest.raises(InputError, match=r"train-dual.yaml: unknown key `colour`"):
         dualview.train(ROOT / "configs/demo/train-dual.yaml", colour="red")
-    with pytest.raises(InputError, match="^GenerateConfig: missing key `bootstrap`"):
+    with pytest.raises(InputError, match=r"^GenerateConfig: missing key `bootstrap`"):
         dualview.generate({"output": "x"})
 
 
