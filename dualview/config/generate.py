@@ -1,4 +1,4 @@
-"""Settings of jobs/generate.py."""
+"""Settings of `dualview generate`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,23 +15,39 @@ class FacetsWriter(Settings):
 
     kind: Literal["facets"]
     seed: int
-    negation_share: Share  # complements that negate the original requirement
-    same_facet_share: Share  # another value of the same attribute; the rest take another attribute
-    exclusion_share: Share  # among the complements that are no negation
-    compound_share: Share  # complements with a second requirement, which N* meets as well
+    """Random seed of the choices."""
+    negation_share: Share
+    """Share of the complements that negate the original requirement."""
+    same_facet_share: Share
+    """Share of the complements that ask for another value of the same attribute; what is left takes another
+    attribute."""
+    exclusion_share: Share
+    """Share of exclusions among the complements that are no negation."""
+    compound_share: Share
+    """Share of the complements with a second requirement, which N* meets as well."""
 
 
 class Sampling(Settings):
-    prompt: str  # a file of dualview/synthesis/prompts, without .txt
+    """How an LLM is asked."""
+
+    prompt: str
+    """A file of dualview/synthesis/prompts, without .txt."""
     temperature: Annotated[float, Field(ge=0)]
+    """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)]
+    """Nucleus sampling: the probability mass that is sampled from."""
     max_tokens: Positive
+    """Longest answer, in tokens."""
     seed: int
+    """Random seed of the sampling."""
 
 
 class LlmWriter(Sampling):
+    """An LLM writes the complement."""
+
     kind: Literal["llm"]
-    drafts: Positive  # for each target; of those that are accepted the one with the largest surplus is taken
+    drafts: Positive
+    """Drafts for each target; of the accepted ones the one with the largest surplus is taken."""
 
 
 class GivenWriter(Settings):
@@ -44,13 +60,19 @@ class Bootstrap(Sampling):
     """For seeds without an instruction: an LLM writes one, and the judge finds what breaks it."""
 
     lengths: Annotated[Several[Literal["short", "medium", "long"]], Field(min_length=1)]
+    """Lengths of instruction to ask for; one is drawn for each seed."""
     styles: Annotated[Several[Literal["plain", "negated", "background", "persona"]], Field(min_length=1)]
+    """Styles of instruction to ask for; one is drawn for each seed."""
     max_instruction_negatives: Positive
+    """Most instruction negatives that a seed gets."""
 
 
 class LlmRewording(Sampling):
+    """An LLM rewords the instruction."""
+
     kind: Literal["llm"]
-    num: Positive  # of each instruction
+    num: Positive
+    """Rewordings of each instruction."""
 
 
 class VocabularyRewording(Settings):
@@ -58,25 +80,36 @@ class VocabularyRewording(Settings):
 
     kind: Literal["vocabulary"]
     num: Positive
+    """Rewordings of each instruction."""
     seed: int
+    """Random seed of the choices."""
 
 
 class Exam(Settings):
     """Gold pairs that an LLM judge answers before the first shard."""
 
-    num_pairs: Annotated[int, Field(ge=2)]  # half of them relevant, half not
-    min_auc: Share  # below it the run's rows are written but not marked trainable
+    num_pairs: Annotated[int, Field(ge=2)]
+    """Number of gold pairs, half of them relevant and half not."""
+    min_auc: Share
+    """Lowest ROC AUC to pass; below it the run's rows are written but not marked trainable."""
     seed: int
-    # Whose labels are the gold; null: those of this run's own source.
+    """Random seed of the draw."""
     gold: Annotated[FactbookSource | TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
+    """Whose labels are the gold; null takes those of this run's own source."""
 
 
 class LlmJudge(Settings):
+    """An LLM answers yes or no at its first token."""
+
     kind: Literal["llm"]
     prompt: str
-    query_prompt: str | None  # for the query alone; needed where `query` is one of the conditions
-    min_margin: Annotated[float, Field(ge=0)]  # closer to 0 than this: undecided
+    """A file of dualview/synthesis/prompts, without .txt: query, instruction and passage."""
+    query_prompt: str | None
+    """The prompt for a query without an instruction; null where `query` is none of the conditions."""
+    min_margin: Annotated[float, Field(ge=0)]
+    """Margin log p(yes) - log p(no) below which, in absolute value, a verdict is undecided."""
     exam: Exam
+    """Gold pairs that the judge answers before the first shard."""
 
 
 class AttributesJudge(Settings):
@@ -89,7 +122,9 @@ class Cells(Settings):
     """Which cells of the relevance matrix are judged: passages of the seed x these conditions."""
 
     conditions: Annotated[Several[Condition], Field(min_length=1)]
-    hard_negatives: bool  # besides the positive and the instruction negatives: labels that nobody gave
+    """What passages are judged under: the query alone, the original instruction, the new one."""
+    hard_negatives: bool
+    """Judge the hard negatives too, besides the positive and the instruction negatives."""
 
 
 class Accept(Settings):
@@ -99,75 +134,116 @@ class Accept(Settings):
     """
 
     judge: Literal["llm", "attributes", "none"]
+    """Whose verdicts decide; `none` accepts what the rules let through, to measure what verification buys."""
     conditions: Annotated[Several[Condition], Field(min_length=1)]
+    """Conditions under which every labelled passage must be right."""
 
 
 class Benchmarks(Settings):
     """Texts that must not be trained on: queries and instructions of what will be evaluated."""
 
-    # .jsonl (keys as in synthesis/contamination.py) or .txt (a text a line), local or at s3://
     paths: Annotated[Several[str], Field(min_length=1)]
-    max_shared_words: Positive  # a longer run of words shared with one of them is contamination
+    """JSONL files (keys as in synthesis/contamination.py) or .txt files (a text a line), local or at
+    s3://."""
+    max_shared_words: Positive
+    """Longest run of words that a row may share with a benchmark's text."""
 
 
 class Rules(Settings):
     min_words: Positive
+    """Fewest words of an instruction."""
     max_words: Positive
+    """Most words of an instruction."""
     max_sentences: Positive
-    max_copied_words: Positive  # a longer run of words taken from a passage is a leak
-    max_similarity_to_original: Share  # Jaccard index of the word sets
-    # How sure it must be that instruction and query are in different languages; null: not asked. 0.99 rejected
-    # none of 13,000 English pairs (the largest value was 0.88), and all sentences of ten other languages.
+    """Most sentences of an instruction."""
+    max_copied_words: Positive
+    """Longest run of words that an instruction may take from a passage; a longer one is a leak."""
+    max_similarity_to_original: Share
+    """Largest Jaccard index of the word sets of the new and the original instruction."""
     other_language: Annotated[float, Field(gt=0, lt=1)] | None
+    """Probability from which instruction and query count as different languages; null does not check. 0.99
+    rejected none of 13,000 English pairs (the largest value was 0.88) and every sentence in ten other
+    languages."""
     benchmarks: Benchmarks | None
+    """Benchmark texts that must not appear in training data; null does not check."""
 
 
 class NearDuplicates(Settings):
     """Rows of the same query whose new instructions are nearly the same: only a run's first is trained on."""
 
-    threshold: Annotated[float, Field(ge=0.5, le=1)]  # Jaccard index of the instructions' runs of words
-    num_perm: Annotated[int, Field(ge=16)]  # hash functions of MinHash: for each row 4 bytes of memory each
-    ngram: Positive  # words in a run
+    threshold: Annotated[float, Field(ge=0.5, le=1)]
+    """Jaccard index of two instructions' word n-grams from which they are near-duplicates."""
+    num_perm: Annotated[int, Field(ge=16)]
+    """Hash functions of MinHash; each takes 4 bytes of memory a row."""
+    ngram: Positive
+    """Words in an n-gram."""
 
 
 class Budget(Settings):
-    """Over all attempts and resumes of the run; when one is used up, the run ends and can go on later."""
+    """Limits over all attempts and resumes of the run, any number of them.
 
-    tokens: Positive | None
-    dollars: Annotated[float, Field(gt=0)] | None
-    gpu_hours: Annotated[float, Field(gt=0)] | None
+    When one is used up, the run ends and can go on later.
+    """
+
+    tokens: Positive | None = None
+    """Most tokens, of prompts and answers."""
+    dollars: Annotated[float, Field(gt=0)] | None = None
+    """Most dollars; needs `price`."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Most GPU hours."""
 
 
 class Synthesis(Settings):
     """What decides a row, given its seed and the engine."""
 
     bootstrap: Bootstrap | None
-    targets: Positive | Literal["all"]  # instruction negatives of a seed that get a complement each, in order
+    """How seeds without an instruction get one; null where all seeds have theirs."""
+    targets: Positive | Literal["all"]
+    """Instruction negatives of a seed that get a complement each, in order; `all` for every one."""
     writer: Annotated[FacetsWriter | LlmWriter | GivenWriter, Field(discriminator="kind")]
+    """Who writes the complementary instructions."""
     rules: Rules
+    """What a written instruction must look like."""
     judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
+    """Judges of the relevance matrix; [] for none."""
     cells: Cells
-    accept: Accept | None  # null: this run only writes, another one judges (source of kind drafts)
+    """Which cells of the relevance matrix are judged."""
+    accept: Accept | None
+    """Which verdicts accept a row; null only writes, and a later run with a source of kind `drafts`
+    judges."""
     rewording: Annotated[LlmRewording | VocabularyRewording, Field(discriminator="kind")] | None
+    """Other wordings of accepted instructions; null makes none."""
 
 
 class GenerateConfig(Synthesis):
-    output: str  # s3://bucket/prefix, file:///folder or a plain path
+    """Writes complementary instructions and verifies them."""
+
+    output: str
+    """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     source: Annotated[
         FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
         Field(discriminator="kind"),
     ]
+    """Where seeds come from."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
-    near_duplicates: NearDuplicates | None  # null: not looked for
-    price: Price | None  # null: no account in dollars
+    """The LLM that writes and judges; null where none does."""
+    near_duplicates: NearDuplicates | None
+    """Near-duplicates within the run; null does not look for them."""
+    price: Price | None
+    """Prices for the account in dollars; null keeps none."""
     budget: Budget | None
+    """Limits of the run; null sets none."""
     rows_per_shard: Positive
-    shards_in_flight: Positive  # per actor
+    """Seeds of a shard, which is one Parquet file."""
+    shards_in_flight: Positive
+    """Shards that an actor works on at once."""
     actors: Pool
-    min_accepted_share: (
-        Share  # of the last 500 rows: with fewer the run stops, for an engine may answer nonsense
-    )
-    trail: str | None  # a local JSONL file for the progress of the run
+    """Actors that hold the engine."""
+    min_accepted_share: Share
+    """Smallest accepted share of the last 500 rows; below it the run stops, because the engine may be
+    answering nonsense."""
+    trail: str | None
+    """Local JSONL file for the progress of the run; null writes none."""
 
     def deciding(self) -> dict[str, Any]:
         """The settings, as JSON values, that decide what the rows will be."""

@@ -1,4 +1,4 @@
-"""Settings of jobs/judge.py."""
+"""Settings of `dualview judge`."""
 
 from typing import Annotated
 
@@ -15,12 +15,19 @@ class JudgeConfig(Settings):
     """An LLM judge against gold labels."""
 
     output: str
+    """Where the result goes: s3://bucket/prefix, file:///folder or a plain path."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")]
-    judge: LlmJudge  # as in a generate config; of each gold it gets exam.num_pairs
+    """The LLM that judges."""
+    judge: LlmJudge
+    """The judge, as in a generate config; it answers `exam.num_pairs` pairs of each gold source."""
     gold: Annotated[
         Several[Annotated[FactbookSource | TuplesSource | Flips, Field(discriminator="kind")]],
         Field(min_length=1),
     ]
+    """Sources of gold labels."""
     wanted_precision: Annotated[float, Field(gt=0, le=1)]
+    """Precision for which the report names the margin that reaches it."""
     bootstrap_samples: Positive
+    """Bootstrap samples of each interval."""
     actors: Actors
+    """Actors that hold the engine."""

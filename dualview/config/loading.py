@@ -1,52 +1,89 @@
 """YAML to settings: unknown keys are refused, every error is one sentence."""
 
-from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+import sys
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 import yaml
 
 from dualview.config.base import Settings
+from dualview.config.renames import REFUSED_FROM, SINCE, rename
 from dualview.errors import InputError
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
 
-def from_command_line(
-    schema: type[SettingsType], description: str | None, **flags: str
-) -> tuple[SettingsType, Namespace]:
-    """The settings that `--config FILE` and any `--set KEY=VALUE` name; the same for every job.
+def load(
+    schema: type[SettingsType],
+    path: str,
+    assignments: Sequence[str] = (),
+    changes: Sequence[Mapping[str, Any]] = (),
+) -> SettingsType:
+    """Reads `path` and what it extends, applies changes and then `a.b=c` assignments, and checks everything.
 
-    flags: further switches of this job and their help; `dry_run` becomes --dry-run, and is in the second
-    value.
+    Each of `changes` is merged as the keys of a file that extends `path`. An assignment replaces what its key
+    names; c is YAML. Raises InputError that names the file, the key, what was expected and what was found.
     """
-    parser = ArgumentParser(description=description)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one key of the file, for example --set actors.num=2; may be repeated",
-    )
-    for name, explanation in flags.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=explanation)
-    arguments = parser.parse_args()
-    return load(schema, arguments.config, arguments.set), arguments
+    content = _change_all(schema, _read(schema, path), changes, path)
+    for assignment in assignments:
+        key, value = _parsed(assignment)
+        content = _change(schema, content, key, _Whole(value), f"--set {assignment}")
+    return _checked(schema, content, path)
 
 
-def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ()) -> SettingsType:
-    """Reads `path`, applies `a.b=c` assignments (c is YAML), and checks everything.
+def settings_of(
+    schema: type[SettingsType],
+    config: str | Path | Mapping[str, Any] | SettingsType,
+    changes: Mapping[str, Any],
+) -> SettingsType:
+    """Settings from a YAML file, from a mapping, or as they are, with changes as in a file that extends them."""
+    if isinstance(config, schema) and not changes:
+        return config
+    if isinstance(config, str | Path):
+        return load(schema, str(config), changes=[changes])
+    content = config.model_dump(mode="json") if isinstance(config, Settings) else dict(config)
+    return _checked(schema, _change_all(schema, content, [changes], schema.__name__), schema.__name__)
 
-    Raises InputError that names the file, the key, what was expected and what stood there.
-    """
+
+def _checked(schema: type[SettingsType], content: dict[str, Any], path: str) -> SettingsType:
+    _rename(schema, content, path)
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_error(error, content)}") from None
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _read(schema: type[Settings], path: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The content of a file, merged onto the file that it extends; `extending`: the files that led here."""
+    content = _parse(path, extending)
+    if "extends" not in content:
+        _rename(schema, content, path)
+        return content
+    base = content.pop("extends")
+    if not isinstance(base, str):
+        raise InputError(f"{path}: `extends`: expected another file, for example `extends: base.yaml`")
+    found = str(Path(path).parent / base)
+    chain = (*extending, path)
+    if Path(found).resolve() in [Path(file).resolve() for file in chain]:
+        raise InputError(f"{path}: `extends`: the files extend each other: {' -> '.join((*chain, found))}")
+    return _change_all(schema, _read(schema, found, chain), [content], path)
+
+
+def _parse(path: str, extending: tuple[str, ...]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
+        expected = f"{extending[-1]} extends it" if extending else "expected a YAML file"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -54,37 +91,132 @@ def load(schema: type[SettingsType], path: str, assignments: Sequence[str] = ())
         raise InputError(f"{path}{line}: is not valid YAML ({problem})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected keys and values, for example `output: s3://bucket/run`")
-    for assignment in assignments:
-        _assign(content, assignment)
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: {_first_error(error, content)}") from None
+    return content
 
 
-def _assign(content: dict[str, Any], assignment: str) -> None:
+def _parsed(assignment: str) -> tuple[str, Any]:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
         raise InputError(f"--set {assignment}: expected KEY=VALUE, for example --set actors.num=2")
-    *parents, last = key.split(".")
-    place: Any = content
-    for parent in parents:
-        try:
-            place = place[int(parent)] if isinstance(place, list) else place.setdefault(parent, {})
-        except (ValueError, IndexError):
-            raise InputError(f"--set {assignment}: there is no item `{parent}` in this list") from None
-        if not isinstance(place, dict | list):
-            raise InputError(f"--set {assignment}: `{parent}` holds a value, not further keys")
     try:
-        parsed = yaml.safe_load(value)
+        return key, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
         raise InputError(f"--set {assignment}: `{value}` is not a YAML value") from None
-    if isinstance(place, dict):
-        place[last] = parsed
-    elif last.isdigit() and int(last) < len(place):
-        place[int(last)] = parsed
+
+
+def _rename(schema: type[Settings], content: Any, where: str) -> None:
+    try:
+        for old, new in rename(schema, content):
+            _warn(
+                f"{where}: `{old}` is called `{new}` since {SINCE}; rename it, {REFUSED_FROM} will refuse it"
+            )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+@cache
+def _warn(sentence: str) -> None:
+    """Once, however often a study reads the same file."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Replaces what is there, a mapping too."""
+
+    value: Any
+
+
+class _Path(dict[str, Any]):
+    """The nesting of a dotted key, to tell it from a mapping of the file."""
+
+
+def _change_all(
+    schema: type[Settings], content: dict[str, Any], changes: Sequence[Mapping[str, Any]], path: str
+) -> dict[str, Any]:
+    for change in changes:
+        for key, value in change.items():
+            content = _change(schema, content, str(key), value, f"{path}: `{key}`")
+    return content
+
+
+def _change(
+    schema: type[Settings], content: dict[str, Any], key: str, value: Any, where: str
+) -> dict[str, Any]:
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = _Path({part: nested})
+    _rename(schema, nested, where)
+    changed: dict[str, Any] = _merged(content, nested, [schema], key, where)
+    return changed
+
+
+def _merged(base: Any, change: Any, types: Sequence[Any], name: str, where: str) -> Any:
+    """`change` over `base`: mappings merge, numbers name items of a list, all else replaces.
+
+    A mapping of another `kind` replaces too. `types`: what the schema has in this place, of which a key that is set
+    takes away those that it excludes.
+    """
+    if isinstance(change, _Whole):
+        return change.value
+    if not isinstance(change, dict):
+        return change
+    if isinstance(base, list):
+        items = list(base)
+        for key, inner in change.items():
+            if not (str(key).isdecimal() and int(key) < len(items)):
+                raise InputError(f"{where}: there is no item `{key}` in this list")
+            items[int(key)] = _merged(items[int(key)], inner, _under(types, key), key, where)
+        return items
+    if isinstance(change, _Path) and not isinstance(base, dict | None):
+        raise InputError(f"{where}: `{name}` holds a value, not further keys")
+    if not isinstance(base, dict) or (
+        not isinstance(change, _Path) and change.get("kind", base.get("kind")) != base.get("kind")
+    ):
+        base = {}
+    excluded = {key for group in _exclusive(types) if _sets(change, group) for key in group} - change.keys()
+    kept = {key: value for key, value in base.items() if key not in excluded}
+    return kept | {
+        key: _merged(base.get(key), inner, _under(types, key), key, where) for key, inner in change.items()
+    }
+
+
+def _exclusive(types: Sequence[Any]) -> list[tuple[str, ...]]:
+    return [member.one_of for member in types if isinstance(member, type) and issubclass(member, Settings)]
+
+
+def _sets(change: Mapping[str, Any], group: Sequence[str]) -> bool:
+    return any(change.get(key) not in (None, _Whole(None)) for key in group)
+
+
+def _under(types: Sequence[Any], key: Any) -> list[Any]:
+    """What values of these types hold under a key."""
+    found: list[Any] = []
+    for member in types:
+        if isinstance(member, type) and issubclass(member, Settings):
+            if field := member.model_fields.get(key):
+                found += members(field.annotation)
+        elif get_origin(member) in (tuple, dict):
+            found += members(get_args(member)[0 if get_origin(member) is tuple else 1])
+    return found
+
+
+def members(annotation: Any) -> Iterator[Any]:
+    """The types of a union, or the one type itself."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from members(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for member in get_args(annotation):
+            yield from members(member)
     else:
-        raise InputError(f"--set {assignment}: there is no item `{last}` in this list")
+        yield annotation
+
+
+# --- sentences ------------------------------------------------------------------------------------
 
 
 def _first_error(error: ValidationError, content: dict[str, Any]) -> str:

@@ -12,12 +12,15 @@ class FactbookSource(Settings):
 
     kind: Literal["factbook"]
     split: Literal["train", "development"]
+    """Part of the corpus that seeds come from."""
     num_seeds: Positive
+    """Number of seeds."""
     seed: int
-    num_templates: Positive | None  # of the split's templates of each polarity, for fewer wordings; null: all
-    num_negatives: (
-        Annotated[int, Field(ge=1, le=4)] | None
-    )  # instruction negatives of each seed; null: one of most, two or three of some
+    """Random seed of the draw."""
+    num_templates: Positive | None
+    """Templates of each polarity to use, for fewer wordings; null uses all of the split."""
+    num_negatives: Annotated[int, Field(ge=1, le=4)] | None
+    """Instruction negatives of each seed; null gives one to most seeds and two or three to some."""
 
 
 class TuplesSource(Settings):
@@ -25,27 +28,38 @@ class TuplesSource(Settings):
 
     kind: Literal["tuples"]
     paths: Annotated[Several[str], Field(min_length=1)]
-    max_bad_share: Share  # bad rows are left out and listed up to this share; 0.0: the first one ends the run
+    """Files or folders, local or at s3://."""
+    max_bad_share: Share
+    """Largest share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
+    run."""
 
 
 class PromptrieverSource(Settings):
     """JSONL or Parquet files in the layout of the hub's samaya-ai/msmarco-w-instructions."""
 
     kind: Literal["promptriever"]
-    paths: Annotated[Several[str], Field(min_length=1)]  # files, folders, s3://... or hub:OWNER/NAME
-    max_bad_share: Share  # as in TuplesSource
+    paths: Annotated[Several[str], Field(min_length=1)]
+    """Files, folders, s3://... or hub:OWNER/NAME."""
+    max_bad_share: Share
+    """Largest share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
+    run."""
 
 
 class DraftsSource(Settings):
     """The rows of a finished generate run that only wrote: their drafts are judged by this run."""
 
     kind: Literal["drafts"]
-    run: str  # that run's output
+    run: str
+    """Output of that run."""
 
 
 class Bm25(Settings):
+    """Lexical ranking."""
+
     k1: Annotated[float, Field(gt=0)]
+    """Saturation of term frequency."""
     b: Share
+    """Weight of length normalisation."""
     stopwords: (
         Literal[
             "chinese",
@@ -65,37 +79,60 @@ class Bm25(Settings):
         ]
         | None
     )
+    """Language whose stop words are ignored; null ignores none."""
 
 
 class DenseRetriever(Settings):
-    model: str  # a folder, a hub name, package:NAME/FOLDER or s3://...
+    """An encoder that ranks by cosine similarity."""
+
+    model: str
+    """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
     max_query_tokens: Positive
+    """Tokens of a query that are read; the rest is cut off."""
     max_passage_tokens: Positive
+    """Tokens of a passage that are read; the rest is cut off."""
     precision: Literal["bf16", "fp32"]
+    """Precision of the matrix products."""
     trust_remote_code: bool
-    embeddings: str | None = None  # a folder or s3://...: vectors for other runs too; null: under the output
+    """Run Python code that the model's repository brings."""
+    embeddings: str | None = None
+    """Where vectors are kept for other runs: a folder or s3://...; null keeps them under the output."""
 
 
 class Mining(Settings):
     """Hard negatives: passages that a retriever ranks high for a query and that no judgement calls relevant."""
 
     bm25: Bm25 | None
+    """Take negatives from a BM25 ranking; null does not."""
     dense: DenseRetriever | None
-    first_rank: Positive  # of a retriever's ranking, which counts relevant passages too; 1 is the best
+    """Take negatives from an encoder's ranking; null does not."""
+    first_rank: Positive
+    """First rank to take negatives from; 1 is the best, and relevant passages count."""
     last_rank: Positive
-    min_margin: Share  # of the positive's score; closer to it than this, or above it: not taken
-    num_negatives: Positive  # per seed, or as many as there are
-    passages_per_shard: WholeGroups  # the index and the vectors that a process holds at a time
+    """Last rank to take negatives from."""
+    min_margin: Share
+    """Share of the positive's score by which a negative must stay below it; others are not taken."""
+    num_negatives: Positive
+    """Negatives per seed, or as many as there are."""
+    passages_per_shard: WholeGroups
+    """Passages whose index and vectors one process holds at a time."""
     queries_per_shard: WholeGroups
-    actors: Actors  # GPUs only for encoding
+    """Queries that one task ranks."""
+    actors: Actors
+    """Actors that mine; their GPUs are used for encoding only."""
 
 
 class BeirSource(Settings):
     """A folder with corpus.jsonl, queries.jsonl and qrels: seeds without instructions, negatives mined."""
 
     kind: Literal["beir"]
-    path: str  # a folder or s3://bucket/prefix
-    qrels: str  # a file of the folder: qrels/train.tsv
-    min_grade: Positive  # from this grade on, a passage is a positive
-    max_positives: Positive  # per query, best grades first; each makes a seed
+    path: str
+    """A folder or s3://bucket/prefix."""
+    qrels: str
+    """File of the folder with the judgements, for example qrels/train.tsv."""
+    min_grade: Positive
+    """Lowest grade of a positive."""
+    max_positives: Positive
+    """Positives per query, best grades first; each makes a seed."""
     mining: Mining
+    """How hard negatives are found."""

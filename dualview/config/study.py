@@ -1,4 +1,4 @@
-"""Settings of jobs/study.py."""
+"""Settings of `dualview study`."""
 
 from typing import Annotated, Any, Self
 
@@ -13,23 +13,35 @@ class StudyConfig(Settings):
     """A grid of trainings, each evaluated the same way: axes of settings over a base config."""
 
     output: str
-    train: str  # a train config, which the axes change
-    train_changes: dict[str, Any]  # of all runs, KEY: VALUE as for --set
-    evaluate: str  # an evaluate config, whose encoders are the runs
+    """Where the study goes: s3://bucket/prefix, file:///folder or a plain path."""
+    train: str
+    """A train config, which the axes change."""
+    train_changes: dict[str, Any]
+    """Changes for all trainings, as in a file that extends another: dotted keys, or mappings that are
+    merged."""
+    evaluate: str
+    """An evaluate config; its encoders are replaced by the runs."""
     evaluate_changes: dict[str, Any]
-    axes: dict[str, dict[str, dict[str, Any]]]  # axis -> name of a value -> KEY: VALUE as for --set
-    seeds: str  # the axis of repeats: intervals are over its values too
-    baselines: dict[Name, RankingModel]  # not trained here, and scored as the runs are
-    compare: Several[
-        Annotated[tuple[str, str], Strict(False)]
-    ]  # values of the first axis: first minus second, at equal budget; or a value minus a baseline
-    metrics: Annotated[Several[str], Field(min_length=1)]  # "BENCHMARK METRIC" of the evaluation
-    trade_off: (
-        Annotated[tuple[str, str], Strict(False)] | None
-    )  # two of them, for a picture of one against the other
-    price: Price | None  # with one, costs are in dollars too; per_gpu_hour is any device's
+    """Changes for all evaluations, in the same form."""
+    axes: dict[str, dict[str, dict[str, Any]]]
+    """For each axis, the names of its values and the changes of `train` that each one makes."""
+    seeds: str
+    """The axis of repeats: intervals also cover its values."""
+    baselines: dict[Name, RankingModel]
+    """Models that are not trained here and scored as the runs are."""
+    compare: Several[Annotated[tuple[str, str], Strict(False)]]
+    """Pairs whose difference is reported: two values of the first axis at equal budget, or a value and a
+    baseline."""
+    metrics: Annotated[Several[str], Field(min_length=1)]
+    """Metrics of the evaluation to report, each as "BENCHMARK METRIC", for example "Core17 p-MRR"."""
+    trade_off: Annotated[tuple[str, str], Strict(False)] | None
+    """Two of the metrics, for a picture of one against the other; null draws none."""
+    price: Price | None
+    """Prices for costs in dollars; null reports none."""
     bootstrap_samples: Positive
-    max_tries: Positive  # of a run that fails, before it is reported as failed
+    """Bootstrap samples of each interval."""
+    max_tries: Positive
+    """Tries of a run before it is reported as failed."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:

@@ -1,4 +1,4 @@
-"""Settings of jobs/train.py."""
+"""Settings of `dualview train`."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -7,143 +7,184 @@ from pydantic import Field, model_validator
 
 from dualview.config.base import Actors, NotNegative, Positive, Settings, Several, Share
 from dualview.config.evaluate import FactbookFlips, Flips
+from dualview.config.renames import with_new_names
 
 
 class Prompts(Settings):
     """What an encoder wants before a text, for example "query: " and "passage: "; saved with the model."""
 
     query: str
+    """Text before every query."""
     document: str
+    """Text before every passage."""
 
 
 class Lora(Settings):
     """Low-rank adapters in place of all weights; merged into them on export."""
 
     rank: Positive
+    """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)]
+    """Scale of the adapters: their product is multiplied by alpha / rank."""
     target_modules: Literal["all-linear"] | Several[str]
+    """Names of the layers that get an adapter, or `all-linear`."""
 
 
 class EncoderConfig(Settings):
-    model: str  # a folder, a hub name, package:NAME/FOLDER or s3://...
+    """The encoder to start from, and how it reads texts."""
+
+    model: str
+    """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
     pooling: Literal["mean", "cls"]
-    query_template: str  # how query and instruction become one text; a query without instruction stands alone
+    """How token vectors become one vector."""
+    query_template: str
+    """How query and instruction become one text; a query without an instruction stays as it is."""
     prompts: Prompts
+    """What the encoder expects before a text."""
     max_query_tokens: Positive
+    """Tokens of a query and its instruction that are read; the rest is cut off."""
     max_passage_tokens: Positive
+    """Tokens of a passage that are read; the rest is cut off."""
     train_word_embeddings: bool
+    """Train the word embeddings too."""
     dropout: bool
+    """Keep the model's dropout on during training."""
     lora: Lora | None
-    activation_checkpointing: bool  # memory for a second forward pass
-    attention: Literal["sdpa", "flash_attention_2"]  # the latter computes no padding; a GPU, bf16, flash-attn
+    """Train low-rank adapters in place of all weights; null trains all weights."""
+    activation_checkpointing: bool
+    """Save memory by computing activations a second time in the backward pass."""
+    attention: Literal["sdpa", "flash_attention_2"]
+    """`flash_attention_2` computes no padding; it needs a GPU, bf16 and the package flash-attn."""
     trust_remote_code: bool
+    """Run Python code that the model's repository brings."""
 
 
-# Which views of a seed are trained on, and where they stand:
-#   both      the original and the complementary ones, in one batch
-#   apart     the same views, never in one batch
-#   one       one of them, drawn by the seed: twice the seeds at the same budget (the unpaired control)
-#   original  the original instruction only
-#   plain     the query without an instruction
 Views = Literal["both", "apart", "one", "original", "plain"]
 
 
 class Part(Settings):
     """What one source gives to a mixture: an exact number of instances, or a share by weight."""
 
-    data: str  # output of a generate run
+    one_of = ("num_instances", "weight")
+
+    data: str
+    """Output of a generate run."""
     views: Views
-    num_instances: Positive | None  # (query, instruction, positive): a group of both views counts two
-    weight: Annotated[float, Field(gt=0)] | None  # of all instances; seeds come again where there are too few
-    num_hard_negatives: Annotated[int, Field(ge=0)]  # per seed and epoch, besides its instruction negatives
-    rewordings: bool  # a view is shown in one of its wordings, drawn anew each epoch
-    min_judged_margin: (
-        NotNegative | None
-    )  # a judge's verdict this clear labels a hard negative; null: none does
+    """Which views of a seed are trained on: `both` the original and the complementary ones in one batch;
+    `apart` the same views, never in one batch; `one` a random one of them, so that the same budget takes
+    twice the seeds (the unpaired control); `original` the original instruction only; `plain` the query
+    without an instruction."""
+    num_instances: Positive | None = None
+    """Exact number of instances (query, instruction, positive); a group of both views counts two."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share by weight of all instances; seeds repeat where there are too few."""
+    num_hard_negatives: Annotated[int, Field(ge=0)]
+    """Hard negatives per seed and epoch, besides its instruction negatives."""
+    rewordings: bool
+    """Show a view in one of its wordings, drawn again each epoch."""
+    min_judged_margin: NotNegative | None
+    """Smallest margin of a judge's verdict that labels a hard negative; null labels none."""
 
 
 class Mixture(Settings):
     parts: Annotated[Several[Part], Field(min_length=1)]
-    homogeneous: bool  # a batch is of one part
+    """Sources of groups: all with `num_instances`, or all with `weight`."""
+    homogeneous: bool
+    """Take each batch from one part only."""
 
     @model_validator(mode="after")
     def _counts_or_weights(self) -> Self:
         counted = [part.num_instances is not None for part in self.parts]
-        weighed = [part.weight is not None for part in self.parts]
-        if any(counted) == any(weighed) or not (all(counted) or all(weighed)):
-            raise ValueError(
-                "expected num_instances in every part and weight: null, or weight in every part and"
-                " num_instances: null"
-            )
+        if any(counted) and not all(counted):
+            raise ValueError("expected num_instances in every part, or weight in every part")
         return self
 
 
 class TrainBudget(Settings):
-    """When a run ends: the first key that is not null says it."""
+    """When a run ends: exactly one key says it."""
 
-    instances: Positive | None
-    tokens: Positive | None  # of the views and passages of each group, once
-    steps: Positive | None
-    petaflop: Annotated[float, Field(gt=0)] | None  # of those tokens, as result.json counts operations
+    one_of = ("instances", "tokens", "steps", "petaflop")
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(value is not None for value in self.model_dump().values()) != 1:
-            raise ValueError("expected exactly one of instances, tokens, steps and petaflop, the others null")
-        return self
+    instances: Positive | None = None
+    """Instances to train on; a multiple of batch.instances."""
+    tokens: Positive | None = None
+    """Tokens of views and passages, counted once for each group."""
+    steps: Positive | None = None
+    """Optimizer steps."""
+    petaflop: Annotated[float, Field(gt=0)] | None = None
+    """Floating-point operations in units of 10^15, for those tokens, as result.json counts them."""
 
 
 class Batch(Settings):
     instances: Positive
-    queries: (
-        Positive | None
-    )  # a batch is this many blocks of one size, each of one query; null: groups as they come
-    candidates: Literal["groups", "queries"]  # the passages of its groups, or all passages of its queries
-    # What a view does not label: left out; negatives among what its rank holds; among the whole batch.
+    """Instances of a step, over all workers."""
+    queries: Positive | None
+    """Number of queries of a batch, each with a block of the same number of groups; null takes groups as they
+    come."""
+    candidates: Literal["groups", "queries"]
+    """Passages of a batch: those of its groups, or all passages of its queries."""
     negatives: Literal["own", "worker", "batch"]
-    chunk_tokens: Positive  # texts that are encoded at once, padding counted
-    gradient_cache: bool  # memory of one chunk in place of the batch, for a second forward pass
+    """What a view does not label: `own` leaves it out; `worker` takes the passages of its worker as
+    negatives; `batch` takes those of the whole batch."""
+    chunk_tokens: Positive
+    """Tokens that are encoded at once, padding included."""
+    gradient_cache: bool
+    """Hold activations of one chunk instead of the whole batch, at the cost of a second forward pass."""
 
 
 class Temperature(Settings):
-    value: Annotated[float, Field(gt=0)]  # at the start, where it is learned
+    value: Annotated[float, Field(gt=0)]
+    """The temperature, or its initial value where it is learned."""
     learned: bool
+    """Learn the temperature."""
 
 
 class Loss(Settings):
     temperature: Temperature
-    retention: NotNegative  # weight of staying near the untouched embedding on plain text
-    # A passage that no label of the view covers is left out where it scores higher than the view's best positive
-    # plus this; null: never.
+    """Divisor of the similarities."""
+    retention: NotNegative
+    """Weight of the loss that keeps plain texts near their untouched embedding; 0.0 for none."""
     false_negative_margin: float | None
-    dimensions: Several[Positive]  # Matryoshka: the loss is the mean over these leading parts; []: all
-    distillation: NotNegative  # weight of the judge's margins as soft labels
+    """Leave out an unlabelled passage that scores higher than the view's best positive plus this margin; null
+    leaves out none."""
+    dimensions: Several[Positive]
+    """Matryoshka: the loss is the mean over these leading dimensions; [] uses all dimensions once."""
+    distillation: NotNegative
+    """Weight of the judge's margins as soft labels; 0.0 for none."""
 
 
 class Optimizer(Settings):
     learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate of AdamW."""
     warmup_share: Share
+    """Share of the steps with a rising learning rate; it falls afterwards."""
     weight_decay: NotNegative
+    """Weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)]
+    """Norm to which gradients are clipped."""
 
 
 class DeepSpeedConfig(Settings):
     stage: Literal[0, 1, 2, 3]
-    offload_optimizer: bool  # its state in the memory of the CPU
+    """ZeRO stage: what the workers shard. 0 nothing, 1 the optimizer state, 2 also gradients, 3 also
+    weights."""
+    offload_optimizer: bool
+    """Keep the optimizer state in CPU memory."""
 
 
 class Watching(Settings):
     """What is seen of a run while it trains."""
 
-    logs: str | None  # a folder of rank 0's machine: trail.jsonl and TensorBoard files
-    hook: str | None  # package.module:function, called with a dict of figures after each step, on rank 0
-    peak_tflops: (
-        Annotated[float, Field(gt=0)] | None
-    )  # of one device in this precision, for MFU; null: not shown
+    logs: str | None
+    """Folder on the machine of rank 0 for trail.jsonl and TensorBoard files; null writes none."""
+    hook: str | None
+    """package.module:function that rank 0 calls with a dict of figures after each step; null calls none."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None
+    """Peak TFLOPS of one device in this precision, for MFU; null does not show it."""
     evaluate_every_steps: Positive | None
-    benchmark: (
-        Annotated[FactbookFlips | Flips, Field(discriminator="kind")] | None
-    )  # not what is reported later
+    """Steps between evaluations on `benchmark`; null, with it, for none."""
+    benchmark: Annotated[FactbookFlips | Flips, Field(discriminator="kind")] | None
+    """Development benchmark; it should not be one that is reported later."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
@@ -153,23 +194,44 @@ class Watching(Settings):
 
 
 class TrainConfig(Settings):
+    """Trains an encoder on the rows of generate runs."""
+
     output: str
+    """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     seed: int
+    """Random seed of everything drawn in training."""
     encoder: EncoderConfig
-    documents: Literal["trained", "frozen"]  # frozen: an index of the untouched encoder stays valid
-    embeddings: str | None = None  # where frozen vectors are kept for other runs too; null: under the output
+    """The encoder to start from."""
+    documents: Literal["trained", "frozen"]
+    """`trained` trains both sides; `frozen` trains the query side only, so that an index of the untouched
+    encoder stays valid."""
+    embeddings: str | None = None
+    """Where vectors of frozen passages are kept for other runs; null keeps them under the output."""
     mixture: Mixture
+    """What is trained on."""
     budget: TrainBudget
+    """When training ends."""
     batch: Batch
+    """What a step sees."""
     loss: Loss
+    """The loss."""
     optimizer: Optimizer
-    move_back: Share  # at the end, this share of the way back to the untouched weights
-    precision: Literal["bf16", "fp32"]  # of matrix products; weights, gradients and their reduction are fp32
+    """AdamW and its schedule."""
+    move_back: Share
+    """Share of the way back to the untouched weights that the trained ones are moved at the end; 0.0 does not
+    move them."""
+    precision: Literal["bf16", "fp32"]
+    """Precision of the matrix products; weights, gradients and their reduction are fp32."""
     deepspeed: DeepSpeedConfig
+    """How workers share the state."""
     checkpoint_every_steps: Positive
+    """Steps between checkpoints."""
     max_failures: Annotated[int, Field(ge=0)]
+    """Failures of workers after which the run stops."""
     workers: Actors
+    """Training workers, one rank each."""
     watching: Watching
+    """What is recorded while the run trains."""
 
     def deciding(self) -> dict[str, Any]:
         return deciding(self.model_dump(mode="json"))
@@ -228,7 +290,11 @@ _NOT_DECIDING = {
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a train config, as JSON values, decides the encoder that comes out of it."""
+    """What of a train config, as JSON values, decides the encoder that comes out of it.
+
+    Settings that an earlier version stored may have old names.
+    """
+    settings = with_new_names(TrainConfig, settings)
     kept = {
         key: {inner: each for inner, each in value.items() if inner not in _NOT_DECIDING[key]}
         if key in _NOT_DECIDING

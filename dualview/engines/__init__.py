@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from dualview.config.engines import HttpEngine, ScriptedEngine, VllmEngine
+from dualview.extras import needs
 from dualview.models import check_model
 
 
@@ -89,7 +90,8 @@ def open_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> Engine:
 
             return Http(settings)
         case "vllm":
-            from dualview.engines.vllm import Vllm  # vLLM takes seconds to import
+            with needs("gpu", "engine.kind: vllm (on a CPU: the extra cpu)"):
+                from dualview.engines.vllm import Vllm  # vLLM takes seconds to import
 
             return Vllm(settings)
         case "scripted":

@@ -8,6 +8,7 @@ import json
 from pydantic import ValidationError
 
 from dualview.config.evaluate import EncoderModel, EvaluateConfig
+from dualview.config.renames import with_new_names
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection, View
 from dualview.evaluation.side_by_side import Found, Hit
@@ -69,7 +70,8 @@ def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, s
     try:
         settings = json.loads(store.get(CONFIG_KEY))
         content, _ = settings.pop("content"), settings.pop("stamps")
-        return store, EvaluateConfig.model_validate(settings), content["models"]
+        current = with_new_names(EvaluateConfig, settings)
+        return store, EvaluateConfig.model_validate(current), content["models"]
     except FileNotFoundError:
         expected = "expected the output of jobs/evaluate.py"
         raise InputError(f"{url}: no {CONFIG_KEY} lies there; {expected}") from None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from dualview.config.base import canonical_json, fingerprint
+from dualview.config.base import fingerprint
 from dualview.config.evaluate import EvaluateConfig, named_encoder
 from dualview.config.loading import load
 from dualview.config.study import StudyConfig
@@ -55,11 +55,9 @@ def plan_study(study: StudyConfig) -> list[Run]:
 
 
 def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
-    settings = dict(study.train_changes)
-    for axis, value in point.items():
-        settings |= study.axes[axis][value]
-    train = load(TrainConfig, study.train, _assignments(settings))
-    evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
+    changes = [study.train_changes, *(study.axes[axis][value] for axis, value in point.items())]
+    train = load(TrainConfig, study.train, changes=changes)
+    evaluate = load(EvaluateConfig, study.evaluate, changes=[study.evaluate_changes])
     trained = _named(train.deciding(), but=("output",))
     scored = _named(evaluate.deciding(), but=("output", "encoders", "compare"))
     folder = f"{study.output}/runs/{trained}"
@@ -78,7 +76,7 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
 
 def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
     """Their evaluation, with the settings of the runs'."""
-    evaluate = load(EvaluateConfig, study.evaluate, _assignments(study.evaluate_changes))
+    evaluate = load(EvaluateConfig, study.evaluate, changes=[study.evaluate_changes])
     settings = {"encoders": study.baselines, "compare": ()}
     named = _named(evaluate.model_copy(update=settings).deciding(), but=("output",))
     return evaluate.model_copy(update={**settings, "output": f"{study.output}/baselines/{named}"})
@@ -86,10 +84,6 @@ def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
 
 def _named(settings: Mapping[str, Any], but: Sequence[str]) -> str:
     return fingerprint({key: value for key, value in settings.items() if key not in but})
-
-
-def _assignments(settings: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={canonical_json(value)}" for key, value in settings.items()]
 
 
 def budget_of(run: Run) -> dict[str, int | None]:

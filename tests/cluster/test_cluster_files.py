@@ -59,16 +59,19 @@ def requirements(target: str) -> dict[str, str]:
 
 
 def wanted(extras: set[str]) -> Iterator[Requirement]:
+    """What the package asks for with these extras, and with the extras that they name."""
     optional = PROJECT["optional-dependencies"]
     for line in [*PROJECT["dependencies"], *(line for extra in extras for line in optional[extra])]:
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate(
+        if requirement.name == PROJECT["name"]:
+            yield from wanted(requirement.extras)
+        elif requirement.marker is None or requirement.marker.evaluate(
             {"platform_machine": "x86_64", "sys_platform": "linux"}
         ):
             yield requirement
 
 
-@pytest.mark.parametrize(("target", "extras"), [("gpu", {"gpu"}), ("cpu", {"cpu", "demo"})])
+@pytest.mark.parametrize(("target", "extras"), [("gpu", {"all", "gpu"}), ("cpu", {"all", "cpu", "demo"})])
 def test_an_image_has_what_pyproject_asks_for(target: str, extras: set[str]) -> None:
     pins = requirements(target)
     for requirement in wanted(extras):
@@ -77,6 +80,13 @@ def test_an_image_has_what_pyproject_asks_for(target: str, extras: set[str]) -> 
         assert requirement.specifier.contains(pins[name]), (
             f"{name} {pins[name]} is not {requirement.specifier}"
         )
+
+
+def test_all_is_every_extra_of_a_verb() -> None:
+    """So that a package which a new verb asks for is in the images."""
+    apart = {"all", "cpu", "gpu", "demo", "dev"}
+    of_verbs = PROJECT["optional-dependencies"].keys() - apart
+    assert {str(each) for each in wanted({"all"})} == {str(each) for each in wanted(of_verbs)}
 
 
 def test_the_tests_have_what_pyproject_asks_for_beside_the_image() -> None:
