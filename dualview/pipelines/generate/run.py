@@ -66,7 +66,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     check(config)
     if isinstance(config.source, BeirSource):
         mined = mine(config.source, config.output)
-        seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
+        seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0, vocabulary=None)
         config = config.model_copy(update={"source": seeds})
     source = open_source(config.source)
     settings, each = run_settings(config), partial(map_on_cluster, config.actors)
@@ -134,7 +134,7 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
         [{"shard": shard.index} for shard in to_do], override_num_blocks=len(to_do)
     ).map_batches(
         ShardActor,
-        fn_constructor_args=(config, store, plan, exam, account),
+        fn_constructor_args=(config, store, plan, exam, vocabulary_of(config.source), account),
         batch_size=1,
         compute=ActorPoolStrategy(
             **actors.size(len(to_do)),
