@@ -131,7 +131,11 @@ def read_vocabulary(path: str) -> Vocabulary:
 def _first(error: ValidationError) -> str:
     """The first mistake in a sentence."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    *parents, last = ("", *first["loc"])
+    if last == "[key]":  # YAML takes a bare `no` for false, and `2024` for a number
+        key = ".".join(map(str, parents[1:-1]))
+        return f'`{key}`: the name {first["input"]!r} is not a text; put it in quotes, for example "no"'
+    key = ".".join(map(str, first["loc"]))
     match first["type"]:
         case "missing":
             return f"missing key `{key}`; expected inclusions, exclusions and facets, for example {_EXAMPLE}"

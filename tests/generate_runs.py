@@ -3,15 +3,13 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 import subprocess
 import sys
-import tempfile
 import time
 from typing import Any
 
-import factbook
+from demo_data import demo_seeds
 import numpy as np
 import yaml
 
@@ -88,46 +86,6 @@ FACETS = {
     "accept": {"judge": "attributes", "conditions": ["new"]},
     "engine": None,
 }
-
-
-# Seeds of the demo in files, for as long as this process lives.
-_FILES = tempfile.TemporaryDirectory(prefix="dualview-tests-")
-
-
-@cache
-def _written_seeds(num_seeds: int, seed: int) -> str:
-    folder = f"{_FILES.name}/seeds-{num_seeds}-{seed}"
-    factbook.write_seeds(folder, "train", num_seeds, seed)
-    return folder
-
-
-def demo_seeds(num_seeds: int, seed: int = 1) -> dict[str, Any]:
-    """The source of so many seeds of the demo, with its vocabulary."""
-    folder = _written_seeds(num_seeds, seed)
-    return {
-        "kind": "tuples",
-        "paths": [folder],
-        "max_bad_share": 0.0,
-        "vocabulary": f"{folder}/vocabulary.yaml",
-    }
-
-
-@cache
-def _written_flips(num_queries: int) -> str:
-    folder = f"{_FILES.name}/flips-{num_queries}"
-    factbook.write_flips(folder, "development", num_queries, 1)
-    return folder
-
-
-def demo_flips(num_queries: int) -> dict[str, Any]:
-    """The benchmark of so many development queries of the demo, drawn by 1."""
-    return {
-        "kind": "flips",
-        "name": "factbook-development",
-        "path": _written_flips(num_queries),
-        "original": "original",
-        "changed": "changed",
-    }
 
 
 def config_of(settings: dict[str, Any], output: str | Path, **changes: Any) -> GenerateConfig:

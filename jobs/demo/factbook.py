@@ -548,7 +548,9 @@ def _put(url: str, files: Mapping[str, bytes]) -> None:
     check_reachable(store)
     for key, data in files.items():
         if not store.put_new(key, data, attempt=uuid4().hex) and store.get(key) != data:
-            raise InputError(f"{store.url}/{key}: another file lies there; choose another --out, or remove it")
+            raise InputError(
+                f"{store.url}/{key}: another file lies there; choose another --out, or remove it"
+            )
         print(f"{store.url}/{key}")
 
 

@@ -49,7 +49,9 @@ class Story:
     """What a demo runs, by the names of its configs, and the arm whose encoder it leaves to use."""
 
     title: str
-    generate: Mapping[str, tuple[int, int]]  # config -> how many seeds it reads, and the number they are drawn by
+    generate: Mapping[
+        str, tuple[int, int]
+    ]  # config -> how many seeds it reads, and the number they are drawn by
     train: tuple[str, ...]
     evaluate: str
     best: str

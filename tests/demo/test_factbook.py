@@ -500,5 +500,7 @@ def test_numbers_that_cannot_be_are_refused(tmp_path):
     assert "argument --num-queries: invalid" in none.stderr
     too_many = draw("flips", "--split", "test", "--num-queries", 5000, "--seed", 1, "--out", tmp_path)
     assert too_many.returncode == 2
-    assert re.fullmatch(r"error: --num-queries: .* about \d+ queries, but 5000 are wanted; .*\n", too_many.stderr)
+    assert re.fullmatch(
+        r"error: --num-queries: .* about \d+ queries, but 5000 are wanted; .*\n", too_many.stderr
+    )
     assert list(tmp_path.iterdir()) == []

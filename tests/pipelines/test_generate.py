@@ -12,6 +12,8 @@ import re
 from typing import Any
 from urllib.request import urlopen
 
+from demo_data import demo_seeds
+import factbook
 from faulty_s3 import FaultyS3
 from generate_runs import (
     DEADLINE_SECONDS,
@@ -46,7 +48,7 @@ from dualview.records import ACCEPTED, DualView, Seed
 from dualview.runs.attempts import spent_so_far
 from dualview.runs.plan import missing
 from dualview.runs.shards import is_complete, read_exam
-from dualview.sources import factbook
+from dualview.sources import vocabulary_of
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts
 from dualview.synthesis.recipe import vocabulary_version
@@ -140,7 +142,7 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
 
     store = open_store(config.output)
     plan = plan_of(config, store)
-    actor = ShardActor(config, store, plan, set_exam(config), None)
+    actor = ShardActor(config, store, plan, set_exam(config), vocabulary_of(config.source), None)
     actor.engine = Scripted("scripted@1", answer)
 
     async def all_at_once() -> None:
@@ -334,9 +336,9 @@ def test_rows_name_the_code_that_made_them(tmp_path: Path) -> None:
 def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
-    actor = ShardActor(config, store, plan_of(config, store), {}, None)
+    actor = ShardActor(config, store, plan_of(config, store), {}, None, None)
     actor.source = PlainSeeds()
-    with pytest.raises(InputError, match="seed plain of factbook-train: has no instruction"):
+    with pytest.raises(InputError, match=r"seed plain of .*/seeds.parquet: has no instruction"):
         asyncio.run(actor({"shard": np.array([0])}))
 
 
@@ -426,7 +428,7 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
             "settings.writer.temperature: there 0.7, here 0.9",
         ),
         ({"rows_per_shard": 5}, "rows_per_shard: there 4, here 5"),
-        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: there 1, here 2"),
+        ({"source": {**demo_seeds(60), "vocabulary": None}}, "settings.source.vocabulary: there "),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(
