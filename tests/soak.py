@@ -27,6 +27,7 @@ import tempfile
 from threading import Lock
 import time
 
+from demo_data import demo_seeds
 from faulty_s3 import Fault, FaultyS3, bucket, cut_answer, cut_request, error, lost_answer, silence
 from generate_runs import LLM, Job, config_of, rows_of, undisturbed
 import psutil
@@ -202,7 +203,7 @@ def main() -> None:
             config = config_of(
                 LLM,
                 f"{url}/{total['runs']}",
-                source={**LLM["source"], "num_seeds": NUM_SEEDS, "seed": total["runs"]},
+                source=demo_seeds(NUM_SEEDS, seed=total["runs"]),
                 rows_per_shard=ROWS_PER_SHARD,
                 actors={**LLM["actors"], "num": 2},
             )

@@ -34,11 +34,13 @@ def test_every_config_that_we_ship_is_valid(path: Path) -> None:
 
 def test_an_assignment_changes_one_key() -> None:
     as_written = load(GenerateConfig, FACETS).model_dump()
-    changed = load(GenerateConfig, FACETS, ["source.num_seeds=3", "output=a=b", "trail=null"]).model_dump()
+    changed = load(
+        GenerateConfig, FACETS, ["source.max_bad_share=0.3", "output=a=b", "trail=null"]
+    ).model_dump()
     assert changed == {
         **as_written,
         "output": "a=b",
-        "source": {**as_written["source"], "num_seeds": 3},
+        "source": {**as_written["source"], "max_bad_share": 0.3},
         "trail": None,
     }
 
@@ -83,7 +85,7 @@ def test_settings_are_frozen() -> None:
             "missing key `engine.model`; it has no default (9 more)",
         ),
         (GenerateConfig, FACETS, "source.kind=csv", "`source`: Input tag 'csv' found using 'kind' does not"),
-        (GenerateConfig, FACETS, "source.split=test", "`source.split`: Input should be 'train' or"),
+        (GenerateConfig, FACETS, "source.max_bad_share=2", "`source.max_bad_share`: Input should be less"),
         (
             GenerateConfig,
             FACETS,
@@ -199,8 +201,8 @@ def test_equal_values_have_one_text_and_one_fingerprint() -> None:
     ("benchmarks", "name"),
     [
         (
-            "[{kind: factbook, split: test, num_queries: 5, seed: 1}, {kind: factbook, split: test, num_queries: 5, seed: 2}]",
-            "factbook-test",
+            "[{kind: beir, name: cranfield, path: a}, {kind: flips, name: cranfield, path: b, original: o, changed: c}]",
+            "cranfield",
         ),
         (
             "[{kind: flips, name: mine, path: a, original: o, changed: c}, {kind: flips, name: mine, path: b, original: o, changed: c}]",

@@ -56,7 +56,6 @@ def commit_all(tree: Path) -> str:
 CHANGES = {
     "a module": lambda tree: (tree / "dualview/synthesis/rules.py").open("a").write("\n"),
     "a prompt": lambda tree: next((tree / "dualview/synthesis/prompts").glob("*.txt")).write_text("[user]\n"),
-    "the demo's vocabulary": lambda tree: (tree / "dualview/sources/factbook.yaml").open("a").write("# \n"),
     "a new module": lambda tree: (tree / "dualview/new.py").write_text(""),
 }
 

@@ -9,22 +9,11 @@ from dualview.config.base import Name, Pool, Positive, Settings, Several, WholeG
 from dualview.config.sources import Bm25
 
 
-class FactbookFlips(Settings):
-    """The demo's FollowIR-shaped collection."""
-
-    kind: Literal["factbook"]
-    split: Literal["development", "test"]
-    """Part of the corpus."""
-    num_queries: Positive
-    """Number of queries."""
-    seed: int
-    """Random seed of the draw."""
-
-
 class Flips(Settings):
     """A folder with corpus.jsonl and queries.jsonl: query, instructions, relevant ids per instruction.
 
-    Queries about one thing may name it as their `topic`: the bootstrap draws them together.
+    Queries about one thing may name it as their `topic`: the bootstrap draws them together. `candidates` and
+    `labels` of a query are optional too: see dualview/evaluation/benchmarks/flips.py.
     """
 
     kind: Literal["flips"]
@@ -126,9 +115,7 @@ class RunFiles(Settings):
     """A folder or s3://..."""
 
 
-Benchmark = Annotated[
-    FactbookFlips | Flips | Beir | Trec | FollowIR | HubBenchmark | Mair, Field(discriminator="kind")
-]
+Benchmark = Annotated[Flips | Beir | Trec | FollowIR | HubBenchmark | Mair, Field(discriminator="kind")]
 
 
 def named_encoder(model: Any) -> Any:
@@ -144,10 +131,7 @@ RankingModel = Annotated[
 
 
 def _of_different_names(benchmarks: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
-    names = [
-        f"factbook-{benchmark.split}" if isinstance(benchmark, FactbookFlips) else benchmark.name
-        for benchmark in benchmarks
-    ]
+    names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(f"two benchmarks have the same name among {', '.join(names)}")
     return benchmarks

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from dualview.config.base import Pool, Positive, Settings, Several, Share
 from dualview.config.engines import CONNECTION, HttpEngine, Price, ScriptedEngine, VllmEngine
-from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.records import Condition
 
 
@@ -94,7 +94,7 @@ class Exam(Settings):
     """Lowest ROC AUC to pass; below it the run's rows are written but not marked trainable."""
     seed: int
     """Random seed of the draw."""
-    gold: Annotated[FactbookSource | TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
+    gold: Annotated[TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
     """Whose labels are the gold; null takes those of this run's own source."""
 
 
@@ -221,7 +221,7 @@ class GenerateConfig(Synthesis):
     output: str
     """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     source: Annotated[
-        FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
+        TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
         Field(discriminator="kind"),
     ]
     """Where seeds come from."""

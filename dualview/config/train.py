@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dualview.config.base import Actors, NotNegative, Positive, Settings, Several, Share
-from dualview.config.evaluate import FactbookFlips, Flips
+from dualview.config.evaluate import Flips
 from dualview.config.renames import with_new_names
 
 
@@ -183,7 +183,7 @@ class Watching(Settings):
     """Peak TFLOPS of one device in this precision, for MFU; null does not show it."""
     evaluate_every_steps: Positive | None
     """Steps between evaluations on `benchmark`; null, with it, for none."""
-    benchmark: Annotated[FactbookFlips | Flips, Field(discriminator="kind")] | None
+    benchmark: Flips | None
     """Development benchmark; it should not be one that is reported later."""
 
     @model_validator(mode="after")

@@ -166,7 +166,6 @@ class Kind:
 
 _FOLLOWIR = {"original": "og", "changed": "changed"}
 KINDS: Mapping[str, Kind] = {
-    "factbook": Kind("{query}. {instruction}", _flips, "p-MRR"),
     "flips": Kind("{query}. {instruction}", _flips, "p-MRR"),
     "beir": Kind("{query}", _plain, "ndcg_at_10"),
     "trec": Kind("{query}", _plain, "ndcg_at_10"),

@@ -30,7 +30,6 @@ from dualview.config.evaluate import (
     Bm25Model,
     EncoderModel,
     EvaluateConfig,
-    FactbookFlips,
     FollowIR,
     RunFiles,
 )
@@ -39,7 +38,6 @@ from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
 from dualview.evaluation.benchmarks.collections import Collection, View, fingerprint_of
-from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.report import Summary, html_report, summary
 from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.evaluation.scores import (
@@ -66,7 +64,6 @@ from dualview.retrieval.embeddings import (
 from dualview.retrieval.ranking import Hits, Ranking, rankings_of
 from dualview.retrieval.search import Found, Shard, by_vectors, merge, search
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
-from dualview.sources import factbook
 from dualview.storage import Store, check_reachable, open_store
 
 CONFIG_KEY = "config.json"
@@ -191,11 +188,7 @@ def _check_comparisons(config: EvaluateConfig) -> None:
 
 def open_benchmark(settings: BenchmarkSettings, template: str | None = None) -> Benchmark:
     """Raises InputError where its data are missing or wrong."""
-    if isinstance(settings, FactbookFlips):
-        flips = factbook.collection(settings.split, settings.num_queries, settings.seed)
-        collections = [from_flips(flips)]
-    else:
-        collections = read_benchmark(settings)
+    collections = read_benchmark(settings)
     kind = KINDS[f"followir {settings.score}" if isinstance(settings, FollowIR) else settings.kind]
     return Benchmark(collections[0].name, kind, template or kind.template, tuple(collections))
 

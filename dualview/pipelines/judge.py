@@ -19,7 +19,7 @@ from dualview.config.base import fingerprint, plain_json
 from dualview.config.engines import CONNECTION
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
-from dualview.config.sources import FactbookSource, TuplesSource
+from dualview.config.sources import TuplesSource
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
@@ -108,7 +108,7 @@ def _gold_pairs(config: JudgeConfig) -> dict[str, list[ExamPair]]:
         match gold:
             case Flips():
                 name, drawn = gold.name, flip_pairs(read_flips(gold), num_pairs, rng)
-            case FactbookSource() | TuplesSource():
+            case TuplesSource():
                 source = open_source(gold)
                 seeds = first_seeds(source, source.inputs(), 10 * num_pairs)
                 name, drawn = gold.kind, exam_pairs(seeds, num_pairs, rng)

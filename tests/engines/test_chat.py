@@ -3,12 +3,12 @@
 import json
 
 import pytest
+from smollm2 import checkpoint
 
 from dualview.config.engines import VllmEngine
 from dualview.engines import Turn, check_engine
 from dualview.engines.chat import Chat, chat_of, without_marks
 from dualview.engines.http import Http
-from dualview.engines.smollm2 import checkpoint
 from dualview.errors import InputError
 from dualview.records import Passage
 from dualview.synthesis.prompts import judging_prompt, load

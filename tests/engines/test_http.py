@@ -12,11 +12,11 @@ import time
 from typing import Any
 
 import pytest
+from smollm2 import checkpoint
 
 from dualview.config.engines import HttpEngine, VllmEngine
 from dualview.engines import Completion, EngineUnavailable, Request, Turn, check_engine, open_engine
 from dualview.engines.http import TEXT_MARGIN, Http
-from dualview.engines.smollm2 import checkpoint
 from dualview.errors import InputError
 from dualview.records import Passage
 from dualview.synthesis.judging import yes_no_margin

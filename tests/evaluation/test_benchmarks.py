@@ -152,6 +152,22 @@ def test_a_place_that_cannot_be_reached_is_one_sentence(read, s3, monkeypatch):
         read("hub:ours/data")
 
 
+def test_a_query_may_name_its_candidates_and_labels(tmp_path):
+    named = {
+        **FLIP,
+        "_id": "q2",
+        "candidates": ["d", "c", "a", "b", "a"],
+        "labels": {"polarity": "exclusion"},
+    }
+    _write(tmp_path / "corpus.jsonl", [*CORPUS, {"_id": "e", "text": "nobody's candidate"}])
+    _write(tmp_path / "queries.jsonl", [FLIP, named])
+    collection = read_flips(_flips(tmp_path))
+    assert list(collection.passages) == ["a", "b", "c", "d"]
+    first, second = collection.queries
+    assert (first.candidates, first.labels) == (("a", "b", "c"), {})
+    assert (second.candidates, second.labels) == (("d", "c", "a", "b"), {"polarity": "exclusion"})
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
@@ -170,6 +186,11 @@ def test_a_place_that_cannot_be_reached_is_one_sentence(read, s3, monkeypatch):
             r"passage \['a'\] is not in corpus.jsonl",
         ),
         ([{**FLIP, "relevant": {"for": ["a", "b"], "against": ["b", "a"]}}], "the same relevant passages"),
+        ([{**FLIP, "candidates": "a"}], "line 1: `candidates` must be a list of passage ids, found 'a'"),
+        ([{**FLIP, "candidates": ["a", "z"]}], "line 1: the candidate 'z' is not in corpus.jsonl"),
+        ([{**FLIP, "candidates": ["a", "b"]}], "relevant passage 'c' is not among the `candidates`"),
+        ([{**FLIP, "labels": ["exclusion"]}], "line 1: `labels` must map names to texts"),
+        ([{**FLIP, "labels": {"seen": True}}], "line 1: `labels` must map names to texts"),
     ],
 )
 def test_wrong_flips_are_refused_with_file_and_line(tmp_path, rows, sentence):

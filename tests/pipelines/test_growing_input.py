@@ -61,7 +61,7 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
     output = f"{s3}/growing"
     judge = {**LLM["judges"][0], "exam": {"num_pairs": 2, "min_auc": 0.9, "seed": 1, "gold": None}}
     settings = {**LLM, "output": output, "judges": [judge], "rows_per_shard": 2}
-    source = {"kind": "tuples", "paths": [str(folder)], "max_bad_share": 0.0}
+    source = {"kind": "tuples", "paths": [str(folder)], "max_bad_share": 0.0, "vocabulary": None}
     config = GenerateConfig.model_validate({**settings, "source": source})
     assert generate(config)["planned"] == 3
     store = open_store(output)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from demo_data import demo_seeds
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -28,14 +29,7 @@ def config_of(folder: Path, **changes: Any) -> JudgeConfig:
             "exam": {"num_pairs": 20, "min_auc": 0.8, "seed": 1, "gold": None},
         },
         "gold": [
-            {
-                "kind": "factbook",
-                "split": "train",
-                "num_seeds": 40,
-                "seed": 1,
-                "num_templates": None,
-                "num_negatives": None,
-            },
+            demo_seeds(40),
             claims(folder),
         ],
         "wanted_precision": 0.9,
@@ -121,7 +115,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     chat_server.bodies.clear()
     judged = judge(config)
     assert len(chat_server.bodies) == 40
-    knows, guesses = judged.measurements["claims"], judged.measurements["factbook"]
+    knows, guesses = judged.measurements["claims"], judged.measurements["tuples"]
     assert (knows.result.auc, knows.result.agreement, knows.result.num_pairs) == (1.0, 1.0, 20)
     assert knows.min_margin is not None
     assert knows.min_margin.threshold == pytest.approx(3.0)
@@ -131,7 +125,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     table = pq.read_table(tmp_path / "run" / "pairs.parquet")
     assert table.schema == PAIRS_SCHEMA
     for row in table.to_pylist():
-        expected = 1.5 if row["gold"] == "factbook" else 3.0 if row["relevant"] else -3.0
+        expected = 1.5 if row["gold"] == "tuples" else 3.0 if row["relevant"] else -3.0
         assert row["margin"] == pytest.approx(expected)
         assert row["engine"] == f"small@{chat_server.host}"
     assert json.loads((tmp_path / "run" / "measures.json").read_text())["measurements"]["claims"][
@@ -148,7 +142,7 @@ def test_a_judge_that_knows_one_collection_and_not_the_other(
     shown = capsys.readouterr().out
     assert f"answered by small@{chat_server.host}" in shown
     assert "claims: min_margin 3, the smallest that reaches a precision of 0.9, keeps 20 of 20 pairs" in shown
-    assert "factbook: no min_margin reaches a precision of 0.9" in shown
+    assert "tuples: no min_margin reaches a precision of 0.9" in shown
 
     # Again: nobody is asked, and it says the same. With other settings: refused.
     assert judge(config) == judged

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 import random
 
+from demo_data import demo_seeds
+import factbook
 from generate_runs import LLM, config_of, rows_of
 import pytest
 
@@ -11,7 +13,6 @@ from dualview.errors import InputError
 from dualview.pipelines.generate.dry_run import dry_run
 from dualview.pipelines.generate.run import generate
 from dualview.records import ACCEPTED
-from dualview.sources import factbook
 from dualview.storage import open_store
 
 NUM_QUERIES = 40
@@ -58,7 +59,6 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
         },
     }
     (judge, _), sampling = LLM["judges"], ("temperature", "top_p", "max_tokens", "seed")
-    gold = {**LLM["source"], "num_seeds": 40}
     config = config_of(
         LLM,
         f"{s3}/plain/run",
@@ -70,7 +70,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "styles": ["plain", "negated"],
             "max_instruction_negatives": 2,
         },
-        judges=[{**judge, "exam": {**judge["exam"], "gold": gold}}],
+        judges=[{**judge, "exam": {**judge["exam"], "gold": demo_seeds(40)}}],
         cells={"conditions": ["query", "original", "new"], "hard_negatives": True},
     )
     with pytest.raises(InputError, match="are mined when its run begins"):

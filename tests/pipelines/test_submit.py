@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+from demo_data import demo_flips, demo_seeds
 import psutil
 import pytest
 import ray
@@ -62,7 +63,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
     jobs = {
         "generate": {
             "--config": "configs/demo/facets.yaml",
-            "--set": [f"output={base}/data", "source.num_seeds=200"],
+            "--set": [f"output={base}/data", "source=" + json.dumps(demo_seeds(200))],
         },
         "train": {
             "--config": "configs/demo/train-dual.yaml",
@@ -82,7 +83,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
                 f"output={base}/scores",
                 "encoders=" + json.dumps({"trained": f"{base}/encoder/encoder"}),
                 "compare=[]",
-                "benchmarks=[{kind: factbook, split: development, num_queries: 8, seed: 1}]",
+                "benchmarks=" + json.dumps([demo_flips(8)]),
             ],
         },
     }

@@ -10,6 +10,7 @@ import sys
 from threading import Event, Thread
 import time
 
+from demo_data import demo_flips
 from finished_run import SETTINGS, extend_run, finish_run, put_shard, row
 import numpy as np
 from numpy.typing import NDArray
@@ -356,7 +357,7 @@ def test_everything_at_once(config, facets_data, tmp_path):
                 "hook": "slow_hook:slow_step",
                 "peak_tflops": 0.1,
                 "evaluate_every_steps": 2,
-                "benchmark": {"kind": "factbook", "split": "development", "num_queries": 5, "seed": 1},
+                "benchmark": demo_flips(5),
             },
         },
     )

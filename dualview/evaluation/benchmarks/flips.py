@@ -1,6 +1,7 @@
 """Our own simple layout: a query, its instructions, and the passages that are relevant under each."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from dualview.beir import Row
 from dualview.config.evaluate import Flips
@@ -41,9 +42,13 @@ def from_flips(flips: FlipCollection) -> Collection:
 def read_flips(settings: Flips) -> FlipCollection:
     """The folder's queries under the two named instructions.
 
-    corpus.jsonl stands in the folder or in its parent, which several splits may share. Candidates of
-    every query are all passages that are relevant to some query; the rest of the corpus is left out.
-    Rows may have a `topic`, a text: those with the same one are drawn together, as are those with the same query.
+    corpus.jsonl stands in the folder or in its parent, which several splits may share. What a row may have:
+
+    topic        a text; queries with the same one are drawn together, as are those with the same text
+    candidates   ids of the passages that are ranked; without it, all passages that are relevant to some query
+    labels       {"polarity": "exclusion", ...}; scores are also reported apart by these
+
+    Passages that are no query's candidates are left out.
     Raises InputError where a file is missing or a row is wrong.
     """
     folder = open_data(settings.path)
@@ -53,17 +58,22 @@ def read_flips(settings: Flips) -> FlipCollection:
     names = {"original": settings.original, "changed": settings.changed}
     rows = rows_by_id(f"{folder.url}/queries.jsonl")
     relevant = {id: _flip(row, names, corpus) for id, row in rows.items()}
-    candidates = tuple(sorted({id for views in relevant.values() for ids in views.values() for id in ids}))
+    of_some_query = tuple(sorted({id for views in relevant.values() for ids in views.values() for id in ids}))
+    candidates = {
+        id: _candidates(row, relevant[id], corpus) if "candidates" in row.columns else of_some_query
+        for id, row in rows.items()
+    }
     return FlipCollection(
         name=settings.name,
-        passages={id: corpus[id] for id in candidates},
+        passages={id: corpus[id] for id in sorted({id for ids in candidates.values() for id in ids})},
         queries=tuple(
             FlipQuery(
                 id=id,
                 query=row.text("query"),
                 instructions={view: _instruction(row, name) for view, name in names.items()},
                 relevant=relevant[id],
-                candidates=candidates,
+                candidates=candidates[id],
+                labels=_labels(row),
                 topic=row.text("topic") if "topic" in row.columns else "",
             )
             for id, row in rows.items()
@@ -97,7 +107,34 @@ def _relevant(row: Row, name: str, corpus: Mapping[str, Passage]) -> tuple[str, 
         raise InputError(
             f"{row.where}: `relevant` must map {name!r} to a list of at least one passage id, found {ids!r}"
         )
+    return _in_corpus(ids, f"{row.where}: the relevant passage", corpus)
+
+
+def _candidates(
+    row: Row, relevant: Mapping[str, tuple[str, ...]], corpus: Mapping[str, Passage]
+) -> tuple[str, ...]:
+    ids = row.columns["candidates"]
+    if not isinstance(ids, list):
+        raise InputError(f"{row.where}: `candidates` must be a list of passage ids, found {ids!r:.60}")
+    candidates = _in_corpus(ids, f"{row.where}: the candidate", corpus)
+    if absent := {id for ids in relevant.values() for id in ids} - set(candidates):
+        raise InputError(
+            f"{row.where}: the relevant passage {min(absent)!r} is not among the `candidates`; expected all of them"
+        )
+    return candidates
+
+
+def _in_corpus(ids: list[Any], what: str, corpus: Mapping[str, Passage]) -> tuple[str, ...]:
     for id in ids:
         if not isinstance(id, str) or id not in corpus:
-            raise InputError(f"{row.where}: the relevant passage {id!r} is not in corpus.jsonl")
+            raise InputError(f"{what} {id!r} is not in corpus.jsonl")
     return tuple(dict.fromkeys(ids))  # people's label files name a passage twice now and then
+
+
+def _labels(row: Row) -> dict[str, str]:
+    labels = row.columns.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(label, str) for label in labels.values()):
+        raise InputError(
+            f'{row.where}: `labels` must map names to texts, for example {{"polarity": "exclusion"}}, found {labels!r:.60}'
+        )
+    return labels

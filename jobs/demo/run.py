@@ -4,8 +4,9 @@ from argparse import ArgumentParser
 from pathlib import Path
 import sys
 
+from quiet import run_quietly
+
 from dualview.errors import one_sentence
-from dualview.quiet import run_quietly
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     if arguments.loud:
-        from dualview.demo import STORIES, run_demo  # which take seconds to import
+        from stories import STORIES, run_demo  # which take seconds to import
 
         run_demo(STORIES[arguments.story], arguments.out, arguments.general)
     else:

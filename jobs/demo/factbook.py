@@ -1,4 +1,10 @@
-"""The demo corpus: seeds and a test collection from the World Factbook, labelled by what its text shows.
+"""The demo's data: seeds and a test collection from the World Factbook, labelled by what its text shows.
+
+    python jobs/demo/factbook.py seeds --split train --num-seeds 4000 --seed 1 --out out/seeds
+    python jobs/demo/factbook.py flips --split test --num-queries 200 --seed 7 --out out/flips
+
+Both write what anybody's corpus may be given as: a source of kind `tuples` (seeds.parquet) with a vocabulary
+(vocabulary.yaml), and a benchmark of kind `flips` (corpus.jsonl, queries.jsonl).
 
 A passage is one section of a country's entry under a heading with the country's location, coast,
 government, population, income and climate. An attribute is read off the heading as it is printed, so
@@ -9,13 +15,12 @@ The splits share no country, no topic and no template. The values marked unseen 
 instruction of training and development.
 """
 
+from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
-import hashlib
 import html
-from importlib import resources
 import importlib.util
 from itertools import cycle
 import json
@@ -23,13 +28,16 @@ from pathlib import Path
 import random
 import re
 from typing import Any, Literal
+from uuid import uuid4
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
-from dualview.errors import InputError
+from dualview.arrow import seeds_to_table
+from dualview.errors import InputError, one_sentence
 from dualview.records import FlipCollection, FlipQuery, Passage, Requirement, Seed, all_hold
-from dualview.runs.plan import Input
-from dualview.sources.files import Each
+from dualview.storage import check_reachable, open_store
 from dualview.vocabulary import Vocabulary
 
 Split = Literal["train", "development", "test"]
@@ -50,31 +58,6 @@ _NUM_OTHER_TOPIC = 40  # candidates
 _MAX_DRAWS_IN_VAIN = 3000  # in a row
 
 
-@dataclass(frozen=True)
-class Factbook:
-    """The seeds of a split as a source."""
-
-    split: Split
-    num_seeds: int
-    seed: int
-    num_templates: int | None = None
-    num_negatives: int | None = None
-
-    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002
-        """One input, its checksum over all that its seeds say; made anew, which takes no longer than reading."""
-        rows = self._seeds()
-        checksum = hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()
-        return [Input(f"factbook-{self.split}", len(rows), checksum)]
-
-    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
-        if source.name != f"factbook-{self.split}":
-            raise ValueError(f"no input {source.name!r} in the {self.split} split of the Factbook")
-        return list(self._seeds()[start:stop])
-
-    def _seeds(self) -> tuple[Seed, ...]:
-        return seeds(self.split, self.num_seeds, self.seed, self.num_templates, self.num_negatives)
-
-
 def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
     """A split's wordings, with the first so many templates of each polarity or all.
 
@@ -86,8 +69,8 @@ def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
     fewest = min(map(len, templates.values()))
     if num_templates is not None and num_templates > fewest:
         raise InputError(
-            f"num_templates: the {split} split of the Factbook has {fewest} of each polarity, but {num_templates}"
-            " are wanted; null takes all"
+            f"--num-templates: the {split} split of the Factbook has {fewest} of each polarity, but {num_templates}"
+            " are wanted; without it all are taken"
         )
     return Vocabulary(
         phrases={value: tuple(_spec(*value)["phrases"]) for value in sayable},
@@ -304,9 +287,8 @@ def _in_words(population: int) -> str:
 
 @cache
 def _recipe() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(
-        resources.files(__package__).joinpath("factbook.yaml").read_text(encoding="utf-8")
-    )
+    recipe = Path(__file__).with_name("factbook.yaml")
+    content: dict[str, Any] = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     return content
 
 
@@ -423,8 +405,8 @@ def collection(split: Literal["development", "test"], num_queries: int, seed: in
             num_in_vain = 0
         elif (num_in_vain := num_in_vain + 1) == _MAX_DRAWS_IN_VAIN:
             raise InputError(
-                f"num_queries: the {split} split of the Factbook yields about {len(queries)} queries,"
-                f" but {num_queries} are wanted; for example num_queries: 200"
+                f"--num-queries: the {split} split of the Factbook yields about {len(queries)} queries,"
+                f" but {num_queries} are wanted; for example --num-queries 200"
             )
     all_passages = {
         passage.id: passage for by_country in passages(split).values() for passage in by_country.values()
@@ -495,3 +477,111 @@ def _other_requirement(
         return Requirement(original.include, *rng.choice(same))
     others = [(facet, value) for facet, value in values if facet != original.facet]
     return Requirement(rng.random() < 1 / 2, *rng.choice(others))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_seeds(
+    url: str,
+    split: Split,
+    num_seeds: int,
+    seed: int,
+    num_templates: int | None = None,
+    num_negatives: int | None = None,
+) -> None:
+    """Puts seeds.parquet, for the tuples source, and its vocabulary.yaml into a folder, local or at s3://.
+
+    Raises InputError where other files of these names lie there.
+    """
+    words = vocabulary(split, num_templates)
+    facets: dict[str, dict[str, Any]] = {}
+    for key, names in words.names.items():
+        facet, value = key
+        facets.setdefault(facet, {})[value] = {
+            "phrases": list(words.phrases.get(key, ())),
+            "names": list(names),
+        }
+    content = {"inclusions": list(words.inclusions), "exclusions": list(words.exclusions), "facets": facets}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        seeds_to_table(seeds(split, num_seeds, seed, num_templates, num_negatives)), sink, compression="zstd"
+    )
+    files = {
+        "seeds.parquet": sink.getvalue().to_pybytes(),
+        "vocabulary.yaml": yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode(),
+    }
+    _put(url, files)
+
+
+def write_flips(url: str, split: Literal["development", "test"], num_queries: int, seed: int) -> None:
+    """Puts corpus.jsonl and queries.jsonl, for the flips benchmark, into a folder, local or at s3://.
+
+    Raises InputError where other files of these names lie there.
+    """
+    flips = collection(split, num_queries, seed)
+    passages = (
+        {"_id": passage.id, "title": passage.title, "text": passage.text}
+        for passage in flips.passages.values()
+    )
+    queries = []
+    for query in flips.queries:
+        columns = asdict(query)
+        del columns["topic"]  # queries of one text are of one topic anyway
+        queries.append({"_id": columns.pop("id"), **columns})
+    _put(url, {"corpus.jsonl": _json_lines(passages), "queries.jsonl": _json_lines(queries)})
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def _put(url: str, files: Mapping[str, bytes]) -> None:
+    store = open_store(url)
+    check_reachable(store)
+    for key, data in files.items():
+        if not store.put_new(key, data, attempt=uuid4().hex) and store.get(key) != data:
+            raise InputError(
+                f"{store.url}/{key}: another file lies there; choose another --out, or remove it"
+            )
+        print(f"{store.url}/{key}")
+
+
+def main() -> None:
+    parser = ArgumentParser(description="The demo's data, from the World Factbook.")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for_training = kinds.add_parser("seeds", help="seeds.parquet and vocabulary.yaml, for generate")
+    for_training.add_argument("--split", choices=("train", "development"), required=True)
+    for_training.add_argument("--num-seeds", type=_positive, required=True, metavar="N")
+    for_training.add_argument(
+        "--num-templates", type=_positive, metavar="N", help="fewer wordings of each polarity than all"
+    )
+    for_training.add_argument(
+        "--num-negatives",
+        type=int,
+        choices=(1, 2, 3, 4),
+        help="instruction negatives of every seed; without it one of most, two or three of some",
+    )
+    for_evaluation = kinds.add_parser("flips", help="corpus.jsonl and queries.jsonl, for evaluate")
+    for_evaluation.add_argument("--split", choices=("development", "test"), required=True)
+    for_evaluation.add_argument("--num-queries", type=_positive, required=True, metavar="N")
+    for kind in (for_training, for_evaluation):
+        kind.add_argument("--seed", type=int, required=True, metavar="N", help="of all that is drawn")
+        kind.add_argument("--out", required=True, metavar="FOLDER", help="a path or s3://bucket/prefix")
+    told = parser.parse_args()
+    if told.kind == "seeds":
+        write_seeds(told.out, told.split, told.num_seeds, told.seed, told.num_templates, told.num_negatives)
+    else:
+        write_flips(told.out, told.split, told.num_queries, told.seed)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+if __name__ == "__main__":
+    with one_sentence():
+        main()

@@ -12,17 +12,18 @@ from threading import Event, Thread
 import time
 from typing import Any
 
+from factbook import write_flips, write_seeds
 import psutil
 import ray
 from rich.console import Console
 from rich.table import Table
+from smollm2 import checkpoint
 
 from dualview.config.base import canonical_json, plain_json
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import SettingsType, load
 from dualview.config.train import TrainConfig
-from dualview.engines.smollm2 import checkpoint
 from dualview.evaluation.page import page
 from dualview.evaluation.report import HEADLINE, Summary, print_table
 from dualview.evaluation.side_by_side import Found, print_found
@@ -36,6 +37,7 @@ from dualview.runs.run import open_run
 
 CONFIGS = Path("configs/demo")
 BUCKET = "s3://dualview/"  # of the demo's configs
+NUM_QUERIES, QUERIES_SEED = 200, 7  # of the test collection
 NUM_EXAMPLES = 5
 OBJECT_STORE_BYTES = 512 * 2**20
 GIB = 2**30
@@ -46,7 +48,9 @@ class Story:
     """What a demo runs, by the names of its configs, and the arm whose encoder it leaves to use."""
 
     title: str
-    generate: tuple[str, ...]
+    generate: Mapping[
+        str, tuple[int, int]
+    ]  # config -> how many seeds it reads, and the number they are drawn by
     train: tuple[str, ...]
     evaluate: str
     best: str
@@ -55,7 +59,7 @@ class Story:
 
 FROZEN = Story(
     "Frozen documents: an index learns to follow instructions",
-    generate=("facets-many",),
+    generate={"facets-many": (12000, 1)},
     train=("frozen",),
     evaluate="evaluate-frozen",
     best="frozen",
@@ -81,15 +85,15 @@ def _also_of_the_llm(views: str) -> str:
 STORIES = {
     "first": replace(
         FROZEN,
+        generate={"facets-many": (4000, 1)},
         changes={
-            "facets-many": ("source.num_seeds=4000",),
             "train-frozen": ("mixture.parts.0.num_instances=2400", "budget.instances=2400"),
         },
     ),
     "frozen": FROZEN,
     "dual": Story(
         "Dual views: one view or both, at equal budget",
-        generate=("llm", "facets"),
+        generate={"llm": (48, 2), "facets": (4000, 1)},
         train=("single", "dual"),
         evaluate="evaluate",
         best="dual",
@@ -116,6 +120,10 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
         file = str(CONFIGS / f"{name}.yaml")
         return under(folder, load(schema, file, [*story.changes.get(name, ()), *more]))
 
+    with clock.stage("data"):
+        for name, (num_seeds, seed) in story.generate.items():
+            write_seeds(f"{folder}/seeds/{name}", "train", num_seeds, seed)
+        write_flips(f"{folder}/flips", "test", NUM_QUERIES, QUERIES_SEED)
     with clock.watch_memory(), local_cluster():
         for name in story.generate:
             assignments = []
@@ -251,7 +259,8 @@ def written_sentences(rows: list[DualView]) -> list[str]:
 
 
 def _clear(story: Story, folder: Path) -> None:
-    for name in (*story.generate, *(f"train-{arm}" for arm in story.train), "evaluation", "encoder"):
+    trained = (f"train-{arm}" for arm in story.train)
+    for name in ("seeds", "flips", *story.generate, *trained, "evaluation", "encoder"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("report.html", "summary.json"):
         (folder / name).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import sys
 
-from dualview.quiet import run_quietly
+from quiet import run_quietly
 
 CHATTY = r"""
 import sys
