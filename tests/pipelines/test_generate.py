@@ -504,7 +504,7 @@ def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
         job.process.wait()
     assert not is_complete(store)
 
-    Job(config, tmp_path).must_succeed()
+    generate(config)
     assert rows_of(store) == expected
 
 
@@ -591,7 +591,7 @@ def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, c
 
     is_down = False
     slower = config.model_copy(update={"engine": config.engine.model_copy(update={"max_concurrency": 2})})
-    Job(slower, tmp_path).must_succeed()
+    generate(slower)
     found = rows_of(store)
     assert {row.lineage.writer for row in found} == {f"small@{chat_server.host}"}
     scripted = undisturbed(config_of(LLM, tmp_path / "scripted"), tmp_path / "undisturbed")

@@ -276,6 +276,7 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3, faulty_s3, monkey
 
     def run_of(name: str, num_instances: int) -> TrainConfig:
         sizes = {"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances}
+        sizes["workers.num"] = 1  # which encodes, too
         return config(f"shares-{name}", documents="frozen", embeddings=shelf, **sizes)
 
     def kept_by(run: TrainConfig) -> tuple[Prepared, NDArray[np.float32]]:
