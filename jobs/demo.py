@@ -5,6 +5,7 @@ from pathlib import Path
 import sys
 
 from dualview.errors import one_sentence
+from dualview.logs import show_logs
 from dualview.quiet import run_quietly
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     if arguments.loud:
         from dualview.demo import STORIES, run_demo  # which take seconds to import
 
+        show_logs()
         run_demo(STORIES[arguments.story], arguments.out, arguments.general)
     else:
         sys.exit(run_quietly([sys.executable, *sys.argv, "--loud"], arguments.out / "log.txt"))

@@ -5,9 +5,11 @@ import json
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import from_command_line
 from dualview.errors import one_sentence
+from dualview.logs import show_logs
 
 
 def main() -> None:
+    show_logs()
     config, arguments = from_command_line(
         GenerateConfig, __doc__, dry_run="print the plan, the prompts and what it would cost; write nothing"
     )

@@ -5,9 +5,11 @@ import sys
 from dualview.config.loading import from_command_line
 from dualview.config.study import StudyConfig
 from dualview.errors import one_sentence
+from dualview.logs import show_logs
 
 
 def main() -> None:
+    show_logs()
     study, arguments = from_command_line(
         StudyConfig, __doc__, dry_run="print the grid, its budgets and what they will take, and run nothing"
     )

@@ -95,10 +95,11 @@ def test_equal_encoders_differ_by_nothing(finished):
         assert {cell["mean"] for cell in metrics.values()} == {0.0}
 
 
-def test_a_finished_evaluation_is_only_read(finished, capsys):
+def test_a_finished_evaluation_is_only_read(finished, caplog):
+    caplog.set_level("INFO", "dualview")
     before = open_store(finished.output).list()
     evaluate(finished)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in caplog.text
     assert open_store(finished.output).list() == before
 
 
@@ -436,7 +437,7 @@ def test_how_it_was_asked_is_in_the_result(beside_mteb):
     }
 
 
-def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, capsys):
+def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, caplog):
     embeddings = open_store(f"{beside_mteb.output}/embeddings")
 
     def vectors() -> list[Entry]:
@@ -458,9 +459,9 @@ def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirro
     cut = over_mirrors(
         "cut", embeddings=embeddings.url, encoders={"one": MINILM}, compare=[], max_query_tokens=16
     )
-    capsys.readouterr()
+    caplog.set_level("INFO", "dualview")
     evaluate(cut)
-    assert "12 of 12 query texts are longer than 16 tokens and were cut" in capsys.readouterr().out
+    assert "12 of 12 query texts are longer than 16 tokens and were cut" in caplog.text
     # Only the queries were encoded again.
     assert len(vectors()) == len(before) + 2
 

@@ -439,7 +439,7 @@ def test_another_plan_is_refused_with_what_differs(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_budget_ends_the_run_and_a_larger_one_finishes_it(
-    s3: str, expected: list[DualView], capsys: pytest.CaptureFixture[str]
+    s3: str, expected: list[DualView], caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in expected)
     budget = {"tokens": tokens // 3, "dollars": None, "gpu_hours": None}
@@ -448,7 +448,7 @@ def test_a_budget_ends_the_run_and_a_larger_one_finishes_it(
     store = open_store(config.output)
     num_done = len(store.list("data/"))
     assert 0 < num_done < 15
-    assert f"the budget is used up ({sum(summary['tokens'].values()):,}" in capsys.readouterr().out
+    assert f"the budget is used up ({sum(summary['tokens'].values()):,}" in caplog.text
     assert summary["planned"] == 4 * num_done
 
     assert generate(config) == summary  # nothing is begun while it is used up

@@ -206,10 +206,11 @@ def test_what_a_run_will_read_is_foretold(uninterrupted):
     assert result["operations"] > 6 * result["tokens"]
 
 
-def test_a_finished_run_is_only_read(uninterrupted, capsys):
+def test_a_finished_run_is_only_read(uninterrupted, caplog):
+    caplog.set_level("INFO", "dualview")
     before = open_store(uninterrupted.output).list()
     train(uninterrupted)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in caplog.text
     assert open_store(uninterrupted.output).list() == before
 
 

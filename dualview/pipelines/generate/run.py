@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from functools import partial
+import logging
 from pathlib import Path
 import time
 from typing import Any
@@ -34,6 +35,8 @@ from dualview.synthesis.duplicates import mark_near_duplicates
 from dualview.synthesis.language import model_version
 from dualview.synthesis.preview import fill_prompts
 from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_version
+
+logger = logging.getLogger(__name__)
 
 # What says where, how fast and how far the work is done, and not what its rows are (rows_per_shard is the plan's).
 PLACEMENT = {
@@ -77,7 +80,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if isinstance(config.source, PromptrieverSource):
         keep_plain(store, plan.all_inputs, each)
     to_do = missing(store, plan)
-    print(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
+    logger.info(f"{config.output}: {len(plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
         join_cluster(config.actors)
         with errors_of_workers():
@@ -146,7 +149,7 @@ def _finish_all(config: GenerateConfig, store: Store, plan: Plan, exam: Exam, to
     )
     _watch(config, reports.iter_rows(), sum(shard.num_rows for shard in to_do))
     if account is not None and (limit := ray.get(account.used_up.remote())):
-        print(
+        logger.warning(
             f"{config.output}: the budget is used up ({limit}), {len(missing(store, plan))} shards are left;"
             " the same command goes on with a larger one"
         )

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 import json
+import logging
 import math
 from pathlib import Path
 import tempfile
@@ -22,6 +23,7 @@ from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig, deciding
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import InputError, Interruption
+from dualview.logs import show_logs_of_worker, worker_environment
 from dualview.models import check_model
 from dualview.pipelines.train.checkpoints import FOLDER, Checkpoints, Position, from_rank_0, latest_checkpoint
 from dualview.pipelines.train.frozen import keep_vectors, look_up_vectors
@@ -54,6 +56,8 @@ from dualview.training.step import (
     plan_work,
 )
 
+logger = logging.getLogger(__name__)
+
 CONFIG_KEY = "config.json"
 RESULT_KEY = LAST_KEY
 RAY_TRAIN = "ray-train"
@@ -74,7 +78,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
         _claim(store, config)
         publish(store)  # as far as a killed attempt left something to do
-        print(f"{config.output} is finished; nothing to do")
+        logger.info(f"{config.output} is finished; nothing to do")
     else:
         _refuse_known_failure(store)
         for part in config.mixture.parts:
@@ -102,22 +106,22 @@ def _claim(store: Store, config: TrainConfig) -> None:
 def _print_plan(config: TrainConfig, prepared: Prepared) -> None:
     sampler = sampler_of(config, prepared)
     num_steps = num_steps_of(config, sampler)
-    print(
+    logger.info(
         f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
     )
     for part, used in zip(
         config.mixture.parts, use_of_parts(config, prepared, sampler, num_steps), strict=True
     ):
         if used["groups_unused"]:
-            print(
+            logger.info(
                 f"{part.data}, views {part.views}: {used['groups_unused']:,} of {used['groups']:,} groups are in no step"
             )
     queries_cut, passages_cut = prepared.num_cut(config.encoder)
-    print(
+    logger.info(
         f"cut at the limits: {queries_cut:,} queries at {config.encoder.max_query_tokens} tokens,"
         f" {passages_cut:,} passages at {config.encoder.max_passage_tokens}"
     )
-    print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
+    logger.info(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
 
 
 def use_of_parts(
@@ -147,7 +151,7 @@ def _remove_traces(store: Store) -> None:
         for folder in (FOLDER, f"{RAY_TRAIN}/"):
             store.remove(folder)
     except Interruption as error:  # the run is none the worse for it
-        print(f"the checkpoints stay: {error}")
+        logger.warning(f"the checkpoints stay: {error}")
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
@@ -203,6 +207,7 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of ours comes twice
         "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, of torch
+        **worker_environment(),
     }
     if not workers.gpus:
         environment["DS_ACCELERATOR"] = "cpu"
@@ -231,6 +236,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     _refuse_known_failure(store)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
+    show_logs_of_worker(rank)
     torch.manual_seed(config.seed)
     if from_rank_0(publish(store) if rank == 0 else None):  # an attempt that overlaps has finished
         return
@@ -256,11 +262,10 @@ def train_worker(settings: dict[str, Any]) -> None:
         for _ in start.losses:
             engine.lr_scheduler.step()
         if start.losses and rank == 0:
-            print(
+            logger.info(
                 f"going on with {world_size} ranks and deepspeed {layout} where there were {start.world_size} and"
                 f" {start.deepspeed}: weights, learning rate and the order of the data are what they would have been,"
-                " AdamW's moments start anew",
-                flush=True,
+                " AdamW's moments start anew"
             )
     losses = list(start.losses)
     checkpoints = Checkpoints(store, attempt, rank, world_size)
