@@ -8,7 +8,7 @@ from dualview.config.engines import VllmEngine
 from dualview.engines import Turn, check_engine
 from dualview.engines.chat import Chat, chat_of, without_marks
 from dualview.engines.http import Http
-from dualview.engines.smollm2 import checkpoint
+from dualview.engines.smollm2 import gguf_file
 from dualview.errors import InputError
 from dualview.records import Passage
 from dualview.synthesis.prompts import judging_prompt, load
@@ -30,7 +30,12 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("models") / "smollm2")
+    """Its tokenizer alone: to write the weights takes 20 s."""
+    from transformers import AutoTokenizer
+
+    folder, file = tmp_path_factory.mktemp("smollm2"), gguf_file()
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
