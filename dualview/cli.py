@@ -15,11 +15,13 @@ from typing import Any
 
 from dualview.errors import InputError, one_sentence
 from dualview.extras import needs
+from dualview.logs import show_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`dualview ...`: exits with 2 on a mistake of the user's and with 3 where something around the run broke."""
     with one_sentence():
+        show_logs()
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
 

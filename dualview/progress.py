@@ -1,7 +1,8 @@
-"""Counters, rate and time left: a live bar on a terminal, plain lines elsewhere, a JSONL trail for plots."""
+"""Counters, rate and time left: a live bar on a terminal, lines of the log elsewhere, a JSONL trail for plots."""
 
 from collections.abc import Callable
 from datetime import timedelta
+import logging
 from pathlib import Path
 import time
 from types import TracebackType
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from dualview.config.base import plain_json
+
+logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -72,11 +75,11 @@ class Progress:
                 with self._trail.open("a") as file:
                     file.write(plain_json(line) + "\n")
             except OSError as error:  # figures to look at must not end a run
-                self._console.print(f"{self._trail}: cannot be written ({error.strerror}); the run goes on")
+                logger.warning(f"{self._trail}: cannot be written ({error.strerror}); the run goes on")
                 self._trail = None
         now = self._clock()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._print_line()
+            self._log_line()
             self._last_line = now
 
     def __exit__(
@@ -86,13 +89,13 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
-        self._print_line()
+        self._log_line()
 
-    def _print_line(self) -> None:
+    def _log_line(self) -> None:
         if not self._console.is_terminal and self._done != self._done_of_last_line:
             self._done_of_last_line = self._done
             elapsed = timedelta(seconds=round(self._clock() - self._start))
-            print(f"{self._label}: {self._status()}, {elapsed} elapsed", file=self._console.file, flush=True)
+            logger.info(f"{self._label}: {self._status()}, {elapsed} elapsed")
 
     def _status(self) -> str:
         """12/40 shards, 0.5 a second, 0:00:56 left, accepted share 0.87"""

@@ -14,7 +14,6 @@ from faulty_s3 import FaultyS3, bucket
 import hypothesis
 import pytest
 import ray
-from xdist.scheduler import LoadScopeScheduling
 
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
@@ -23,19 +22,12 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
-class OneCluster(LoadScopeScheduling):
-    """One process has all tests that start clusters, as two would disturb each other; others are dealt by file."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return (
-            "ray"
-            if nodeid.startswith(("tests/pipelines/", "tests/distributed/", "tests/jobs/"))
-            else nodeid.partition("::")[0]
-        )
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    return OneCluster(config, log)
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process has all tests that use the cluster, as two clusters would disturb each other; others go by file."""
+    for item in items:
+        group = "ray" if "cluster" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.
@@ -158,6 +150,9 @@ def cluster(s3: str) -> Iterator[str]:
         patch.delenv("RAY_ADDRESS", raising=False)
         # Workers import hooks from tests/.
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        # A training is over, and a dead rank is noticed, at the next look; and one actor less is started.
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
             num_cpus=2,

@@ -22,18 +22,18 @@ def plain_console() -> Console:
     return Console(file=io.StringIO(), force_terminal=False)
 
 
-def printed(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+@pytest.fixture(autouse=True)
+def shown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "dualview")
 
 
-def test_a_plain_line_every_ten_seconds_and_none_twice() -> None:
+def test_a_line_every_ten_seconds_and_none_twice(caplog: pytest.LogCaptureFixture) -> None:
     clock, console = Clock(), plain_console()
     with Progress("generate", 40, "shards", None, console, clock) as progress:
         for _ in range(6):
             clock.seconds += 4
             progress.advance(2, accepted_share=0.875, tokens_per_second=12345.6)
-    assert printed(console).splitlines() == [
+    assert caplog.messages == [
         "generate: 6/40 shards, 0.5 a second, 0:01:08 left, accepted share 0.875, tokens per second 12,346,"
         " 0:00:12 elapsed",
         "generate: 12/40 shards, 0.5 a second, 0:00:56 left, accepted share 0.875, tokens per second 12,346,"
@@ -41,28 +41,28 @@ def test_a_plain_line_every_ten_seconds_and_none_twice() -> None:
     ]
 
 
-def test_before_the_first_advance_there_is_no_rate() -> None:
+def test_before_the_first_advance_there_is_no_rate(caplog: pytest.LogCaptureFixture) -> None:
     console = plain_console()
     with Progress("train", 1500, "steps", None, console, Clock()) as progress:
         progress.advance(0)
-    assert printed(console) == "train: 0/1,500 steps, 0:00:00 elapsed\n"
+    assert caplog.messages == ["train: 0/1,500 steps, 0:00:00 elapsed"]
 
 
-def test_what_takes_minutes_is_counted_by_the_hour() -> None:
+def test_what_takes_minutes_is_counted_by_the_hour(caplog: pytest.LogCaptureFixture) -> None:
     clock, console = Clock(), plain_console()
     with Progress("study", 36, "runs", None, console, clock) as progress:
         clock.seconds += 300
         progress.advance(3)
-    assert printed(console).splitlines()[-1] == "study: 3/36 runs, 36 an hour, 0:55:00 left, 0:05:00 elapsed"
+    assert caplog.messages[-1] == "study: 3/36 runs, 36 an hour, 0:55:00 left, 0:05:00 elapsed"
 
 
-def test_figures_stay_on_show_until_they_change() -> None:
+def test_figures_stay_on_show_until_they_change(caplog: pytest.LogCaptureFixture) -> None:
     clock, console = Clock(), plain_console()
     with Progress("train", 2, "steps", None, console, clock) as progress:
         clock.seconds += 1
         progress.advance(1, loss=0.5, rate=2e-5)
         progress.advance(1, loss=0.25)
-    assert "loss 0.25, rate 2e-05" in printed(console)
+    assert "loss 0.25, rate 2e-05" in caplog.messages[-1]
 
 
 def test_the_trail_has_a_line_for_each_advance_and_is_continued(tmp_path: Path) -> None:
@@ -90,29 +90,29 @@ def test_a_figure_that_is_no_number_is_null_in_the_trail(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("jump_seconds", [-1e6, 1e6])
-def test_a_jump_of_the_machines_clock_changes_no_rate(tmp_path: Path, jump_seconds: float) -> None:
+def test_a_jump_of_the_machines_clock_changes_no_rate(
+    tmp_path: Path, jump_seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
     clock, wall_clock, console = Clock(), Clock(), plain_console()
     with Progress("train", 40, "steps", tmp_path / "trail.jsonl", console, clock, wall_clock) as progress:
         clock.seconds += 24
         wall_clock.seconds += jump_seconds
         progress.advance(12)
-    assert (
-        printed(console).splitlines()[-1] == "train: 12/40 steps, 0.5 a second, 0:00:56 left, 0:00:24 elapsed"
-    )
+    assert caplog.messages[-1] == "train: 12/40 steps, 0.5 a second, 0:00:56 left, 0:00:24 elapsed"
 
 
-def test_a_full_disk_costs_the_trail_and_not_the_run() -> None:
+def test_a_full_disk_costs_the_trail_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
     console = plain_console()
     with Progress("train", 2, "steps", Path("/dev/full"), console, Clock()) as progress:
         progress.advance(1)
         progress.advance(1)
-    assert printed(console).splitlines() == [
+    assert caplog.messages == [
         "/dev/full: cannot be written (No space left on device); the run goes on",
         "train: 2/2 steps, 0:00:00 elapsed",
     ]
 
 
-def test_the_last_line_says_how_far_a_broken_run_came() -> None:
+def test_the_last_line_says_how_far_a_broken_run_came(caplog: pytest.LogCaptureFixture) -> None:
     console = plain_console()
 
     def break_off() -> None:
@@ -122,22 +122,17 @@ def test_the_last_line_says_how_far_a_broken_run_came() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         break_off()
-    assert printed(console) == "generate: 1/3 shards, 0:00:00 elapsed\n"
+    assert caplog.messages == ["generate: 1/3 shards, 0:00:00 elapsed"]
 
 
 def test_on_a_terminal_there_is_a_bar_and_no_line() -> None:
     clock = Clock()
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120)
     with Progress("generate", 4, "shards", None, console, clock) as progress:
         clock.seconds += 20
         progress.advance(3, accepted_share=0.9)
-    shown = printed(console)
+    shown = file.getvalue()
     assert "━" in shown
     assert "3/4 shards, 0.15 a second, 0:00:07 left, accepted share 0.9" in shown
     assert "elapsed" not in shown
-
-
-def test_standard_output_is_used_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("evaluate", 1, "benchmarks", None, clock=Clock()) as progress:
-        progress.advance(1)
-    assert capsys.readouterr().out == "evaluate: 1/1 benchmarks, 0:00:00 elapsed\n"

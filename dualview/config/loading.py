@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+import logging
 from pathlib import Path
-import sys
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -15,6 +15,8 @@ import yaml
 from dualview.config.base import Settings
 from dualview.config.renames import REFUSED_FROM, SINCE, rename
 from dualview.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SettingsType = TypeVar("SettingsType", bound=Settings)
 
@@ -117,7 +119,7 @@ def _rename(schema: type[Settings], content: Any, where: str) -> None:
 @cache
 def _warn(sentence: str) -> None:
     """Once, however often a study reads the same file."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    logger.warning(sentence)
 
 
 # --- changes --------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from ray.train import TrainingFailedError
 from dualview.config.base import Actors
 from dualview.errors import InputError, Interruption
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -67,7 +69,7 @@ def _wait_for_room(actors: Actors) -> None:
                 if left <= 0:
                     raise
                 if not asked:
-                    print(f"{error}; waiting up to {left:.0f} s for nodes ({WAIT_VARIABLE})", flush=True)
+                    logger.info(f"{error}; waiting up to {left:.0f} s for nodes ({WAIT_VARIABLE})")
                     asked = True
                     request_resources(bundles=[_needs_of(actors)] * actors.num)
             time.sleep(1)  # Ray has no call that returns when a node joins

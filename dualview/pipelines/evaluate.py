@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 import json
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,8 @@ from dualview.retrieval.search import Found, Shard, by_vectors, merge, search
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.storage import Store, check_reachable, open_store
 
+logger = logging.getLogger(__name__)
+
 CONFIG_KEY = "config.json"
 SCORES_KEY = "scores.parquet"
 DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
@@ -106,7 +109,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
     others = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
     pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata={**others, "stamps": stamps})
     if store.list(SCORES_KEY):
-        print(f"{config.output} is finished; nothing to do")
+        logger.info(f"{config.output} is finished; nothing to do")
     else:
         tables = _evaluate(config, store, benchmarks, content["models"])
         sink = pa.BufferOutputStream()
@@ -224,7 +227,7 @@ def _evaluate(
                 )
             scores = score(benchmark.kind, benchmark.collections, rankings)
             _put_files(store, name, benchmark, rankings, scores, notes)
-            print(f"{name} on {benchmark.name}: {_sentence(notes)}")
+            logger.info(f"{name} on {benchmark.name}: {_sentence(notes)}")
             tables.append(scores_to_table(name, scores))
     return tables
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+import logging
 import random
 from uuid import uuid4
 
@@ -41,6 +42,8 @@ from dualview.synthesis.exam import (
     measure,
 )
 from dualview.synthesis.judging import judge_name
+
+logger = logging.getLogger(__name__)
 
 PAIRS_KEY = "pairs.parquet"
 MEASURES_KEY = "measures.json"
@@ -83,10 +86,10 @@ def judge(config: JudgeConfig) -> Judged:
     asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
     pin_manifest(store, "config.json", {**settings, "pairs": asked}, metadata={})
     if store.list(PAIRS_KEY):
-        print(f"{config.output} is finished; nothing to ask")
+        logger.info(f"{config.output} is finished; nothing to ask")
     else:
         join_cluster(config.actors)
-        print(f"{config.output}: asking about {sum(map(len, pairs.values()))} gold pairs")
+        logger.info(f"{config.output}: asking about {sum(map(len, pairs.values()))} gold pairs")
         sink = pa.BufferOutputStream()
         pq.write_table(_ask(config, pairs), sink)
         store.put_new(PAIRS_KEY, sink.getvalue().to_pybytes(), uuid4().hex)

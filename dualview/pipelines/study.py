@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 import json
+import logging
 from typing import Any
 
 import ray
@@ -15,6 +16,7 @@ from dualview.costs import Spent, TrainingCost
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.report import values_of
+from dualview.logs import show_logs_of_worker, worker_environment
 from dualview.pipelines.evaluate import SCORES_KEY, evaluate, open_benchmark, read_scores
 from dualview.pipelines.train.prepare import expected_tokens, plan_mixture
 from dualview.pipelines.train.run import RESULT_KEY, train
@@ -25,6 +27,8 @@ from dualview.storage import check_reachable, open_store
 from dualview.studies.plans import Run, plan_study, scoring_of_baselines
 from dualview.studies.render import Section, as_markdown, as_page, study_sections
 from dualview.studies.results import Values
+
+logger = logging.getLogger(__name__)
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
@@ -50,7 +54,7 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
     repeats = list(study.axes[study.seeds])
     missing = [run for run in runs if not _is_finished(run)]
-    print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished, {len(missing)} to do")
+    logger.info(f"{len(runs) - len(missing)} of {len(runs)} runs are finished, {len(missing)} to do")
     if study.baselines:
         evaluate(scoring_of_baselines(study))
     if not missing:
@@ -65,7 +69,8 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
     tries: dict[str, int] = {}
     under_way: dict[Any, Run] = {}
     # Training and evaluation ask for their own resources; the task that waits for them needs none.
-    task = ray.remote(num_cpus=0, max_retries=0)(_train_and_evaluate)
+    environment = {"env_vars": worker_environment()}
+    task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_train_and_evaluate)
     with Progress("study", total=len(missing), unit="runs", trail=None) as progress:
         while to_do or under_way:
             while to_do and (not under_way or len(under_way) < _room(to_do[0].train)):
@@ -80,19 +85,20 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
             except Exception as error:  # whatever it is, the other runs go on
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 if tries[run.folder] < study.max_tries and not isinstance(error, InputError | Interruption):
-                    print(f"tried again: {run.name}: {reason}", flush=True)
+                    logger.warning(f"tried again: {run.name}: {reason}")
                     to_do.append(run)
                     continue
-                print(f"failed: {run.name}: {reason}", flush=True)
+                logger.warning(f"failed: {run.name}: {reason}")
                 failed[run.folder] = reason
             else:
-                print(f"finished: {run.name}", flush=True)
+                logger.info(f"finished: {run.name}")
                 _values_of_run(run, study)  # a metric that was not measured ends the study here
             progress.advance(1)
     return failed
 
 
 def _train_and_evaluate(run: Run) -> None:
+    show_logs_of_worker()
     train(run.train)
     evaluate(run.evaluate)
 

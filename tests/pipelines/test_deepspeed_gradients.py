@@ -1,6 +1,5 @@
 """What DeepSpeed makes of a step on two ranks is the gradient of one process, at every stage, with and without cache."""
 
-import json
 import os
 
 import deepspeed
@@ -33,13 +32,18 @@ def over_ranks(tmp_path_factory):
     return torch.load(folder / "results.pt", weights_only=True)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Loss and gradients of one process in float64, to which stage and cache mean nothing."""
+    folder, config = tmp_path_factory.mktemp("plain"), train_config(**EVERYTHING)
+    learner = learner_in(folder, config, torch.float64)
+    prepared = prepared_of(GROUPS, config, learner.encoder, folder)
+    return plainly(learner, config, prepared, retained_by(learner.encoder, prepared))
+
+
 @pytest.mark.parametrize(("stage", "cache"), COMBINATIONS)
-def test_loss_and_gradients_equal_one_process_in_float64(over_ranks, tmp_path, stage, cache):
-    config = train_config(**EVERYTHING)
-    learner = learner_in(tmp_path, config, torch.float64)
-    prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
-    retained = retained_by(learner.encoder, prepared)
-    loss, gradients = plainly(learner, config, prepared, retained)
+def test_loss_and_gradients_equal_one_process_in_float64(over_ranks, plain, stage, cache):
+    loss, gradients = plain
     found = over_ranks[f"{stage} {cache}"]
     assert float(found["loss"]) == pytest.approx(loss, rel=1e-5)
     for name in (
@@ -70,30 +74,9 @@ def _join(rank, world_size, folder):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_linear_layers_are_computed_in_the_configs_precision_as_on_a_gpu(tmp_path, precision):
+def test_linear_layers_are_computed_in_the_configs_precision_as_on_a_gpu(over_ranks, precision):
     """DeepSpeed's forward pass switches an autocast off that it sees around it, which it can only of a GPU's."""
-    torch.multiprocessing.spawn(_one_step_as_on_a_gpu, args=(tmp_path, precision), nprocs=1)
-    seen = json.loads((tmp_path / "seen.json").read_text())
-    assert seen == {"bf16": ["torch.bfloat16"], "fp32": ["torch.float32"]}[precision]
-
-
-def _one_step_as_on_a_gpu(rank, folder, precision):
-    own = _join(rank, 1, folder)
-    is_enabled = torch.is_autocast_enabled
-    torch.is_autocast_enabled = lambda device_type="cpu": is_enabled(device_type)  # without a name: of a GPU
-    config = train_config(precision=precision)
-    learner = learner_of(own / "first", config)
-    prepared = prepared_of(GROUPS, config, learner.encoder, own)
-    retained = retained_by(learner.encoder, prepared)
-    engine = deepspeed_engine(learner, config, num_steps=1)
-    seen = set()
-    for module in learner.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda _module, _inputs, output: seen.add(str(output.dtype)))
-    with check_precision(learner.encoder, precision):
-        step_of(engine, config, retained, 1).forward_backward(work_for(config, prepared, retained))
-    (folder / "seen.json").write_text(json.dumps(sorted(seen)))
-    torch.distributed.destroy_process_group()
+    assert over_ranks[precision] == {"bf16": ["torch.bfloat16"], "fp32": ["torch.float32"]}[precision]
 
 
 def test_a_step_in_another_precision_than_the_configs_is_an_error(tmp_path):
@@ -112,12 +95,7 @@ def _rank(rank, world_size, folder):
     for stage, cache in COMBINATIONS:
         config = train_config(deepspeed__stage=stage, batch__gradient_cache=cache, **EVERYTHING)
         learner = learner_of(own / "first", config)
-        prepared = prepared_of(GROUPS, config, learner.encoder, own)
-        retained = retained_by(learner.encoder, prepared)
-        engine = deepspeed_engine(learner, config, num_steps=1)
-        loss = step_of(engine, config, retained, world_size).forward_backward(
-            work_for(config, prepared, retained, rank, world_size)
-        )
+        engine, loss = _learn_a_step(learner, config, own, rank, world_size)
         found = {"loss": torch.tensor(mean_over_ranks(loss))}
         for name, weight in learner.named_parameters():
             gradient = deepspeed.utils.safe_get_full_grad(weight)
@@ -125,9 +103,39 @@ def _rank(rank, world_size, folder):
                 found[name] = gradient.clone()
         results[f"{stage} {cache}"] = found
         engine.destroy()
+    for precision in ("bf16", "fp32"):
+        results[precision] = _precisions_as_on_a_gpu(precision, own, rank, world_size)
     if rank == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()
+
+
+def _learn_a_step(learner, config, own, rank, world_size):
+    prepared = prepared_of(GROUPS, config, learner.encoder, own)
+    retained = retained_by(learner.encoder, prepared)
+    engine = deepspeed_engine(learner, config, num_steps=1)
+    with check_precision(learner.encoder, config.precision):
+        loss = step_of(engine, config, retained, world_size).forward_backward(
+            work_for(config, prepared, retained, rank, world_size)
+        )
+    return engine, loss
+
+
+def _precisions_as_on_a_gpu(precision, own, rank, world_size):
+    """Of what linear layers gave in one step."""
+    config = train_config(precision=precision)
+    learner = learner_of(own / "first", config)
+    seen = set()
+    for module in learner.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda _module, _inputs, output: seen.add(str(output.dtype)))
+    is_enabled = torch.is_autocast_enabled
+    with pytest.MonkeyPatch.context() as patch:
+        # Without a name: of a GPU.
+        patch.setattr(torch, "is_autocast_enabled", lambda device_type="cpu": is_enabled(device_type))
+        engine, _ = _learn_a_step(learner, config, own, rank, world_size)
+    engine.destroy()
+    return sorted(seen)
 
 
 def learner_of(folder, config):

@@ -50,6 +50,7 @@ def config(cluster: str, s3: str) -> Callable[..., EvaluateConfig]:
             "precision": "fp32",
             "bootstrap_samples": 200,
             "max_passage_tokens": 256,  # as sentence-transformers reads this model
+            "actors.num": 1,  # each takes seconds to import what encodes
             **changes,
         }
         assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
@@ -93,17 +94,12 @@ def test_equal_encoders_differ_by_nothing(finished):
         assert {cell["mean"] for cell in metrics.values()} == {0.0}
 
 
-def test_a_finished_evaluation_is_only_read(finished, capsys):
+def test_a_finished_evaluation_is_only_read(finished, caplog):
+    caplog.set_level("INFO", "dualview")
     before = open_store(finished.output).list()
     evaluate(finished)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in caplog.text
     assert open_store(finished.output).list() == before
-
-
-def test_the_number_of_actors_changes_nothing(config, finished):
-    alone = config("one-actor", **{"actors.num": 1})
-    evaluate(alone)
-    assert scores_of(alone) == scores_of(finished)
 
 
 def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages(config, tmp_path):
@@ -440,7 +436,7 @@ def test_how_it_was_asked_is_in_the_result(beside_mteb):
     }
 
 
-def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, capsys):
+def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirrors, beside_mteb, caplog):
     embeddings = open_store(f"{beside_mteb.output}/embeddings")
 
     def vectors() -> list[Entry]:
@@ -462,15 +458,15 @@ def test_a_second_evaluation_encodes_nothing_and_is_told_what_was_cut(over_mirro
     cut = over_mirrors(
         "cut", embeddings=embeddings.url, encoders={"one": MINILM}, compare=[], max_query_tokens=16
     )
-    capsys.readouterr()
+    caplog.set_level("INFO", "dualview")
     evaluate(cut)
-    assert "12 of 12 query texts are longer than 16 tokens and were cut" in capsys.readouterr().out
+    assert "12 of 12 query texts are longer than 16 tokens and were cut" in caplog.text
     # Only the queries were encoded again.
     assert len(vectors()) == len(before) + 2
 
 
-def test_the_size_of_shards_and_a_killed_actor_change_nothing(over_mirrors, beside_mteb):
-    whole = over_mirrors("whole", rows_per_shard=512)
+def test_actors_sizes_of_shards_and_a_killed_actor_change_nothing(over_mirrors, beside_mteb):
+    whole = over_mirrors("whole", rows_per_shard=512, **{"actors.num": 2})
     evaluate(whole)
     assert scores_of(whole) == scores_of(beside_mteb)
     killed = over_mirrors("killed")

@@ -9,6 +9,7 @@ from generate_runs import LLM, Job, config_of, rows_of, undisturbed, wait_until
 import pytest
 from ray_processes import AnotherNode
 
+from dualview.pipelines.generate.run import generate
 from dualview.records import DualView
 from dualview.runs.run import open_run
 from dualview.storage import open_store
@@ -36,7 +37,7 @@ def test_credentials_that_expire_end_the_run_and_renewed_ones_finish_it(
     )
 
     faulty_s3.faults = []
-    Job(config, tmp_path).must_succeed()
+    generate(config)
     assert rows_of(open_store(config.output)) == expected
 
 
@@ -54,7 +55,7 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
     assert last.startswith(f"stopped: {strict.output}: of the last 500 rows ")
     assert not open_run(strict.output).is_complete
 
-    Job(config_of(LLM, strict.output, **changes), tmp_path).must_succeed()
+    generate(config_of(LLM, strict.output, **changes))
     assert open_run(strict.output).is_complete
 
 

@@ -438,7 +438,7 @@ def test_another_plan_is_refused_with_what_differs(
 
 @pytest.mark.usefixtures("cluster")
 def test_a_budget_ends_the_run_and_a_larger_one_finishes_it(
-    s3: str, expected: list[DualView], capsys: pytest.CaptureFixture[str]
+    s3: str, expected: list[DualView], caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = sum(row.prompt_tokens + row.completion_tokens for row in expected)
     budget = {"tokens": tokens // 3, "dollars": None, "gpu_hours": None}
@@ -447,7 +447,7 @@ def test_a_budget_ends_the_run_and_a_larger_one_finishes_it(
     store = open_store(config.output)
     num_done = len(store.list("data/"))
     assert 0 < num_done < 15
-    assert f"the budget is used up ({sum(summary['tokens'].values()):,}" in capsys.readouterr().out
+    assert f"the budget is used up ({sum(summary['tokens'].values()):,}" in caplog.text
     assert summary["planned"] == 4 * num_done
 
     assert generate(config) == summary  # nothing is begun while it is used up
@@ -503,7 +503,7 @@ def test_after_the_death_of_the_driver_the_same_command_finishes_the_run(
         job.process.wait()
     assert not open_run(store).is_complete
 
-    Job(config, tmp_path).must_succeed()
+    generate(config)
     assert rows_of(store) == expected
 
 
@@ -590,7 +590,7 @@ def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, c
 
     is_down = False
     slower = config.model_copy(update={"engine": config.engine.model_copy(update={"max_concurrency": 2})})
-    Job(slower, tmp_path).must_succeed()
+    generate(slower)
     found = rows_of(store)
     assert {row.lineage.writer for row in found} == {f"small@{chat_server.host}"}
     scripted = undisturbed(config_of(LLM, tmp_path / "scripted"), tmp_path / "undisturbed")

@@ -245,7 +245,7 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
     faulty_s3: FaultyS3,
     folder: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings, output = (
         source(folder, dense=None),
@@ -268,18 +268,19 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
     num_there = len(store.list("mined/part-"))
     assert 1 <= num_there < 4
 
-    capsys.readouterr()
+    caplog.set_level("INFO", "dualview")
     resumed = seeds_of(mine(settings, output))
-    assert f"4 parts of seeds, {4 - num_there} to do" in capsys.readouterr().out
+    assert f"4 parts of seeds, {4 - num_there} to do" in caplog.text
     assert resumed == mined_by_bm25
 
 
 def test_a_finished_run_is_only_read_and_other_settings_are_refused(
-    mined: list[Seed], folder: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    mined: list[Seed], folder: Path, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "dualview")
     before = open_store(str(output)).list()
     assert seeds_of(mine(source(folder), str(output))) == mined
-    assert "0 to do" in capsys.readouterr().out
+    assert "0 to do" in caplog.text
     assert open_store(str(output)).list() == before
     with pytest.raises(InputError, match=r"other settings \(mining.min_margin: stored 0.1, given 0.2\)"):
         mine(source(folder, min_margin=0.2), str(output))

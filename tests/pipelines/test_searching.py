@@ -29,6 +29,7 @@ def evaluated(cluster, s3):
         "precision": "fp32",
         "bootstrap_samples": 20,
         "max_passage_tokens": 256,
+        "actors.num": 1,
     }
     assignments = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     config = load(EvaluateConfig, "configs/demo/evaluate.yaml", assignments)

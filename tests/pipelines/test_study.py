@@ -81,7 +81,8 @@ def test_a_report_names_each_code_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, capsys):
+def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caplog):
+    caplog.set_level("INFO", "dualview")
     path = study_at("study")
     study = load(StudyConfig, str(path))
     command = [sys.executable, "jobs/study.py", "--config", str(path)]
@@ -101,17 +102,18 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, caps
         report_study(wrong, runs, failed)
     before = open_store(study.output).list()
     again, failed = run_study(study)
-    assert "2 of 2 runs are finished, 0 to do" in capsys.readouterr().out
+    assert "2 of 2 runs are finished, 0 to do" in caplog.text
     assert report_study(study, again, failed) == text
     assert open_store(study.output).list() == before
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_stops_no_other_and_is_reported(study_at, capsys):
+def test_a_run_that_fails_stops_no_other_and_is_reported(study_at, caplog):
+    caplog.set_level("INFO", "dualview")
     recipes = {"single": {"encoder.model": "/nowhere"}, "dual": {}}
     study = load(StudyConfig, str(study_at("failing", **recipes)))
     runs, failed = run_study(study)
-    assert "study: 2/2 runs, " in capsys.readouterr().out
+    assert "study: 2/2 runs, " in caplog.text
     assert failed == {
         runs[0].folder: "model /nowhere: no such folder; expected a folder, a hub name or s3://bucket/prefix"
     }

@@ -5,13 +5,16 @@ import json
 import os
 from pathlib import Path
 import re
+import shlex
 import subprocess
+from subprocess import CompletedProcess
 import sys
 
 from demo_data import demo_flips, demo_seeds
 import psutil
 import pytest
 import ray
+from tiny import save_small_encoder
 
 from dualview.provenance import code
 from dualview.runs.manifest import read_codes
@@ -39,7 +42,7 @@ def told_to_export(readme: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\$\(.*\)|\S+)", exported))
 
 
-def submit(job_server: str, *entrypoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def submit(job_server: str, *entrypoint: str, **environment: str) -> CompletedProcess[str]:
     """From a clean shell: whoever starts a cluster has settings in its own that a user's shell does not have."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME")}
     return subprocess.run(
@@ -56,48 +59,67 @@ def test_every_readme_has_the_client_send_its_token(readme):
     assert told_to_export(readme)["RAY_AUTH_MODE"] == "token"
 
 
-# A training job imports torch in four processes, minutes on a busy machine.
-@pytest.mark.timeout(1800)
-def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
-    base = f"{s3}/submit"
-    jobs = {
-        "generate": {
-            "--config": "configs/demo/facets.yaml",
-            "--set": [f"output={base}/data", "source=" + json.dumps(demo_seeds(200))],
-        },
-        "train": {
-            "--config": "configs/demo/train-dual.yaml",
-            "--set": [
-                f"output={base}/encoder",
-                f"mixture.parts.0.data={base}/data",
-                "mixture.parts.0.num_instances=16",
-                "budget.instances=16",
-                "batch.instances=8",
-                "batch.queries=4",
-                "workers.num=1",
-            ],
-        },
-        "evaluate": {
-            "--config": "configs/demo/evaluate.yaml",
-            "--set": [
-                f"output={base}/scores",
-                "encoders=" + json.dumps({"trained": f"{base}/encoder/encoder"}),
-                "compare=[]",
-                "benchmarks=" + json.dumps([demo_flips(8)]),
-            ],
-        },
-    }
-    for name, options in jobs.items():
-        arguments = ["--config", options["--config"]]
-        for assignment in options["--set"]:
-            arguments += ["--set", assignment]
+@pytest.fixture(scope="module")
+def base(s3: str) -> str:
+    return f"{s3}/submit"
+
+
+@pytest.fixture(scope="module")
+def sent(job_server: str, base: str, tmp_path_factory: pytest.TempPathFactory) -> CompletedProcess[str]:
+    """One submission that generates, trains, evaluates and then makes a mistake: to submit takes as long as to run."""
+    model = str(save_small_encoder(tmp_path_factory.mktemp("model")))
+    facets, train_dual, evaluate = (
+        f"configs/demo/{name}.yaml" for name in ("facets", "train-dual", "evaluate")
+    )
+    jobs: list[tuple[str, str, dict[str, object]]] = [
+        ("generate", facets, {"output": f"{base}/data", "source": demo_seeds(200)}),
+        (
+            "train",
+            train_dual,
+            {
+                "output": f"{base}/encoder",
+                "encoder.model": model,
+                "mixture.parts.0.data": f"{base}/data",
+                "mixture.parts.0.num_instances": 16,
+                "budget.instances": 16,
+                "batch.instances": 8,
+                "batch.queries": 4,
+                "workers.num": 1,
+            },
+        ),
+        (
+            "evaluate",
+            evaluate,
+            {
+                "output": f"{base}/scores",
+                "encoders": {"trained": f"{base}/encoder/encoder"},
+                "compare": [],
+                "benchmarks": [demo_flips(8)],
+                "actors.num": 1,
+            },
+        ),
+        ("generate", facets, {"colour": "red"}),
+    ]
+    commands = []
+    for name, config, assignments in jobs:
+        sets = [f"{key}={json.dumps(value)}" for key, value in assignments.items()]
+        arguments = [
+            f"jobs/{name}.py",
+            "--config",
+            config,
+            *(part for each in sets for part in ("--set", each)),
+        ]
         # As cluster/README has it: the history stays here.
-        sent = submit(
-            job_server, "env", "DUALVIEW_COMMIT=c0ffee-dirty", sys.executable, f"jobs/{name}.py", *arguments
-        )
-        assert sent.returncode == 0, sent.stdout + sent.stderr
+        commands.append(shlex.join(["env", "DUALVIEW_COMMIT=c0ffee-dirty", sys.executable, *arguments]))
+    return submit(job_server, "sh", "-c", " && ".join(commands))
+
+
+@pytest.mark.timeout(1800)  # a training job imports torch in four processes: minutes on a busy machine
+def test_generate_train_and_evaluate_go_through_the_job_server(sent, base):
     keys = {entry.key for entry in open_store(base).list()}
-    assert {"data/plan.json", "encoder/result.json", "scores/scores.parquet"} <= keys
+    assert {"data/plan.json", "encoder/result.json", "scores/scores.parquet"} <= keys, (
+        sent.stdout + sent.stderr
+    )
     sent_code = replace(code(), commit="c0ffee", dirty=True)
     for output in ("data", "encoder", "scores"):
         assert [noted for noted, _ in read_codes(open_store(f"{base}/{output}"))] == [sent_code]
@@ -105,16 +127,7 @@ def test_generate_train_and_evaluate_go_through_the_job_server(job_server, s3):
     assert dict(made_by)["code_version"] == str(replace(code(), commit=None, dirty=None))
 
 
-def test_a_users_mistake_reaches_the_user_as_its_sentence(job_server):
-    sent = submit(
-        job_server,
-        sys.executable,
-        "jobs/generate.py",
-        "--config",
-        "configs/demo/facets.yaml",
-        "--set",
-        "colour=red",
-    )
+def test_a_users_mistake_reaches_the_user_as_its_sentence(sent):
     assert sent.returncode != 0
     assert "unknown key `colour`" in sent.stdout + sent.stderr
 

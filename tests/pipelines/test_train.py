@@ -206,10 +206,11 @@ def test_what_a_run_will_read_is_foretold(uninterrupted):
     assert result["operations"] > 6 * result["tokens"]
 
 
-def test_a_finished_run_is_only_read(uninterrupted, capsys):
+def test_a_finished_run_is_only_read(uninterrupted, caplog):
+    caplog.set_level("INFO", "dualview")
     before = open_store(uninterrupted.output).list()
     train(uninterrupted)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in caplog.text
     assert open_store(uninterrupted.output).list() == before
 
 
@@ -276,6 +277,7 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3, faulty_s3, monkey
 
     def run_of(name: str, num_instances: int) -> TrainConfig:
         sizes = {"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances}
+        sizes["workers.num"] = 1  # which encodes, too
         return config(f"shares-{name}", documents="frozen", embeddings=shelf, **sizes)
 
     def kept_by(run: TrainConfig) -> tuple[Prepared, NDArray[np.float32]]:

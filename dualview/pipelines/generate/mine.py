@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 import io
+import logging
 from typing import Any
 from uuid import uuid4
 
@@ -49,6 +50,8 @@ from dualview.sources.beir import (
 )
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
 
+logger = logging.getLogger(__name__)
+
 PLAN_KEY = "mined/plan.json"
 STATISTICS_KEY = "mined/work/bm25-statistics.npy"
 
@@ -80,7 +83,7 @@ def mine(source: BeirSource, output: str) -> Mined:
     pin_manifest(store, PLAN_KEY, _plan(source, collection), metadata={})
     num_parts = -(-len(collection.queries) // source.mining.queries_per_shard)
     to_do = _missing(store, _part_key, num_parts)
-    print(
+    logger.info(
         f"{output}: {len(collection.corpus):,} passages, {len(collection.queries):,} queries with positives;"
         f" {num_parts} parts of seeds, {len(to_do)} to do"
     )

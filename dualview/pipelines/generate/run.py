@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Mapping
 from functools import partial
+import logging
 from pathlib import Path
 import time
 from typing import Any
@@ -33,6 +34,8 @@ from dualview.synthesis.language import model_version
 from dualview.synthesis.preview import fill_prompts
 from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_version
 
+logger = logging.getLogger(__name__)
+
 # So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
 WATCHED_ROWS = 500
 
@@ -49,7 +52,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     config = _with_mined_seeds(config)
     run, exam = _plan(config, store)
     to_do = run.missing()
-    print(f"{config.output}: {len(run.plan.shards)} shards planned, {len(to_do)} to do")
+    logger.info(f"{config.output}: {len(run.plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
         join_cluster(config.actors)
         with errors_of_workers():
@@ -138,7 +141,7 @@ def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: lis
     )
     _watch(config, reports.iter_rows(), sum(shard.num_rows for shard in to_do))
     if account is not None and (limit := ray.get(account.used_up.remote())):
-        print(
+        logger.warning(
             f"{config.output}: the budget is used up ({limit}), {len(run.missing())} shards are left;"
             " the same command goes on with a larger one"
         )

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 import json
+import logging
 from pathlib import Path
 import re
 import shutil
@@ -32,6 +33,8 @@ import torch
 from dualview.errors import InputError, Interruption
 from dualview.storage import Store, download_tree, upload_tree
 from dualview.training.model import Learner
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints/"
 KEPT = 2
@@ -107,7 +110,7 @@ class Checkpoints:
                 if f"{FOLDER}{name}" < kept[0]:
                     self._store.remove(f"{FOLDER}{name}/")
         except Interruption as error:  # the run is none the worse for it
-            print(f"old checkpoints stay: {error}", flush=True)
+            logger.warning(f"old checkpoints stay: {error}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import importlib
+import logging
 from pathlib import Path
 import time
 from typing import Any
@@ -32,6 +33,8 @@ from dualview.training.export import finished_encoder
 from dualview.training.plan import Work
 from dualview.training.prepared import view_text
 from dualview.training.schedule import operations
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10
 Figures = dict[str, float]
@@ -82,7 +85,7 @@ class Watch:
         self._recent = [*self._recent[-9:], loss]
         if now - self._last_line > SECONDS_BETWEEN_LINES or step + 1 == self._num_steps:
             self._last_line = now
-            print(self._line(step + 1, now - self._started), flush=True)
+            logger.info(self._line(step + 1, now - self._started))
         self._collect(wait=False)
 
     def evaluate(self, step: int, weights: dict[str, torch.Tensor]) -> None:
@@ -110,7 +113,7 @@ class Watch:
             self._evaluations.append({"step": step, "scores": scores})
             self._note(step - 1, {f"evaluation/{name}": value for name, value in scores.items()})
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
-            print(f"step {step}: {shown}", flush=True)
+            logger.info(f"step {step}: {shown}")
         self._pending = still
 
     def _note(self, step: int, figures: Figures) -> None:

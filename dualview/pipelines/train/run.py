@@ -1,6 +1,7 @@
 """Training on Ray Train with DeepSpeed: a worker is a rank, checkpoints lie on the store."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from dualview.config.train import TrainConfig, deciding
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import Interruption
+from dualview.logs import worker_environment
 from dualview.models import check_model
 from dualview.pipelines.train.checkpoints import FOLDER
 from dualview.pipelines.train.engine import deepspeed_config
@@ -23,6 +25,8 @@ from dualview.runs.run import open_run
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
 from dualview.training.prepared import Prepared
 from dualview.training.schedule import num_steps_of, sampler_of, use_of_parts
+
+logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "config.json"
 RESULT_KEY = LAST_KEY
@@ -44,7 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
         _pin(store, config)
         publish(store)  # as far as a killed attempt left something to do
-        print(f"{config.output} is finished; nothing to do")
+        logger.info(f"{config.output} is finished; nothing to do")
     else:
         refuse_known_failure(store)
         for part in config.mixture.parts:
@@ -72,21 +76,21 @@ def _pin(store: Store, config: TrainConfig) -> None:
 def _print_plan(config: TrainConfig, prepared: Prepared) -> None:
     sampler = sampler_of(config, prepared)
     num_steps = num_steps_of(config, sampler)
-    print(
+    logger.info(
         f"training on {prepared.num_groups:,} groups: {num_steps} steps of {config.batch.instances} instances"
     )
     use = use_of_parts(config, prepared, sampler, num_steps)
     for part, used in zip(config.mixture.parts, use, strict=True):
         if used["groups_unused"]:
-            print(
+            logger.info(
                 f"{part.data}, views {part.views}: {used['groups_unused']:,} of {used['groups']:,} groups are in no step"
             )
     queries_cut, passages_cut = prepared.num_cut(config.encoder)
-    print(
+    logger.info(
         f"cut at the limits: {queries_cut:,} queries at {config.encoder.max_query_tokens} tokens,"
         f" {passages_cut:,} passages at {config.encoder.max_passage_tokens}"
     )
-    print(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
+    logger.info(f"DeepSpeed: {json.dumps(deepspeed_config(config))}")
 
 
 def _remove_traces(store: Store) -> None:
@@ -95,7 +99,7 @@ def _remove_traces(store: Store) -> None:
         for folder in (FOLDER, f"{RAY_TRAIN}/"):
             store.remove(folder)
     except Interruption as error:  # the run is none the worse for it
-        print(f"the checkpoints stay: {error}")
+        logger.warning(f"the checkpoints stay: {error}")
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
@@ -126,6 +130,7 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of ours comes twice
         "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, of torch
+        **worker_environment(),
     }
     if not workers.gpus:
         environment["DS_ACCELERATOR"] = "cpu"

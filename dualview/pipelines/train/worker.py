@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 import json
+import logging
 import math
 from pathlib import Path
 import tempfile
@@ -18,6 +19,7 @@ import torch
 from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig
 from dualview.errors import Interruption
+from dualview.logs import show_logs_of_worker
 from dualview.pipelines.train.checkpoints import Checkpoints, Position, from_rank_0, latest_checkpoint
 from dualview.pipelines.train.engine import (
     all_weights,
@@ -40,6 +42,8 @@ from dualview.training.prepared import Prepared
 from dualview.training.schedule import num_steps_of, operations, sampler_of, use_of_parts
 from dualview.training.step import Retained
 
+logger = logging.getLogger(__name__)
+
 
 def train_worker(settings: dict[str, Any]) -> None:
     """The life of one rank; settings: a TrainConfig as JSON."""
@@ -48,6 +52,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     refuse_known_failure(store)
     torch.manual_seed(config.seed)
     rank = ray.train.get_context().get_world_rank()
+    show_logs_of_worker(rank)
     if from_rank_0(publish(store) if rank == 0 else None):  # an attempt that overlaps has finished
         return
     worker = Worker(config, store)
@@ -196,11 +201,10 @@ def _resume(
     for _ in start.losses:
         engine.lr_scheduler.step()
     if rank == 0:
-        print(
+        logger.info(
             f"going on with {world_size} ranks and deepspeed {layout} where there were {start.world_size} and"
             f" {start.deepspeed}: weights, learning rate and the order of the data are what they would have been,"
-            " AdamW's moments start anew",
-            flush=True,
+            " AdamW's moments start anew"
         )
     return engine, start
 
