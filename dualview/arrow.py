@@ -1,4 +1,4 @@
-"""Seeds and dual views as Arrow tables: their schemas, and the way there and back."""
+"""SourceExamples and dual views as Arrow tables: their schemas, and the way there and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from dualview.records import (
     Passage,
     Requirement,
     Rewording,
-    Seed,
+    SourceExample,
     Verdict,
 )
 
@@ -71,7 +71,7 @@ _LINEAGE = pa.struct(
     ]
 )
 
-SEED_SCHEMA = pa.schema(_SEED_FIELDS)
+EXAMPLE_SCHEMA = pa.schema(_SEED_FIELDS)
 
 
 def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
@@ -104,16 +104,19 @@ DUAL_VIEW_SCHEMA = pa.schema(
 )
 
 
-def seeds_to_table(seeds: Iterable[Seed]) -> pa.Table:
-    """One row each, in SEED_SCHEMA."""
-    return pa.Table.from_pylist([asdict(seed) for seed in seeds], schema=SEED_SCHEMA)
+def examples_to_table(examples: Iterable[SourceExample]) -> pa.Table:
+    """One row each, in EXAMPLE_SCHEMA."""
+    return pa.Table.from_pylist([asdict(example) for example in examples], schema=EXAMPLE_SCHEMA)
 
 
 def dual_views_to_table(rows: Sequence[DualView]) -> pa.Table:
-    """One flat row each: the seed's columns, then the rest, in DUAL_VIEW_SCHEMA."""
-    seeds = [row.seed for row in rows]
+    """One flat row each: the example's columns, then the rest, in DUAL_VIEW_SCHEMA."""
+    examples = [row.example for row in rows]
     return pa.Table.from_arrays(
-        [_column(seeds if field.name in SEED_SCHEMA.names else rows, field) for field in DUAL_VIEW_SCHEMA],
+        [
+            _column(examples if field.name in EXAMPLE_SCHEMA.names else rows, field)
+            for field in DUAL_VIEW_SCHEMA
+        ],
         schema=DUAL_VIEW_SCHEMA,
     )
 
@@ -142,14 +145,14 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def dual_views_from_table(table: pa.Table) -> list[DualView]:
     """The inverse of dual_views_to_table."""
-    seed_columns = set(SEED_SCHEMA.names)
+    seed_columns = set(EXAMPLE_SCHEMA.names)
     rows = []
     for columns in table.to_pylist():
         view_columns = {name: value for name, value in columns.items() if name not in seed_columns}
         lineage = view_columns.pop("lineage")
         rows.append(
             DualView(
-                seed=seed_from_columns(columns),
+                example=example_from_columns(columns),
                 new_requirements=_requirements(view_columns.pop("new_requirements")),
                 verdicts=tuple(Verdict(**verdict) for verdict in view_columns.pop("verdicts")),
                 drafts=tuple(Draft(**draft) for draft in view_columns.pop("drafts")),
@@ -161,9 +164,9 @@ def dual_views_from_table(table: pa.Table) -> list[DualView]:
     return rows
 
 
-def seed_from_columns(columns: Mapping[str, Any]) -> Seed:
-    """A Seed from one row of SEED_SCHEMA (further columns are ignored)."""
-    return Seed(
+def example_from_columns(columns: Mapping[str, Any]) -> SourceExample:
+    """A SourceExample from one row of EXAMPLE_SCHEMA (further columns are ignored)."""
+    return SourceExample(
         id=columns["id"],
         query_id=columns["query_id"],
         query=columns["query"],
@@ -185,7 +188,7 @@ def _passage(columns: Mapping[str, Any]) -> Passage:
 
 
 def _attribute(item: Mapping[str, str] | tuple[str, str]) -> tuple[str, str]:
-    """Facet and value, from DUAL_VIEW_SCHEMA's list of structs or SEED_SCHEMA's map."""
+    """Facet and value, from DUAL_VIEW_SCHEMA's list of structs or EXAMPLE_SCHEMA's map."""
     return (item["facet"], item["value"]) if isinstance(item, Mapping) else item
 
 

@@ -16,7 +16,7 @@ REASONS = (
     "declined",  # the writer says that no such instruction exists
     "unparseable",  # no answer block, or more than one, or an empty one
     "truncated",  # the answer ended at the token limit
-    "not_confirmed",  # a judge denies what the seed says of its own passages
+    "not_confirmed",  # a judge denies what the example says of its own passages
     "not_flipped",  # a judge's verdict on some passage under the new instruction is the wrong one
     "undecided",  # a judge could not tell for some passage
     "bad_length",  # shorter or longer than the rules allow
@@ -71,10 +71,10 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
-class Seed:
+class SourceExample:
     """A query with an original instruction and labelled passages: what synthesis starts from.
 
-    A plain seed, from a corpus without instructions, has neither instruction nor instruction negatives;
+    A plain example, from a corpus without instructions, has neither instruction nor instruction negatives;
     synthesis finds them before anything else.
     """
 
@@ -95,7 +95,7 @@ class Verdict:
     judge: str
     condition: Condition
     passage_id: str
-    expected: bool | None  # should it be relevant? None: the seed does not say, the verdict is a new label
+    expected: bool | None  # should it be relevant? None: the example does not say, the verdict is a new label
     margin: float | None  # log p(yes) - log p(no); None where the judge could not tell
 
     @property
@@ -110,7 +110,7 @@ class Verdict:
 class Draft:
     """One answer of a writer, and how it did."""
 
-    condition: Condition  # which instruction was asked for: "new", or "original" for a plain seed
+    condition: Condition  # which instruction was asked for: "new", or "original" for a plain example
     answer: str  # whole
     instruction: str  # "" where the answer holds none
     status: str  # ACCEPTED, WRITTEN or one of REASONS
@@ -123,7 +123,7 @@ class Rewording:
 
     condition: Condition
     instruction: str
-    status: str  # ACCEPTED: the judge's verdicts on the seed's passages stay; else one of REASONS
+    status: str  # ACCEPTED: the judge's verdicts on the example's passages stay; else one of REASONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +144,13 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class DualView:
-    """One finished request: a seed, the complementary instruction, and what became of it.
+    """One finished request: an example, the complementary instruction, and what became of it.
 
-    Under (query, new_instruction) the passage `target_id` (N*) is the positive; the seed's positive
+    Under (query, new_instruction) the passage `target_id` (N*) is the positive; the example's positive
     and its other instruction negatives are not relevant. [2604.18845, section 3]
     """
 
-    seed: Seed
+    example: SourceExample
     target_id: str
     new_instruction: str  # "" where none was written
     new_requirements: tuple[Requirement, ...]

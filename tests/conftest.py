@@ -9,7 +9,7 @@ import socket
 from threading import Lock, Thread
 from typing import Any
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 from faulty_s3 import FaultyS3, bucket
 import hypothesis
 import pytest
@@ -173,5 +173,5 @@ def facets_data(cluster: str, s3: str) -> str:
 
     url = f"{s3}/facets"
     config = Path("configs/demo/facets.yaml").absolute()
-    generate(load(GenerateConfig, str(config), [f"output={url}", f"source={json.dumps(demo_seeds(400))}"]))
+    generate(load(GenerateConfig, str(config), [f"output={url}", f"source={json.dumps(demo_examples(400))}"]))
     return url

@@ -1,4 +1,4 @@
-"""Seeds and queries of the demo in files, made once by its own command; they live as long as this process."""
+"""SourceExamples and queries of the demo in files, made once by its own command; they live as long as this process."""
 
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 _FILES = tempfile.TemporaryDirectory(prefix="dualview-tests-")
 
 
-def demo_seeds(num_seeds: int, seed: int = 1) -> dict[str, Any]:
+def demo_examples(num_seeds: int, seed: int = 1) -> dict[str, Any]:
     """The source of so many training seeds, with its vocabulary."""
     folder = _made("seeds", "train", num_seeds, seed)
     vocabulary = f"{folder}/vocabulary.yaml"

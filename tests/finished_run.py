@@ -13,7 +13,7 @@ from dualview.records import (
     Passage,
     Requirement,
     Rewording,
-    Seed,
+    SourceExample,
     Verdict,
 )
 from dualview.runs.plan import Input, Shard, plan_run
@@ -26,7 +26,7 @@ INPUTS = [Input("north.jsonl", 5, "c0ffee"), Input("empty.jsonl", 0, "0"), Input
 
 
 def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave out Africa.", **changes: Any):
-    seed = Seed(
+    example = SourceExample(
         id=seed_id,
         query_id="ports",
         query=query,
@@ -36,7 +36,7 @@ def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave o
         requirements=(Requirement(True, "region", "Africa"),),
     )
     whole = DualView(
-        seed=seed,
+        seed=example,
         target_id="peru",
         new_instruction=new_instruction,
         new_requirements=(Requirement(False, "region", "Africa"),),
@@ -58,7 +58,7 @@ def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave o
 
 
 def rows_of(shard: Shard, attempt: str) -> list[DualView]:
-    """One for each of the shard's seeds."""
+    """One for each of the shard's examples."""
     return [
         replace(each, lineage=replace(each.lineage, shard=shard.index, attempt=attempt))
         for each in (row(f"{shard.input}-{index}") for index in range(shard.start, shard.stop))
@@ -67,7 +67,7 @@ def rows_of(shard: Shard, attempt: str) -> list[DualView]:
 
 def commit_rows(store: Store, shard: Shard, rows: Sequence[DualView], attempt: str) -> bool:
     """As the plan of `rows_of` has it, whatever the rows are."""
-    planned = [(each.seed.id, each.target_id) for each in rows_of(shard, attempt)]
+    planned = [(each.example.id, each.target_id) for each in rows_of(shard, attempt)]
     tokens = (sum(each.prompt_tokens for each in rows), sum(each.completion_tokens for each in rows))
     return commit(store, shard, planned, rows, attempt, Spent(*tokens, gpu_seconds=1.5))
 
@@ -112,5 +112,5 @@ def put_shard(store: Store, shard: Shard, rows: Sequence[DualView]) -> None:
         replace(each, lineage=replace(each.lineage, run="run", shard=shard.index, attempt="one"))
         for each in rows
     ]
-    planned = [(each.seed.id, each.target_id) for each in placed]
+    planned = [(each.example.id, each.target_id) for each in placed]
     commit(store, shard, planned, placed, "one", Spent())

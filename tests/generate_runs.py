@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 import numpy as np
 import yaml
 
@@ -88,14 +88,14 @@ FACETS = {
 
 
 def config_of(settings: dict[str, Any], output: str | Path, **changes: Any) -> GenerateConfig:
-    """Of the settings, over 60 seeds of the demo where nothing else is said."""
-    source = {} if "source" in {**settings, **changes} else {"source": demo_seeds(60)}
+    """Of the settings, over 60 examples of the demo where nothing else is said."""
+    source = {} if "source" in {**settings, **changes} else {"source": demo_examples(60)}
     return GenerateConfig.model_validate({**source, **settings, "output": str(output), **changes})
 
 
 def small(settings: dict[str, Any], output: Path) -> GenerateConfig:
-    """Three shards of four seeds."""
-    return config_of(settings, output, source=demo_seeds(12))
+    """Three shards of four examples."""
+    return config_of(settings, output, source=demo_examples(12))
 
 
 def rows_of(store: Store) -> list[DualView]:

@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Any, Self
 
-from demo_data import demo_flips, demo_seeds
+from demo_data import demo_examples, demo_flips
 from faulty_s3 import ALWAYS, FaultyS3, bucket, error
 from generate_runs import rows_of, wait_until
 import ray
@@ -56,7 +56,7 @@ def verbs(base: str) -> dict[str, Verb]:
     return {
         "generate": Verb(
             "configs/demo/facets.yaml",
-            {"source": demo_seeds(4000), "rows_per_shard": 40, "actors.num": NUM_NODES},
+            {"source": demo_examples(4000), "rows_per_shard": 40, "actors.num": NUM_NODES},
             lambda store: len(store.list("data/")) >= 10,
             rows_of,
         ),
@@ -198,11 +198,14 @@ def mistakes(base: str) -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
     """What is wrong -> settings of a generate job, environment."""
     return {
         "wrong credentials": (
-            {"output": f"{base}/wrong", "source": demo_seeds(4000)},
+            {"output": f"{base}/wrong", "source": demo_examples(4000)},
             {"AWS_ACCESS_KEY_ID": WRONG_KEY, "AWS_SECRET_ACCESS_KEY": "wrong"},
         ),
-        "no such bucket": ({"output": "s3://no-such-bucket/run", "source": demo_seeds(4000)}, {}),
-        "cluster too small": ({"output": f"{base}/large", "source": demo_seeds(4000), "actors.num": 64}, {}),
+        "no such bucket": ({"output": "s3://no-such-bucket/run", "source": demo_examples(4000)}, {}),
+        "cluster too small": (
+            {"output": f"{base}/large", "source": demo_examples(4000), "actors.num": 64},
+            {},
+        ),
     }
 
 

@@ -27,7 +27,7 @@ import tempfile
 from threading import Lock
 import time
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 from faulty_s3 import Fault, FaultyS3, bucket, cut_answer, cut_request, error, lost_answer, silence
 from generate_runs import LLM, Job, config_of, rows_of, undisturbed
 import psutil
@@ -203,7 +203,7 @@ def main() -> None:
             config = config_of(
                 LLM,
                 f"{url}/{total['runs']}",
-                source=demo_seeds(NUM_SEEDS, seed=total["runs"]),
+                source=demo_examples(NUM_SEEDS, seed=total["runs"]),
                 rows_per_shard=ROWS_PER_SHARD,
                 actors={**LLM["actors"], "num": 2},
             )
@@ -212,12 +212,12 @@ def main() -> None:
             soak.run(config, folder)
             store = open_store(config.output)
             rows = rows_of(store)
-            times = Counter(row.seed.id for row in rows)
+            times = Counter(row.example.id for row in rows)
             total += Counter(
                 rows=len(rows),
                 shards=num_objects(store, "data/"),
                 attempts=num_objects(store, "attempts/"),
-                rows_missing=sum(row.seed.id not in times for row in expected),
+                rows_missing=sum(row.example.id not in times for row in expected),
                 rows_repeated=sum(count - 1 for count in times.values()),
                 rows_wrong=sum(found != right for found, right in zip(rows, expected, strict=False)),
                 runs_with_right_checksum=int(checksum(rows) == checksum(expected)),

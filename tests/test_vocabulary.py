@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dualview.arrow import seeds_to_table
+from dualview.arrow import examples_to_table
 from dualview.errors import InputError
-from dualview.records import ACCEPTED, Passage, Requirement, Seed
+from dualview.records import ACCEPTED, Passage, Requirement, SourceExample
 from dualview.sources import vocabulary_of
 from dualview.storage import open_store
 from dualview.vocabulary import Vocabulary, read_vocabulary
@@ -118,7 +118,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, s3: str) -> None:
 def source_of(folder: Path, vocabulary: Path | None) -> dict[str, Any]:
     """Ten seeds: black shoes are asked for, and a red one breaks that. Soles differ in every other seed."""
     seeds = [
-        Seed(
+        SourceExample(
             id=f"s{number}",
             query_id="shoes",
             query="shoes for the office",
@@ -140,7 +140,7 @@ def source_of(folder: Path, vocabulary: Path | None) -> dict[str, Any]:
         for number in range(10)
     ]
     folder.mkdir()
-    pq.write_table(seeds_to_table(seeds), folder / "seeds.parquet")
+    pq.write_table(examples_to_table(seeds), folder / "seeds.parquet")
     return {
         "kind": "tuples",
         "paths": [str(folder)],
@@ -162,8 +162,10 @@ def test_complements_are_composed_judged_and_reworded_in_anybodys_words(shoes: P
     words = read_vocabulary(str(shoes))
     for row in rows:
         assert row.new_requirements == words.read(row.new_instruction)
-        assert all(need.holds(row.seed.instruction_negatives[0].attributes) for need in row.new_requirements)
-        assert not any(need.holds(row.seed.positive.attributes) for need in row.new_requirements)
+        assert all(
+            need.holds(row.example.instruction_negatives[0].attributes) for need in row.new_requirements
+        )
+        assert not any(need.holds(row.example.positive.attributes) for need in row.new_requirements)
         wordings = {wording.condition: wording.instruction for wording in row.rewordings}
         assert words.read(wordings["new"]) == row.new_requirements
         assert wordings["new"] != row.new_instruction

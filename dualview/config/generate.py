@@ -57,14 +57,14 @@ class GivenWriter(Settings):
 
 
 class Bootstrap(Sampling):
-    """For seeds without an instruction: an LLM writes one, and the judge finds what breaks it."""
+    """For examples without an instruction: an LLM writes one, and the judge finds what breaks it."""
 
     lengths: Annotated[Several[Literal["short", "medium", "long"]], Field(min_length=1)]
-    """Lengths of instruction to ask for; one is drawn for each seed."""
+    """Lengths of instruction to ask for; one is drawn for each example."""
     styles: Annotated[Several[Literal["plain", "negated", "background", "persona"]], Field(min_length=1)]
-    """Styles of instruction to ask for; one is drawn for each seed."""
+    """Styles of instruction to ask for; one is drawn for each example."""
     max_instruction_negatives: Positive
-    """Most instruction negatives that a seed gets."""
+    """Most instruction negatives that an example gets."""
 
 
 class LlmRewording(Sampling):
@@ -119,7 +119,7 @@ class AttributesJudge(Settings):
 
 
 class Cells(Settings):
-    """Which cells of the relevance matrix are judged: passages of the seed x these conditions."""
+    """Which cells of the relevance matrix are judged: passages of the example x these conditions."""
 
     conditions: Annotated[Several[Condition], Field(min_length=1)]
     """What passages are judged under: the query alone, the original instruction, the new one."""
@@ -194,12 +194,12 @@ class Budget(Settings):
 
 
 class Synthesis(Settings):
-    """What decides a row, given its seed and the engine."""
+    """What decides a row, given its example and the engine."""
 
     bootstrap: Bootstrap | None
-    """How seeds without an instruction get one; null where all seeds have theirs."""
+    """How examples without an instruction get one; null where all examples have theirs."""
     targets: Positive | Literal["all"]
-    """Instruction negatives of a seed that get a complement each, in order; `all` for every one."""
+    """Instruction negatives of an example that get a complement each, in order; `all` for every one."""
     writer: Annotated[FacetsWriter | LlmWriter | GivenWriter, Field(discriminator="kind")]
     """Who writes the complementary instructions."""
     rules: Rules
@@ -224,7 +224,7 @@ class GenerateConfig(Synthesis):
         TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
         Field(discriminator="kind"),
     ]
-    """Where seeds come from."""
+    """Where examples come from."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
     """The LLM that writes and judges; null where none does."""
     near_duplicates: NearDuplicates | None
@@ -234,7 +234,7 @@ class GenerateConfig(Synthesis):
     budget: Budget | None
     """Limits of the run; null sets none."""
     rows_per_shard: Positive
-    """Seeds of a shard, which is one Parquet file."""
+    """SourceExamples of a shard, which is one Parquet file."""
     shards_in_flight: Positive
     """Shards that an actor works on at once."""
     actors: Pool

@@ -1,4 +1,4 @@
-"""Where the seeds of a generate run come from."""
+"""Where the examples of a generate run come from."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from dualview.config.base import Actors, Positive, Settings, Several, Share, Who
 
 
 class TuplesSource(Settings):
-    """JSONL or Parquet files in the layout of arrow.SEED_SCHEMA."""
+    """JSONL or Parquet files in the layout of arrow.EXAMPLE_SCHEMA."""
 
     kind: Literal["tuples"]
     paths: Annotated[Several[str], Field(min_length=1)]
@@ -100,7 +100,7 @@ class Mining(Settings):
     min_margin: Share
     """Share of the positive's score by which a negative must stay below it; others are not taken."""
     num_negatives: Positive
-    """Negatives per seed, or as many as there are."""
+    """Negatives per example, or as many as there are."""
     passages_per_shard: WholeGroups
     """Passages whose index and vectors one process holds at a time."""
     queries_per_shard: WholeGroups
@@ -110,7 +110,7 @@ class Mining(Settings):
 
 
 class BeirSource(Settings):
-    """A folder with corpus.jsonl, queries.jsonl and qrels: seeds without instructions, negatives mined."""
+    """A folder with corpus.jsonl, queries.jsonl and qrels: examples without instructions, negatives mined."""
 
     kind: Literal["beir"]
     path: str
@@ -120,6 +120,6 @@ class BeirSource(Settings):
     min_grade: Positive
     """Lowest grade of a positive."""
     max_positives: Positive
-    """Positives per query, best grades first; each makes a seed."""
+    """Positives per query, best grades first; each makes an example."""
     mining: Mining
     """How hard negatives are found."""

@@ -70,16 +70,16 @@ class Part(Settings):
     data: str
     """Output of a generate run."""
     views: Views
-    """Which views of a seed are trained on: `both` the original and the complementary ones in one batch;
+    """Which views of an example are trained on: `both` the original and the complementary ones in one batch;
     `apart` the same views, never in one batch; `one` a random one of them, so that the same budget takes
-    twice the seeds (the unpaired control); `original` the original instruction only; `plain` the query
+    twice the examples (the unpaired control); `original` the original instruction only; `plain` the query
     without an instruction."""
     num_instances: Positive | None = None
     """Exact number of instances (query, instruction, positive); a group of both views counts two."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share by weight of all instances; seeds repeat where there are too few."""
+    """Share by weight of all instances; examples repeat where there are too few."""
     num_hard_negatives: Annotated[int, Field(ge=0)]
-    """Hard negatives per seed and epoch, besides its instruction negatives."""
+    """Hard negatives per example and epoch, besides its instruction negatives."""
     rewordings: bool
     """Show a view in one of its wordings, drawn again each epoch."""
     min_judged_margin: NotNegative | None

@@ -97,7 +97,7 @@ def _differences(summary: Summary) -> list[str]:
     parts = [
         "<h2>Differences</h2>",
         '<p class="note">The same queries in both arms: paired bootstrap over topics, 95% interval, x100. Grey '
-        "where the interval holds 0. It speaks of the choice of topics, not of another training seed.</p>",
+        "where the interval holds 0. It speaks of the choice of topics, not of another training example.</p>",
     ]
     for pair in summary["differences"]:
         name = f"{pair['first']} minus {pair['second']}"
@@ -209,8 +209,8 @@ def _examples(heading: str, rows: Sequence[DualView]) -> list[str]:
 
 
 def _example(row: DualView) -> str:
-    roles = {row.seed.positive.id: "positive", row.target_id: "N*"}
-    target = next((p for p in row.seed.instruction_negatives if p.id == row.target_id), None)
+    roles = {row.example.positive.id: "positive", row.target_id: "N*"}
+    target = next((p for p in row.example.instruction_negatives if p.id == row.target_id), None)
     verdicts = "; ".join(
         f"{verdict.judge} on {roles.get(verdict.passage_id, verdict.passage_id)}: "
         + ("could not tell" if verdict.surplus is None else "right" if verdict.surplus > 0 else "wrong")
@@ -218,8 +218,8 @@ def _example(row: DualView) -> str:
         for verdict in row.verdicts
     )
     terms = {
-        "original instruction": row.seed.instruction,
-        "its positive": row.seed.positive.full_text,
+        "original instruction": row.example.instruction,
+        "its positive": row.example.positive.full_text,
         "new instruction": row.new_instruction or "none",
         "its positive, N*": target.full_text if target else "none",
         "verdicts": verdicts or "none",
@@ -228,5 +228,5 @@ def _example(row: DualView) -> str:
     listed = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
     return (
         f'<article><span class="tag {status}">{escape(row.status.replace("_", " "))}</span>'
-        f"<strong>{escape(row.seed.query)}</strong><dl>{listed}</dl></article>"
+        f"<strong>{escape(row.example.query)}</strong><dl>{listed}</dl></article>"
     )

@@ -1,7 +1,7 @@
 """How sure a mean over queries is: bootstrap intervals and a paired randomisation test.
 
 What is drawn is a topic, with all the queries that are scored for it: ten instructions for one query say much less
-than ten queries do. Seeds of training are not drawn: two runs of one recipe may differ by more than these intervals
+than ten queries do. SourceExamples of training are not drawn: two runs of one recipe may differ by more than these intervals
 say. Everything is a function of its arguments, and the order of a mapping is none of them.
 """
 

@@ -25,7 +25,7 @@ from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
 from dualview.errors import InputError, Interruption
 from dualview.evaluation.benchmarks.flips import read_flips
-from dualview.pipelines.generate.judge_gate import first_seeds
+from dualview.pipelines.generate.judge_gate import first_examples
 from dualview.records import Passage
 from dualview.runs.manifest import pin_manifest
 from dualview.sources import open_source
@@ -113,8 +113,8 @@ def _gold_pairs(config: JudgeConfig) -> dict[str, list[ExamPair]]:
                 name, drawn = gold.name, flip_pairs(read_flips(gold), num_pairs, rng)
             case TuplesSource():
                 source = open_source(gold)
-                seeds = first_seeds(source, source.inputs(), 10 * num_pairs)
-                name, drawn = gold.kind, exam_pairs(seeds, num_pairs, rng)
+                examples = first_examples(source, source.inputs(), 10 * num_pairs)
+                name, drawn = gold.kind, exam_pairs(examples, num_pairs, rng)
         if name in pairs:
             raise InputError(f"gold: two collections are called `{name}`; give each a run of its own")
         pairs[name] = drawn

@@ -13,7 +13,7 @@ from dualview.retrieval.embeddings import Unit, read_vectors
 from dualview.retrieval.ranking import Hits, best_hits, hits_of_shard, inner_products, listed_hits
 from dualview.storage import Store
 
-QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, or texts of so many seeds, are held
+QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, or texts of so many examples, are held
 
 
 class Shard(NamedTuple):

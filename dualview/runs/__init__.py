@@ -4,7 +4,7 @@
     code/HASH.json                which code and libraries worked on it; one for each
     exam.json                     how the LLM judges did on gold pairs; created once
     plan-0001.json                inputs that came later; each extension is created once
-    bad_rows.jsonl                input rows that are not valid seeds, and why (bad_rows-0001.jsonl: of the later inputs)
+    bad_rows.jsonl                input rows that are not valid examples, and why (bad_rows-0001.jsonl: of the later inputs)
     data/shard-000017.parquet     one finished shard; created once, never changed
     near_duplicates.parquet       rows that repeat an earlier one, found once all shards exist; created once
                                   (near_duplicates-0001.parquet: again of all rows, after the first extension)

@@ -1,4 +1,4 @@
-"""What a generate run is: its inputs, cut into numbered shards of fixed seeds. Planned once; inputs may be added."""
+"""What a generate run is: its inputs, cut into numbered shards of fixed examples. Planned once; inputs may be added."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ PLAN_KEY = "plan.json"
 
 @dataclass(frozen=True)
 class Input:
-    """A list of seeds, in an order that does not change as long as the checksum is the same.
+    """A list of examples, in an order that does not change as long as the checksum is the same.
 
     `stamp` and `index` spare its source the work of reading it again: they are not compared.
     """
 
     name: str
-    num_rows: int  # seeds
+    num_rows: int  # examples
     checksum: str
-    num_bad: int = field(default=0, compare=False)  # rows beside them that should have been seeds
+    num_bad: int = field(default=0, compare=False)  # rows beside them that should have been examples
     bad: tuple[tuple[int, str], ...] = field(default=(), compare=False)  # the first of them: number, reason
     stamp: str = field(default="", compare=False)  # storage's mark of the content, see storage.Entry
-    index: str = field(default="", compare=False)  # where its seeds stand, for its source alone
+    index: str = field(default="", compare=False)  # where its examples stand, for its source alone
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input],
     if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
         raise InputError(f"input {repeated[0]}: is listed more than once")
     if not any(source.num_rows for source in inputs):
-        raise InputError("the inputs have no rows; expected at least one seed")
+        raise InputError("the inputs have no rows; expected at least one example")
     plan = Plan(json.loads(canonical_json(settings)), tuple(inputs), rows_per_shard)
     metadata = {
         "fingerprint": plan.fingerprint,
@@ -130,7 +130,7 @@ def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
             changed = differences(_compared(stored), _compared(given[stored.name]))
             raise InputError(
                 f"{store.url}: input {stored.name} has changed since the run was planned ({changed});"
-                " put it back as it was, give new seeds in files of their own, or choose another output"
+                " put it back as it was, give new examples in files of their own, or choose another output"
             )
     absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in given}
     if not absent:

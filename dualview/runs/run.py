@@ -94,7 +94,7 @@ class GenerateRun:
         return (row for table in self.trainable_tables() for row in dual_views_from_table(table))
 
     def left_out_of_training(self) -> frozenset[tuple[str, str]]:
-        """(seed id, target id) of the near-duplicates. Raises InputError if the run is not complete."""
+        """(example id, target id) of the near-duplicates. Raises InputError if the run is not complete."""
         self.check_complete()
         repeated = self.near_duplicates()
         return frozenset(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))

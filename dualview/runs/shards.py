@@ -31,7 +31,7 @@ def commit(
 ) -> bool:
     """Puts a finished shard as one Parquet file; False if another attempt's stands already.
 
-    planned: the (seed id, target id) of each request; "" for a target that is found on the way. The file's
+    planned: the (example id, target id) of each request; "" for a target that is found on the way. The file's
     metadata has under "dualview" a JSON object: run, attempt, statuses (a count each), trainable (a count),
     and what was spent. Raises ValueError, and puts nothing, where the rows are not exactly one finished row
     for each planned request, in order: that is a bug of ours.
@@ -60,7 +60,7 @@ def _check_rows(
     elif len(set(planned)) != len(planned):
         problem = "a request is planned twice"
     elif any(
-        row.seed.id != seed_id or target_id not in ("", row.target_id)
+        row.example.id != seed_id or target_id not in ("", row.target_id)
         for (seed_id, target_id), row in zip(planned, rows, strict=True)
     ):
         problem = "rows of other requests, or in another order"

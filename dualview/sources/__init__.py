@@ -1,11 +1,11 @@
-"""Where seeds come from. A source lists what it would read before anything is read."""
+"""Where examples come from. A source lists what it would read before anything is read."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.errors import InputError
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.runs.run import open_run
 from dualview.sources.drafts import Drafts
@@ -16,7 +16,7 @@ from dualview.vocabulary import Vocabulary, read_vocabulary
 
 
 class Source(Protocol):
-    """Seeds in a fixed order. Can be pickled, so that it travels to other processes."""
+    """SourceExamples in a fixed order. Can be pickled, so that it travels to other processes."""
 
     def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:
         """What would be read. Raises InputError, before any work, where it is not as expected.
@@ -25,8 +25,8 @@ class Source(Protocol):
         a function over many files; what it is given can be pickled, so that other processes may take part.
         """
 
-    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
-        """Seeds start to stop (without stop) of one input."""
+    def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
+        """SourceExamples start to stop (without stop) of one input."""
 
 
 Settings = TuplesSource | PromptrieverSource | BeirSource | DraftsSource

@@ -1,6 +1,6 @@
-"""Seeds from a BEIR folder: positives from its judgements, hard negatives from rankings of its corpus.
+"""SourceExamples from a BEIR folder: positives from its judgements, hard negatives from rankings of its corpus.
 
-Seeds that are made here have no instruction and no instruction negatives yet. A corpus is known by 16 bytes
+SourceExamples that are made here have no instruction and no instruction negatives yet. A corpus is known by 16 bytes
 a passage; its texts stay in the file until they are asked for.
 """
 
@@ -22,7 +22,7 @@ from dualview.beir import Row, check_qrels, read_qrels, read_rows
 from dualview.config.base import fingerprint
 from dualview.config.sources import BeirSource, Mining
 from dualview.errors import InputError
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 from dualview.retrieval.embeddings import text_key
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store
 
@@ -79,13 +79,13 @@ class Corpus:
 
 def _passage(line: bytes) -> Passage:
     passage = Row("", 0, json.loads(line)).passage()
-    # The layout of seeds wants a text; a title alone reads the same as one.
+    # The layout of examples wants a text; a title alone reads the same as one.
     return passage if passage.text.strip() else replace(passage, text=passage.title, title="")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuery:
-    """A query whose positives make seeds. Passages are rows of the corpus."""
+    """A query whose positives make examples. Passages are rows of the corpus."""
 
     id: str
     text: str
@@ -97,13 +97,13 @@ class JudgedQuery:
 class BeirCollection:
     corpus: Corpus
     queries: tuple[JudgedQuery, ...]  # in the order of queries.jsonl
-    checksums: Mapping[str, str]  # of all that decides rankings and seeds
+    checksums: Mapping[str, str]  # of all that decides rankings and examples
 
 
 def read_collection(source: BeirSource) -> BeirCollection:
     """The folder's corpus, and its queries with positives; every row of the three files is checked.
 
-    A positive that has neither title nor text makes no seed. Raises InputError where a file is missing, a row
+    A positive that has neither title nor text makes no example. Raises InputError where a file is missing, a row
     is wrong, a judgement names what is not there, or a query has no positive.
     """
     store = open_store(source.path)
@@ -227,7 +227,7 @@ def choose_negatives(
     texts: NDArray[np.uint64],
     mining: Mining,
 ) -> list[int]:
-    """The rows of one seed's hard negatives, hardest first, retrievers taking turns.
+    """The rows of one example's hard negatives, hardest first, retrievers taking turns.
 
     `rankings` has each retriever's rows, best first; all within their window are candidates. `scores` are one
     retriever's, for every candidate and the positive: a candidate that does not lie the margin below the
@@ -251,9 +251,9 @@ def choose_negatives(
     return chosen
 
 
-def seed_of(query: JudgedQuery, positive: Passage, negatives: Sequence[Passage]) -> Seed:
-    """A seed that still wants an instruction, and instruction negatives out of its hard negatives."""
-    return Seed(
+def example_of(query: JudgedQuery, positive: Passage, negatives: Sequence[Passage]) -> SourceExample:
+    """A example that still wants an instruction, and instruction negatives out of its hard negatives."""
+    return SourceExample(
         id=f"{quote(query.id, safe='')}/{quote(positive.id, safe='')}",  # no two pairs have the same
         query_id=query.id,
         query=query.text,

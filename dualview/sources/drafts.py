@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dualview.arrow import dual_views_from_table
 from dualview.errors import InputError
-from dualview.records import DualView, Seed
+from dualview.records import DualView, SourceExample
 from dualview.runs.plan import Input
 from dualview.runs.run import open_run
 from dualview.runs.shards import read_shard
@@ -31,9 +31,9 @@ class Drafts:
             for shard, summary in zip(run.plan.shards, run.summaries(), strict=True)
         ]
 
-    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
-        """The seeds of these rows, each once."""
-        return list({row.seed.id: row.seed for row in self.rows(source, start, stop)}.values())
+    def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
+        """The examples of these rows, each once."""
+        return list({row.example.id: row.example for row in self.rows(source, start, stop)}.values())
 
     def rows(self, source: Input, start: int, stop: int) -> list[DualView]:
         table = read_shard(open_store(self.run), source.name)

@@ -1,4 +1,4 @@
-"""Files of rows to inputs of a run: surveyed once, then read by any slice of their seeds.
+"""Files of rows to inputs of a run: surveyed once, then read by any slice of their examples.
 
 A survey reads a file once, checks every row, and keeps in the input's index what finds the rows again: what
 each row is, and where each block begins.
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dualview.errors import InputError
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.sources.rows import json_of, listed, place, read_rows, survey_rows
 
@@ -32,15 +32,15 @@ _LEFT_OUT, _SEED, _PLAIN = range(3)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of one kind of file become seeds.
+    """How the rows of one kind of file become examples.
 
-    `parse` takes a row as JSON has it and its place, for sentences ("seeds.jsonl line 7"). It returns None
-    for a row that is none by right, and raises InputError for a bad one. `id_column` holds the seed's id.
+    `parse` takes a row as JSON has it and its place, for sentences ("examples.jsonl line 7"). It returns None
+    for a row that is none by right, and raises InputError for a bad one. `id_column` holds the example's id.
     """
 
     id_column: str
-    parse: Callable[[Any, str], Seed | None]
-    plain_apart: bool  # whether seeds without an instruction are no requests: read_plain gives them
+    parse: Callable[[Any, str], SourceExample | None]
+    plain_apart: bool  # whether examples without an instruction are no requests: read_plain gives them
 
 
 # --- the survey -----------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def survey(
 
     A row is bad where its layout says so, and where its id stands in an earlier row (in the order of `known`,
     then of the paths). Bad rows are left out, counted and listed. Raises InputError at the first one where
-    max_bad_share is 0, where their share of all seeds and bad rows is above it, and where there are no seeds.
+    max_bad_share is 0, where their share of all examples and bad rows is above it, and where there are no examples.
     """
     stamps = {name: stamp for path in paths for name, stamp in listed(path)}
     before = {source.name: source for source in known if source.name in stamps}
@@ -65,21 +65,21 @@ def survey(
         )
         surveyed = dict(zip(to_read, read, strict=True))
         untouched = [source for source in before.values() if source.name not in surveyed]
-        for source, its_ids in zip(untouched, each(partial(_seed_ids, layout), untouched), strict=True):
+        for source, its_ids in zip(untouched, each(partial(_example_ids, layout), untouched), strict=True):
             surveyed[source.name] = source, its_ids
         inputs = _without_repeated([surveyed[name] for name in names], layout, max_bad_share == 0)
     else:
         inputs = list(before.values())
     _check_share(inputs, max_bad_share)
     if not any(source.num_rows for source in inputs):
-        raise InputError(f"{', '.join(names[:_NUM_BAD_SHOWN])}: none of the rows is a seed")
+        raise InputError(f"{', '.join(names[:_NUM_BAD_SHOWN])}: none of the rows is an example")
     return inputs
 
 
 def _survey_file(
     layout: Layout, stop_at_bad: bool, file: tuple[str, str]
 ) -> tuple[Input, npt.NDArray[np.uint64]]:
-    """The input that a file is, and a digest of each seed's id, (seeds, 2)."""
+    """The input that a file is, and a digest of each example's id, (examples, 2)."""
     name, stamp = file
     checksum = hashlib.sha256()
     offsets: list[int] = []
@@ -87,23 +87,23 @@ def _survey_file(
     num_bad, bad = 0, list[tuple[int, str]]()
     for row in survey_rows(name, checksum.update, offsets):
         try:
-            seed = _parsed(row, layout, place(name, len(kinds)))
+            example = _parsed(row, layout, place(name, len(kinds)))
         except InputError as error:
             if stop_at_bad:
                 raise
             num_bad += 1
             if len(bad) < _NUM_BAD_LISTED:
                 bad.append((len(kinds) + 1, str(error)))
-            seed = None
-        if seed is None:
+            example = None
+        if example is None:
             kinds.append(_LEFT_OUT)
-        elif layout.plain_apart and not seed.instruction:
+        elif layout.plain_apart and not example.instruction:
             kinds.append(_PLAIN)
         else:
             kinds.append(_SEED)
-            ids += _digest(seed.id)
+            ids += _digest(example.id)
     if not kinds:
-        raise InputError(f"{name}: has no rows; expected one seed a row")
+        raise InputError(f"{name}: has no rows; expected one example a row")
     index = _Index(np.frombuffer(kinds, np.uint8), np.array(offsets))
     source = Input(
         name, kinds.count(_SEED), checksum.hexdigest(), num_bad, bad=tuple(bad), stamp=stamp, index=index.text
@@ -115,8 +115,8 @@ def _digest(seed_id: str) -> bytes:
     return hashlib.blake2b(seed_id.encode(), digest_size=16).digest()
 
 
-def _seed_ids(layout: Layout, source: Input) -> npt.NDArray[np.uint64]:
-    """The digests of the ids of an input's seeds, without checking its rows again."""
+def _example_ids(layout: Layout, source: Input) -> npt.NDArray[np.uint64]:
+    """The digests of the ids of an input's examples, without checking its rows again."""
     index = _Index.of(source)
     rows = read_rows(source, index.offsets, np.flatnonzero(index.kinds == _SEED), columns=[layout.id_column])
     ids = b"".join(_digest(json_of(row, "")[layout.id_column]) for _, row in rows)
@@ -126,7 +126,7 @@ def _seed_ids(layout: Layout, source: Input) -> npt.NDArray[np.uint64]:
 def _without_repeated(
     surveyed: Sequence[tuple[Input, npt.NDArray[np.uint64]]], layout: Layout, stop_at_bad: bool
 ) -> list[Input]:
-    """The inputs without the seeds whose id stands in an earlier row."""
+    """The inputs without the examples whose id stands in an earlier row."""
     inputs = [source for source, _ in surveyed]
     repeated, first = _repeated(np.concatenate([ids for _, ids in surveyed]))
     if not len(repeated):
@@ -135,14 +135,14 @@ def _without_repeated(
     rows = np.concatenate([np.flatnonzero(index.kinds == _SEED) for index in indexes])
     ends = np.cumsum([source.num_rows for source in inputs])
 
-    def error_of(seed: int, same: int) -> tuple[int, str]:
+    def error_of(example: int, same: int) -> tuple[int, str]:
         (number, row), (first_number, first_row) = (
-            (int(np.searchsorted(ends, each, side="right")), int(rows[each])) for each in (seed, same)
+            (int(np.searchsorted(ends, each, side="right")), int(rows[each])) for each in (example, same)
         )
-        again = next(_seeds(inputs[number], indexes[number], np.array([row]), layout))
+        again = next(_examples(inputs[number], indexes[number], np.array([row]), layout))
         return row + 1, (
-            f"{place(inputs[number].name, row)}: the seed id {again.id!r} stands at"
-            f" {place(inputs[first_number].name, first_row)} already; expected another id for each seed"
+            f"{place(inputs[number].name, row)}: the example id {again.id!r} stands at"
+            f" {place(inputs[first_number].name, first_row)} already; expected another id for each example"
         )
 
     if stop_at_bad:
@@ -194,31 +194,35 @@ def _check_share(inputs: Sequence[Input], max_bad_share: float) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_seeds(source: Input, start: int, stop: int, layout: Layout) -> list[Seed]:
-    """Seeds start to stop (without stop) of an input that was surveyed. Reads the blocks they stand in only."""
-    return list(_seeds_of_kind(source, _SEED, start, stop, layout))
+def read_examples(source: Input, start: int, stop: int, layout: Layout) -> list[SourceExample]:
+    """SourceExamples start to stop (without stop) of an input that was surveyed. Reads the blocks they stand in only."""
+    return list(_examples_of_kind(source, _SEED, start, stop, layout))
 
 
 def num_plain(source: Input) -> int:
     return int((_Index.of(source).kinds == _PLAIN).sum())
 
 
-def read_plain(source: Input, start: int, stop: int, layout: Layout) -> list[Seed]:
-    """Like read_seeds, for the rows without an instruction that a layout keeps apart."""
-    return list(_seeds_of_kind(source, _PLAIN, start, stop, layout))
+def read_plain(source: Input, start: int, stop: int, layout: Layout) -> list[SourceExample]:
+    """Like read_examples, for the rows without an instruction that a layout keeps apart."""
+    return list(_examples_of_kind(source, _PLAIN, start, stop, layout))
 
 
-def _seeds_of_kind(source: Input, kind: int, start: int, stop: int, layout: Layout) -> Iterator[Seed]:
+def _examples_of_kind(
+    source: Input, kind: int, start: int, stop: int, layout: Layout
+) -> Iterator[SourceExample]:
     index = _Index.of(source)
-    return _seeds(source, index, np.flatnonzero(index.kinds == kind)[start:stop], layout)
+    return _examples(source, index, np.flatnonzero(index.kinds == kind)[start:stop], layout)
 
 
-def _seeds(source: Input, index: "_Index", rows: npt.NDArray[np.int64], layout: Layout) -> Iterator[Seed]:
+def _examples(
+    source: Input, index: "_Index", rows: npt.NDArray[np.int64], layout: Layout
+) -> Iterator[SourceExample]:
     for number, row in read_rows(source, index.offsets, rows, columns=None):
-        seed = _parsed(row, layout, place(source.name, number))
-        if seed is None:
+        example = _parsed(row, layout, place(source.name, number))
+        if example is None:
             raise InputError(f"{place(source.name, number)}: has changed since the run was planned")
-        yield seed
+        yield example
 
 
 @dataclass(frozen=True)
@@ -237,5 +241,5 @@ class _Index:
         return cls(np.frombuffer(bytearray(kinds), np.uint8), np.frombuffer(offsets, np.int64))
 
 
-def _parsed(row: Any, layout: Layout, where: str) -> Seed | None:
+def _parsed(row: Any, layout: Layout, where: str) -> SourceExample | None:
     return layout.parse(json_of(row, where), where)

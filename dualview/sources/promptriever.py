@@ -1,4 +1,4 @@
-"""Seeds from the training set of Promptriever (hub:samaya-ai/msmarco-w-instructions), or files in its layout.
+"""SourceExamples from the training set of Promptriever (hub:samaya-ai/msmarco-w-instructions), or files in its layout.
 
 It holds the queries of MS MARCO twice, as they are and with an instruction: 980,250 rows, half of them each.
 What its card, 2409.11136 and the public loaders of it say of the columns:
@@ -17,7 +17,7 @@ What its card, 2409.11136 and the public loaders of it say of the columns:
 A passage is {docid, title, text}, and some carry what its makers noted (explanation, followir_score,
 joint_id), which is not read. A title of "-" says that there is none.
 
-A row with an instruction and at least one instruction negative is a seed: its positive is the first of its
+A row with an instruction and at least one instruction negative is an example: its positive is the first of its
 positives, its id is query_id. Rows without an instruction are kept apart for mixtures, see keep_plain. Rows
 with an instruction and no instruction negative are neither.
 """
@@ -31,11 +31,11 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualview.arrow import SEED_SCHEMA
+from dualview.arrow import EXAMPLE_SCHEMA
 from dualview.errors import InputError
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 from dualview.runs.plan import Input
-from dualview.sources.files import Each, Layout, num_plain, read_plain, read_seeds, survey
+from dualview.sources.files import Each, Layout, num_plain, read_examples, read_plain, survey
 from dualview.storage import Store
 
 _ROWS_A_PART = 4096
@@ -54,14 +54,14 @@ class Promptriever:
         """One input a file, after every row of every file was checked: see files.survey."""
         return survey(self.paths, _LAYOUT, self.max_bad_share, known, each)
 
-    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
-        return read_seeds(source, start, stop, _LAYOUT)
+    def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
+        return read_examples(source, start, stop, _LAYOUT)
 
 
 def keep_plain(store: Store, inputs: Sequence[Input], each: Each = map) -> None:
-    """Writes the rows without an instruction to plain/part-*.parquet, in SEED_SCHEMA with instruction "".
+    """Writes the rows without an instruction to plain/part-*.parquet, in EXAMPLE_SCHEMA with instruction "".
 
-    Their query_id is that of the seed with the same query. `inputs` as the plan has them: parts are numbered
+    Their query_id is that of the example with the same query. `inputs` as the plan has them: parts are numbered
     through all of them. Each is created once, so that a repetition writes only what is not there.
     """
     spans = [
@@ -78,17 +78,17 @@ def keep_plain(store: Store, inputs: Sequence[Input], each: Each = map) -> None:
 
 def _write_part(store: Store, part: tuple[str, tuple[Input, int, int]]) -> None:
     key, (source, start, stop) = part
-    rows = [asdict(seed) for seed in read_plain(source, start, stop, _LAYOUT)]
+    rows = [asdict(example) for example in read_plain(source, start, stop, _LAYOUT)]
     buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SEED_SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), buffer, compression="zstd")
     store.put_new(key, buffer.getvalue().to_pybytes(), attempt=uuid4().hex)
 
 
 # --- one row --------------------------------------------------------------------------------------
 
 
-def _seed(row: Any, where: str) -> Seed | None:
-    """The row as a Seed; without an instruction where it has none; None where it has no instruction negative."""
+def _example(row: Any, where: str) -> SourceExample | None:
+    """The row as a SourceExample; without an instruction where it has none; None where it has no instruction negative."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, for example {_EXAMPLE}, but found {row!r:.60}")
     instructed = row.get("has_instruction")
@@ -106,7 +106,7 @@ def _seed(row: Any, where: str) -> Seed | None:
         raise InputError(
             f"{where}: every passage of `new_negatives` is the positive; expected one that breaks the instruction"
         )
-    return Seed(
+    return SourceExample(
         id=row_id,
         query_id=row_id.removesuffix("-instruct"),
         query=_text(
@@ -123,7 +123,7 @@ def _distinct(*roles: Sequence[Passage]) -> list[list[Passage]]:
     """Each passage in one role only, the first that names it: by its text, whatever its id.
 
     An id may be given to several texts, because those that an LLM wrote have none of MS MARCO's. The second
-    then becomes id#2: within a seed an id must tell a passage.
+    then becomes id#2: within an example an id must tell a passage.
     """
     texts: set[str] = set()
     ids: set[str] = set()
@@ -178,4 +178,4 @@ def _unexpected(columns: Mapping[str, Any], key: str, where: str, expected: str,
     return InputError(f"{where}: `{key}` is {columns[key]!r:.60}; expected {expected}, for example {example}")
 
 
-_LAYOUT = Layout(id_column="query_id", parse=_seed, plain_apart=True)
+_LAYOUT = Layout(id_column="query_id", parse=_example, plain_apart=True)

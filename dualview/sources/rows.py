@@ -50,7 +50,7 @@ def listed(path: str) -> list[tuple[str, str]]:
     if not entries:
         raise InputError(
             f"{path}: no file that ends in .jsonl or .parquet lies there; expected a folder with such files"
-            " or one such file, for example seeds.jsonl"
+            " or one such file, for example examples.jsonl"
         )
     return [(f"{store.url}/{entry.key}", entry.stamp) for entry in entries]
 
@@ -61,7 +61,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _no_such_file(name: str) -> InputError:
-    return InputError(f"{name}: there is no such file; expected JSONL or Parquet with a seed a row")
+    return InputError(f"{name}: there is no such file; expected JSONL or Parquet with an example a row")
 
 
 def survey_rows(name: str, update: Callable[[bytes], None], offsets: list[int]) -> Iterator[Any]:
@@ -101,7 +101,7 @@ def json_of(row: Any, where: str) -> Any:
         return value
     except (ValueError, RecursionError) as error:  # not JSON, or not Unicode
         raise InputError(
-            f'{where}: is not a JSON object ({error}); expected {{"id": "seed-1", ...}}'
+            f'{where}: is not a JSON object ({error}); expected {{"id": "example-1", ...}}'
         ) from None
 
 
@@ -280,4 +280,4 @@ def _told_as_input_error(name: str) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{name}: is not a Parquet file ({reason}); expected columns of seeds") from None
+        raise InputError(f"{name}: is not a Parquet file ({reason}); expected columns of examples") from None

@@ -1,6 +1,6 @@
-"""Seeds from JSONL or Parquet files in the layout of arrow.SEED_SCHEMA.
+"""SourceExamples from JSONL or Parquet files in the layout of arrow.EXAMPLE_SCHEMA.
 
-One row is one seed. A JSON line has the columns as keys and attributes as an object:
+One row is one example. A JSON line has the columns as keys and attributes as an object:
 
     {"id": "s1", "query_id": "q1", "query": "main ports", "instruction": "Only islands.",
      "positive": {"id": "p1", "text": "..."}, "instruction_negatives": [{"id": "p2", "text": "..."}]}
@@ -8,7 +8,7 @@ One row is one seed. A JSON line has the columns as keys and attributes as an ob
 `hard_negatives` and `requirements` may be left out or null, and so may a passage's `title` and
 `attributes`. Any other key is refused, because a misspelt one would drop data silently.
 
-A seed may come without an instruction, and then without instruction negatives too: both are chosen later,
+A example may come without an instruction, and then without instruction negatives too: both are chosen later,
 the negatives among its hard negatives, of which it needs at least one.
 """
 
@@ -18,9 +18,9 @@ import json
 from typing import Any
 
 from dualview.errors import InputError
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, SourceExample
 from dualview.runs.plan import Input
-from dualview.sources.files import Each, Layout, read_seeds, survey
+from dualview.sources.files import Each, Layout, read_examples, survey
 
 _EXAMPLES = {
     "id": "chad-1",
@@ -50,8 +50,8 @@ class Tuples:
         """One input a file, after every row of every file was checked: see files.survey."""
         return survey(self.paths, LAYOUT, self.max_bad_share, known, each)
 
-    def read(self, source: Input, start: int, stop: int) -> list[Seed]:
-        return read_seeds(source, start, stop, LAYOUT)
+    def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
+        return read_examples(source, start, stop, LAYOUT)
 
 
 # --- one row --------------------------------------------------------------------------------------
@@ -69,13 +69,13 @@ _PASSAGE_OPTIONAL: Keys = dict.fromkeys(("title", "attributes"))
 _REQUIREMENT_REQUIRED: Keys = dict.fromkeys(("include", "facet", "value"))
 
 
-def _seed(row: Any, where: str) -> Seed:
-    """The row as a Seed. Raises InputError that names the place, what was expected, and an example."""
+def _example(row: Any, where: str) -> SourceExample:
+    """The row as a SourceExample. Raises InputError that names the place, what was expected, and an example."""
     instructed = not isinstance(row, dict) or bool(row.get("instruction") or row.get("instruction_negatives"))
     row = _checked_object(
-        row, where, _INSTRUCTED if instructed else _NOT_INSTRUCTED, _OPTIONAL, '{"id": "seed-1", ...}'
+        row, where, _INSTRUCTED if instructed else _NOT_INSTRUCTED, _OPTIONAL, '{"id": "example-1", ...}'
     )
-    seed = Seed(
+    example = SourceExample(
         id=_text(row, "id", where),
         query_id=_text(row, "query_id", where),
         query=_text(row, "query", where),
@@ -88,24 +88,24 @@ def _seed(row: Any, where: str) -> Seed:
             for index, item in enumerate(_list(row, "requirements", where, _REQUIREMENT_EXAMPLE))
         ),
     )
-    if instructed and not seed.instruction_negatives:
+    if instructed and not example.instruction_negatives:
         raise InputError(
             f"{where}: `instruction_negatives` is empty; expected at least one passage that breaks the"
             f" instruction, for example [{_PASSAGE_EXAMPLE}]"
         )
-    if not instructed and not seed.hard_negatives:
+    if not instructed and not example.hard_negatives:
         raise InputError(
             f"{where}: has neither an instruction nor hard negatives; expected an `instruction` with"
             f" `instruction_negatives`, or `hard_negatives` to choose them from, for example [{_PASSAGE_EXAMPLE}]"
         )
-    _check_distinct(seed, where)
-    return seed
+    _check_distinct(example, where)
+    return example
 
 
-def _check_distinct(seed: Seed, where: str) -> None:
-    roles = {seed.positive.id: "positive"}
+def _check_distinct(example: SourceExample, where: str) -> None:
+    roles = {example.positive.id: "positive"}
     for role in ("instruction_negatives", "hard_negatives"):
-        for index, passage in enumerate(getattr(seed, role)):
+        for index, passage in enumerate(getattr(example, role)):
             this = f"{role}[{index}]"
             if passage.id in roles:
                 raise InputError(
@@ -114,8 +114,8 @@ def _check_distinct(seed: Seed, where: str) -> None:
                 )
             roles[passage.id] = this
     # A text can be labelled in one way only. Hard negatives that repeat one are left out when training.
-    texts = {seed.positive.full_text: "the positive"}
-    for index, passage in enumerate(seed.instruction_negatives):
+    texts = {example.positive.full_text: "the positive"}
+    for index, passage in enumerate(example.instruction_negatives):
         this = f"instruction_negatives[{index}]"
         if passage.full_text in texts:
             raise InputError(
@@ -183,4 +183,4 @@ def _unexpected(value: Any, key: str, where: str, expected: str, example: str) -
     return InputError(f"{where}: `{key}` is {value!r:.60}; expected {expected}, for example {example}")
 
 
-LAYOUT = Layout(id_column="id", parse=_seed, plain_apart=False)
+LAYOUT = Layout(id_column="id", parse=_example, plain_apart=False)

@@ -15,7 +15,7 @@ from dualview.studies.plans import Run, budget_of
 # undefined where a run file, or BM25, ranks nothing.
 Values = Mapping[str, Mapping[Key, float]]
 Point = tuple[str, ...]  # of the grid, without its seed
-# Seed -> values; a baseline has one, "".
+# SourceExample -> values; a baseline has one, "".
 Scores = Mapping[Point, Mapping[str, Values]]
 # Metric -> mean and interval; None where there is no value.
 Intervals = Mapping[str, Interval | None]

@@ -1,4 +1,4 @@
-"""From a plain seed, a query with a relevant passage and mined ones, to a seed with an instruction.
+"""From a plain example, a query with a relevant passage and mined ones, to an example with an instruction.
 
 An LLM writes the original instruction; the judge confirms that the positive obeys it, and finds among the
 mined passages those that are relevant to the query alone and break the instruction. So an ordinary
@@ -12,7 +12,7 @@ from functools import partial
 
 from dualview.config.generate import Bootstrap, LlmJudge, Rules
 from dualview.engines import Engine
-from dualview.records import ACCEPTED, Draft, Passage, Seed
+from dualview.records import ACCEPTED, Draft, Passage, SourceExample
 from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.judging import ask
 from dualview.synthesis.rules import broken_rule
@@ -24,37 +24,37 @@ async def find_original(
     engine: Engine,
     settings: Bootstrap,
     judge: LlmJudge,
-    seed: Seed,
+    example: SourceExample,
     rules: Rules,
     benchmarks: BenchmarkTexts | None,
     vocabulary: Vocabulary | None,
-) -> tuple[Seed, Draft]:
-    """The seed with an instruction and instruction negatives, and the draft they come from.
+) -> tuple[SourceExample, Draft]:
+    """The example with an instruction and instruction negatives, and the draft they come from.
 
-    The seed is unchanged where the draft's status is not ACCEPTED. Negatives are those which the judge
+    The example is unchanged where the draft's status is not ACCEPTED. Negatives are those which the judge
     is surest about, at most `max_instruction_negatives`. Mined passages that obey the instruction are
-    no negatives of any kind, and are left out of the new seed.
+    no negatives of any kind, and are left out of the new example.
     """
-    written = await write_original(engine, settings, seed, vocabulary)
+    written = await write_original(engine, settings, example, vocabulary)
     draft = partial(Draft, "original", written.answer, written.instruction)
-    reason = written.reason or broken_rule(written.instruction, seed, rules, benchmarks)
+    reason = written.reason or broken_rule(written.instruction, example, rules, benchmarks)
     if reason:
-        return seed, draft(reason, None)
+        return example, draft(reason, None)
 
-    confirmed = await ask(engine, judge, seed.query, written.instruction, seed.positive)
+    confirmed = await ask(engine, judge, example.query, written.instruction, example.positive)
     if confirmed is None or confirmed < judge.min_margin or confirmed <= 0:
-        return seed, draft("no_original", confirmed)
+        return example, draft("no_original", confirmed)
 
-    mined = _distinct(seed)
+    mined = _distinct(example)
     obeying = await asyncio.gather(
-        *(ask(engine, judge, seed.query, written.instruction, passage) for passage in mined)
+        *(ask(engine, judge, example.query, written.instruction, passage) for passage in mined)
     )
-    on_topic = await asyncio.gather(*(ask(engine, judge, seed.query, None, passage) for passage in mined))
+    on_topic = await asyncio.gather(*(ask(engine, judge, example.query, None, passage) for passage in mined))
     chosen = _surest(obeying, on_topic, judge)[: settings.max_instruction_negatives]
     if not chosen:
-        return seed, draft("no_instruction_negative", confirmed)
+        return example, draft("no_instruction_negative", confirmed)
     with_instruction = replace(
-        seed,
+        example,
         instruction=written.instruction,
         requirements=written.requirements,
         instruction_negatives=tuple(mined[place] for place in chosen),
@@ -67,13 +67,13 @@ async def find_original(
     return with_instruction, draft(ACCEPTED, confirmed)
 
 
-def _distinct(seed: Seed) -> tuple[Passage, ...]:
+def _distinct(example: SourceExample) -> tuple[Passage, ...]:
     """The mined passages, each text once and without the positive's.
 
     Of two copies one could become the wanted passage and the other an unwanted one.
     """
-    by_text = {seed.positive.full_text: seed.positive}
-    for passage in seed.hard_negatives:
+    by_text = {example.positive.full_text: example.positive}
+    for passage in example.hard_negatives:
         by_text.setdefault(passage.full_text, passage)
     return tuple(by_text.values())[1:]
 

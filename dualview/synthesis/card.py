@@ -15,7 +15,7 @@ from dualview.synthesis import stats as figures
 from dualview.synthesis.stats import Rows, Stats, run_stats
 
 COLUMNS = {
-    "id": "of the seed",
+    "id": "of the example",
     "query_id": "of the information need; its phrasings share it",
     "query": "the query, without an instruction",
     "instruction": "the original instruction",
@@ -29,7 +29,7 @@ COLUMNS = {
     "status": "accepted, or why not",
     "trainable": "accepted, and by a judge whose verdicts count or by none (accept.judge of the run)",
     "verdicts": "of each judge on each passage under each condition; margin is log p(yes) - log p(no), null where"
-    " the judge could not tell; expected is null where the seed does not say",
+    " the judge could not tell; expected is null where the example does not say",
     "drafts": "what the writer answered, and what became of each; surplus is the smallest deciding margin on the"
     " expected side",
     "rewordings": "other wordings of the row's instructions; only accepted ones are to be used",
@@ -88,7 +88,7 @@ def _what_it_is(stats: Stats) -> list[str]:
     return [
         "# Dual views for instruction-following retrieval",
         "",
-        "Each row is a seed (a query with an original instruction, a passage that is relevant to them, and",
+        "Each row is an example (a query with an original instruction, a passage that is relevant to them, and",
         "passages that are on topic but break the instruction) with a complementary instruction, under which",
         "one of the latter, the target, is the relevant passage and the others are not. Rows that were not",
         f"accepted are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train on.",

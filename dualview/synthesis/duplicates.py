@@ -37,7 +37,7 @@ Each = Callable[[Callable[[Item], Result], Iterable[Item]], Iterable[Result]]  #
 class Signed:
     """The trainable rows of one shard, in their order, as far as the comparison needs them."""
 
-    keys: list[tuple[str, str]]  # (seed id, target id)
+    keys: list[tuple[str, str]]  # (example id, target id)
     queries_R: np.ndarray  # uint64, a hash of the query's words
     signatures_RP: np.ndarray  # uint32
 

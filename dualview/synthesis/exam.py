@@ -18,7 +18,7 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 from dualview.config.generate import LlmJudge
 from dualview.engines import Engine
 from dualview.errors import InputError
-from dualview.records import FlipCollection, Passage, Seed
+from dualview.records import FlipCollection, Passage, SourceExample
 from dualview.synthesis.judging import ask
 
 NUM_BINS = 10  # of p(yes), for the calibration
@@ -39,18 +39,18 @@ class ExamPair:
     gold: bool
 
 
-def exam_pairs(seeds: Sequence[Seed], num_pairs: int, rng: random.Random) -> list[ExamPair]:
-    """Original instructions with the passages that the seeds' own labels call relevant or not.
+def exam_pairs(examples: Sequence[SourceExample], num_pairs: int, rng: random.Random) -> list[ExamPair]:
+    """Original instructions with the passages that the examples' own labels call relevant or not.
 
-    Half of them (rounded down) are relevant. Raises InputError where the seeds do not hold as many.
+    Half of them (rounded down) are relevant. Raises InputError where the examples do not hold as many.
     """
-    relevant = [ExamPair(seed.query, seed.instruction, seed.positive, True) for seed in seeds]
+    relevant = [ExamPair(example.query, example.instruction, example.positive, True) for example in examples]
     irrelevant = [
-        ExamPair(seed.query, seed.instruction, passage, False)
-        for seed in seeds
-        for passage in seed.instruction_negatives
+        ExamPair(example.query, example.instruction, passage, False)
+        for example in examples
+        for passage in example.instruction_negatives
     ]
-    return _half_of_each(relevant, irrelevant, num_pairs, rng, "the seeds have")
+    return _half_of_each(relevant, irrelevant, num_pairs, rng, "the examples have")
 
 
 def flip_pairs(collection: FlipCollection, num_pairs: int, rng: random.Random) -> list[ExamPair]:

@@ -5,37 +5,38 @@ import random
 from typing import Literal
 
 from dualview.config.generate import FacetsWriter
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, SourceExample
 from dualview.vocabulary import Vocabulary
 
 Kind = Literal["negation", "same_facet", "other_facet"]
 
 
 def compose(
-    seed: Seed, target: Passage, settings: FacetsWriter, vocabulary: Vocabulary
+    example: SourceExample, target: Passage, settings: FacetsWriter, vocabulary: Vocabulary
 ) -> tuple[str, tuple[Requirement, ...]] | None:
     """An instruction that `target` obeys and that every other labelled passage breaks; None if there is none.
 
     The kind of the complement and its polarity are drawn by the shares in `settings`. Where the
     drawn kind is impossible another is taken, and the polarity gives way last. A compound has a second
     sentence, with a requirement that `target` meets as well. Only values that the vocabulary has
-    phrases for are used. A function of (settings, vocabulary, seed) alone, so the
-    same seed gives the same instruction in whatever shard it stands.
+    phrases for are used. A function of (settings, vocabulary, example) alone, so the
+    same example gives the same instruction in whatever shard it stands.
     """
-    rng = random.Random(f"{settings.seed}:{seed.id}")
+    rng = random.Random(f"{settings.seed}:{example.id}")
     kinds = _preferred_kinds(rng.random(), settings)
     include = rng.random() >= settings.exclusion_share
     flips = [
         requirement
-        for requirement in _candidates(seed, target)
-        if (requirement.facet, requirement.value) in vocabulary.phrases and _flips(requirement, seed, target)
+        for requirement in _candidates(example, target)
+        if (requirement.facet, requirement.value) in vocabulary.phrases
+        and _flips(requirement, example, target)
     ]
     for polarity in (include, not include):
         for kind in kinds:
             fitting = [
                 requirement
                 for requirement in flips
-                if _kind(requirement, seed) == kind
+                if _kind(requirement, example) == kind
                 and (kind == "negation" or requirement.include == polarity)
             ]
             if fitting:
@@ -70,26 +71,26 @@ def _preferred_kinds(draw: float, settings: FacetsWriter) -> tuple[Kind, ...]:
     return ("other_facet", "same_facet", "negation")
 
 
-def _candidates(seed: Seed, target: Passage) -> Iterator[Requirement]:
+def _candidates(example: SourceExample, target: Passage) -> Iterator[Requirement]:
     """Every requirement that could hold for the target and fail for the positive."""
     for facet, value in sorted(target.attributes.items()):
-        unwanted = seed.positive.attributes.get(facet)
+        unwanted = example.positive.attributes.get(facet)
         if unwanted is not None and unwanted != value:
             yield Requirement(True, facet, value)
             yield Requirement(False, facet, unwanted)
 
 
-def _flips(requirement: Requirement, seed: Seed, target: Passage) -> bool:
-    others = [passage for passage in seed.instruction_negatives if passage.id != target.id]
+def _flips(requirement: Requirement, example: SourceExample, target: Passage) -> bool:
+    others = [passage for passage in example.instruction_negatives if passage.id != target.id]
     return requirement.holds(target.attributes) is True and all(
-        requirement.holds(passage.attributes) is False for passage in (seed.positive, *others)
+        requirement.holds(passage.attributes) is False for passage in (example.positive, *others)
     )
 
 
-def _kind(requirement: Requirement, seed: Seed) -> Kind:
+def _kind(requirement: Requirement, example: SourceExample) -> Kind:
     negated = Requirement(not requirement.include, requirement.facet, requirement.value)
-    if negated in seed.requirements:
+    if negated in example.requirements:
         return "negation"
-    if any(requirement.facet == original.facet for original in seed.requirements):
+    if any(requirement.facet == original.facet for original in example.requirements):
         return "same_facet"
     return "other_facet"

@@ -19,7 +19,7 @@ _NUM_LOGPROBS = 20  # the most that OpenAI-compatible servers and vLLM's default
 
 @dataclass(frozen=True, slots=True)
 class ExpectedLabels:
-    """Which passages are relevant under one condition, by the seed and its target."""
+    """Which passages are relevant under one condition, by the example and its target."""
 
     condition: Condition
     instruction: str | None  # None under "query"
@@ -126,7 +126,7 @@ def decide(
     """The status that the verdicts of the judges in `min_margins` amount to, and their smallest surplus.
 
     Only verdicts under `conditions` on labelled passages count. One wrong verdict is enough for
-    not_flipped, or not_confirmed where it is about the seed's own labels. A margin that is missing, or
+    not_flipped, or not_confirmed where it is about the example's own labels. A margin that is missing, or
     closer to 0 than the judge's minimum, is no verdict: undecided. A missing one has surplus 0.
     """
     counted = [

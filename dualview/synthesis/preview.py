@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from dualview.config.generate import LlmJudge, LlmRewording, LlmWriter, Synthesis
 from dualview.engines import Turn
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 from dualview.synthesis import prompts
 from dualview.synthesis.shard import tasks_of
 
@@ -23,62 +23,62 @@ class Asked:
     max_tokens: int
 
 
-def fill_prompts(settings: Synthesis, seed: Seed) -> Mapping[str, Prompt]:
-    """Use -> the first prompt of that use for this seed.
+def fill_prompts(settings: Synthesis, example: SourceExample) -> Mapping[str, Prompt]:
+    """Use -> the first prompt of that use for this example.
 
     Raises InputError where a prompt is meant for another use.
     """
     first: dict[str, Prompt] = {}
-    for asked in requests_of(settings, seed):
+    for asked in requests_of(settings, example):
         first.setdefault(asked.use, asked.prompt)
     return first
 
 
-def requests_of(settings: Synthesis, seed: Seed) -> Iterator[Asked]:
-    """Every request that the seed's rows make where all goes well: no draft rejected, all rewordings judged.
+def requests_of(settings: Synthesis, example: SourceExample) -> Iterator[Asked]:
+    """Every request that the example's rows make where all goes well: no draft rejected, all rewordings judged.
 
     Instructions that are still to be written stand as a placeholder of about their length.
     """
-    if (bootstrap := settings.bootstrap) and not seed.instruction:
-        some = seed.hard_negatives[: bootstrap.max_instruction_negatives]
+    if (bootstrap := settings.bootstrap) and not example.instruction:
+        some = example.hard_negatives[: bootstrap.max_instruction_negatives]
         length, style = bootstrap.lengths[0], bootstrap.styles[0]
-        prompt = prompts.original_prompt(prompts.load(bootstrap.prompt), seed, some, length, style)
+        prompt = prompts.original_prompt(prompts.load(bootstrap.prompt), example, some, length, style)
         yield Asked("original", prompt, bootstrap.max_tokens)
-        yield from _judged(settings, seed, _UNWRITTEN, (seed.positive, *seed.hard_negatives))
-        yield from _judged(settings, seed, None, seed.hard_negatives)
-        seed = replace(seed, instruction=_UNWRITTEN, instruction_negatives=some)
-    passages = (seed.positive, *seed.instruction_negatives)
-    for task in tasks_of(seed, settings.targets):
+        yield from _judged(settings, example, _UNWRITTEN, (example.positive, *example.hard_negatives))
+        yield from _judged(settings, example, None, example.hard_negatives)
+        example = replace(example, instruction=_UNWRITTEN, instruction_negatives=some)
+    passages = (example.positive, *example.instruction_negatives)
+    for task in tasks_of(example, settings.targets):
         if not task.target_id:
             continue
         num_drafts = 1
         if isinstance(writer := settings.writer, LlmWriter):
             num_drafts = writer.drafts
-            target = next(each for each in seed.instruction_negatives if each.id == task.target_id)
-            prompt = prompts.writing_prompt(prompts.load(writer.prompt), seed, target)
+            target = next(each for each in example.instruction_negatives if each.id == task.target_id)
+            prompt = prompts.writing_prompt(prompts.load(writer.prompt), example, target)
             for _ in range(num_drafts):
                 yield Asked("write", prompt, writer.max_tokens)
         if settings.accept is None:
             continue
-        said = {"query": None, "original": seed.instruction, "new": _UNWRITTEN}
+        said = {"query": None, "original": example.instruction, "new": _UNWRITTEN}
         for condition in settings.cells.conditions:
             for _ in range(num_drafts if condition == "new" else 1):
-                yield from _judged(settings, seed, said[condition], passages)
+                yield from _judged(settings, example, said[condition], passages)
             if settings.cells.hard_negatives:
-                yield from _judged(settings, seed, said[condition], seed.hard_negatives)
+                yield from _judged(settings, example, said[condition], example.hard_negatives)
         if isinstance(rewording := settings.rewording, LlmRewording):
-            for instruction in (seed.instruction, _UNWRITTEN):
+            for instruction in (example.instruction, _UNWRITTEN):
                 for number in range(rewording.num):
                     form = prompts.FORMS[number % len(prompts.FORMS)]
                     prompt = prompts.rewording_prompt(
-                        prompts.load(rewording.prompt), seed.query, instruction, form
+                        prompts.load(rewording.prompt), example.query, instruction, form
                     )
                     yield Asked("reword", prompt, rewording.max_tokens)
-                    yield from _judged(settings, seed, instruction, passages)
+                    yield from _judged(settings, example, instruction, passages)
 
 
 def _judged(
-    settings: Synthesis, seed: Seed, instruction: str | None, passages: Sequence[Passage]
+    settings: Synthesis, example: SourceExample, instruction: str | None, passages: Sequence[Passage]
 ) -> Iterator[Asked]:
     use = "judge the query alone" if instruction is None else "judge"
     for judge in settings.judges:
@@ -86,13 +86,13 @@ def _judged(
             name = judge.query_prompt if instruction is None else judge.prompt
             assert name is not None  # check_parts
             for passage in passages:
-                prompt = prompts.judging_prompt(prompts.load(name), seed.query, instruction, passage)
+                prompt = prompts.judging_prompt(prompts.load(name), example.query, instruction, passage)
                 yield Asked(use, prompt, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of a whole run, from a sample of its seeds; upper bounds, for rejected drafts ask for less."""
+    """Of a whole run, from a sample of its examples; upper bounds, for rejected drafts ask for less."""
 
     requests: int
     prompt_tokens: int
@@ -100,11 +100,14 @@ class Estimate:
 
 
 def estimate(
-    settings: Synthesis, sample: Sequence[Seed], num_seeds: int, count_tokens: Callable[[Prompt], int]
+    settings: Synthesis,
+    sample: Sequence[SourceExample],
+    num_examples: int,
+    count_tokens: Callable[[Prompt], int],
 ) -> Estimate:
-    """The sample's requests, scaled up to `num_seeds`."""
-    asked = [request for seed in sample for request in requests_of(settings, seed)]
-    scale = num_seeds / max(len(sample), 1)
+    """The sample's requests, scaled up to `num_examples`."""
+    asked = [request for example in sample for request in requests_of(settings, example)]
+    scale = num_examples / max(len(sample), 1)
     return Estimate(
         round(len(asked) * scale),
         round(sum(count_tokens(request.prompt) for request in asked) * scale),

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dualview.engines import Turn
 from dualview.errors import InputError
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 
 _FOLDER = resources.files("dualview.synthesis") / "prompts"
 # How originals may be: many forms, so that an encoder learns no single one.
@@ -94,13 +94,13 @@ def load(name: str) -> Prompt:
     )
 
 
-def writing_prompt(prompt: Prompt, seed: Seed, target: Passage) -> tuple[Turn, ...]:
+def writing_prompt(prompt: Prompt, example: SourceExample, target: Passage) -> tuple[Turn, ...]:
     """Asks for an instruction under which `target`, one of the instruction negatives, is the positive."""
-    others = [passage.full_text for passage in seed.instruction_negatives if passage.id != target.id]
+    others = [passage.full_text for passage in example.instruction_negatives if passage.id != target.id]
     return prompt.fill(
-        query=seed.query,
-        instruction=seed.instruction,
-        positive=seed.positive.full_text,
+        query=example.query,
+        instruction=example.instruction,
+        positive=example.positive.full_text,
         target=target.full_text,
         others="\n\n".join(others),
     )
@@ -113,15 +113,15 @@ def judging_prompt(prompt: Prompt, query: str, instruction: str | None, passage:
 
 
 def original_prompt(
-    prompt: Prompt, seed: Seed, others: Sequence[Passage], length: str, style: str
+    prompt: Prompt, example: SourceExample, others: Sequence[Passage], length: str, style: str
 ) -> tuple[Turn, ...]:
-    """Asks for an instruction that the seed's positive obeys and some of `others`, on topic, do not.
+    """Asks for an instruction that the example's positive obeys and some of `others`, on topic, do not.
 
     length and style are keys of LENGTHS and STYLES.
     """
     return prompt.fill(
-        query=seed.query,
-        positive=seed.positive.full_text,
+        query=example.query,
+        positive=example.positive.full_text,
         others="\n\n".join(passage.full_text for passage in others),
         length=LENGTHS[length],
         style=STYLES[style],

@@ -15,7 +15,7 @@ from dualview.config.generate import (
 )
 from dualview.engines import Engine, Turn
 from dualview.errors import InputError
-from dualview.records import Lineage, Passage, Seed
+from dualview.records import Lineage, Passage, SourceExample
 from dualview.synthesis import prompts
 from dualview.synthesis.contamination import BenchmarkTexts, load_benchmarks
 from dualview.synthesis.judging import judge_name
@@ -106,7 +106,7 @@ def _kind(settings: Synthesis) -> str | None:
 
 
 # Filled in, it shows all that we say in a prompt. Its passages try to leave their tags.
-_SPECIMEN = Seed(
+_SPECIMEN = SourceExample(
     id="specimen",
     query_id="specimen",
     query="query </query>",

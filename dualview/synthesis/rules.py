@@ -4,7 +4,7 @@ from collections.abc import Iterable
 import re
 
 from dualview.config.generate import Rules
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.language import in_different_languages
 from dualview.synthesis.words import num_sentences, runs, words
@@ -30,11 +30,13 @@ _META = re.compile(
 )
 
 
-def broken_rule(instruction: str, seed: Seed, rules: Rules, benchmarks: BenchmarkTexts | None) -> str | None:
+def broken_rule(
+    instruction: str, example: SourceExample, rules: Rules, benchmarks: BenchmarkTexts | None
+) -> str | None:
     """The first that applies of bad_length, meta_language, leaks_passage, near_original, other_language and
     contaminated, or None.
 
-    `benchmarks` are those of `rules`, loaded. The seed's own query and instruction are held against them too:
+    `benchmarks` are those of `rules`, loaded. The example's own query and instruction are held against them too:
     what is written for a benchmark's query is contaminated whatever it says.
     """
     own = words(instruction)
@@ -42,17 +44,19 @@ def broken_rule(instruction: str, seed: Seed, rules: Rules, benchmarks: Benchmar
         return "bad_length"
     if _META.search(instruction):
         return "meta_language"
-    passages = (seed.positive, *seed.instruction_negatives, *seed.hard_negatives)
+    passages = (example.positive, *example.instruction_negatives, *example.hard_negatives)
     if shares_run(own, (passage.full_text for passage in passages), rules.max_copied_words + 1):
         return "leaks_passage"
-    if _jaccard(set(own), set(words(seed.instruction))) > rules.max_similarity_to_original:
+    if _jaccard(set(own), set(words(example.instruction))) > rules.max_similarity_to_original:
         return "near_original"
     # The original instruction is in the query's language, and says more about it than a query of two words.
     if rules.other_language is not None and (
-        in_different_languages(instruction, f"{seed.query} {seed.instruction}") >= rules.other_language
+        in_different_languages(instruction, f"{example.query} {example.instruction}") >= rules.other_language
     ):
         return "other_language"
-    if benchmarks is not None and any(map(benchmarks.overlap, (instruction, seed.query, seed.instruction))):
+    if benchmarks is not None and any(
+        map(benchmarks.overlap, (instruction, example.query, example.instruction))
+    ):
         return "contaminated"
     return None
 

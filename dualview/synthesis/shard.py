@@ -19,7 +19,7 @@ from dualview.records import (
     Lineage,
     Passage,
     Requirement,
-    Seed,
+    SourceExample,
     Verdict,
 )
 from dualview.synthesis.bootstrap import find_original
@@ -32,17 +32,17 @@ from dualview.synthesis.writing import Written, compose_complement, write_comple
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One planned request: a seed, and the instruction negative that is to become the positive (N*)."""
+    """One planned request: an example, and the instruction negative that is to become the positive (N*)."""
 
-    seed: Seed
-    target_id: str  # "": a plain seed, whose instruction negatives are still to be found
+    example: SourceExample
+    target_id: str  # "": a plain example, whose instruction negatives are still to be found
     given: DualView | None = None  # the row of the run that wrote, where this one judges
 
 
-def tasks_of(seed: Seed, targets: int | Literal["all"]) -> list[Task]:
-    """A task for each of the seed's first `targets` instruction negatives; one for a plain seed."""
-    negatives = seed.instruction_negatives[: None if targets == "all" else targets]
-    return [Task(seed, passage.id) for passage in negatives] or [Task(seed, "")]
+def tasks_of(example: SourceExample, targets: int | Literal["all"]) -> list[Task]:
+    """A task for each of the example's first `targets` instruction negatives; one for a plain example."""
+    negatives = example.instruction_negatives[: None if targets == "all" else targets]
+    return [Task(example, passage.id) for passage in negatives] or [Task(example, "")]
 
 
 async def finish_shard(recipe: Recipe, tasks: Iterable[Task], origin: Lineage) -> list[DualView]:
@@ -107,7 +107,7 @@ def _unfinished(task: Task, origin: Lineage) -> DualView:
             written_in=written.run,
         )
     return DualView(
-        seed=task.seed,
+        example=task.example,
         target_id=task.target_id,
         new_instruction="",
         new_requirements=(),
@@ -123,21 +123,21 @@ def _unfinished(task: Task, origin: Lineage) -> DualView:
 
 
 async def _with_original(recipe: Recipe, row: DualView) -> DualView:
-    """A plain seed's row with its instruction and its target, or with the reason why there are none."""
+    """A plain example's row with its instruction and its target, or with the reason why there are none."""
     settings = recipe.settings
     assert recipe.engine is not None and settings.bootstrap is not None  # noqa: PT018  generate has checked
     judge = next(judge for judge in settings.judges if isinstance(judge, LlmJudge))
-    seed, draft = await find_original(
+    example, draft = await find_original(
         recipe.engine,
         settings.bootstrap,
         judge,
-        row.seed,
+        row.example,
         settings.rules,
         recipe.benchmarks,
         recipe.vocabulary,
     )
-    target_id = seed.instruction_negatives[0].id if draft.status == ACCEPTED else ""
-    return replace(row, seed=seed, drafts=(draft,), target_id=target_id, status=draft.status)
+    target_id = example.instruction_negatives[0].id if draft.status == ACCEPTED else ""
+    return replace(row, example=example, drafts=(draft,), target_id=target_id, status=draft.status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,27 +154,29 @@ class _Considered:
 
 async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None) -> DualView:
     """The row with the best of its drafts: accepted before rejected, then by surplus, then the first."""
-    settings, seed = recipe.settings, row.seed
+    settings, example = recipe.settings, row.example
     written = await _write(recipe, row, given)
     if given and not written:  # it killed the engine that should have written it
         return replace(row, status=given.status)
     broken = [
-        each.reason or broken_rule(each.instruction, seed, settings.rules, recipe.benchmarks)
+        each.reason or broken_rule(each.instruction, example, settings.rules, recipe.benchmarks)
         for each in written
     ]
-    shared: list[Verdict] = []  # on the seed itself, whatever the draft
+    shared: list[Verdict] = []  # on the example itself, whatever the draft
     if settings.accept and not all(broken):
         for expected in _expected_labels(row, settings.cells.conditions):
             if expected.condition != "new":
                 shared += await judge_passages(
-                    recipe.engine, settings.judges, seed.query, expected, _labelled(seed)
+                    recipe.engine, settings.judges, example.query, expected, _labelled(example)
                 )
 
     async def consider(draft: Written, reason: str | None) -> _Considered:
         if reason or settings.accept is None:
             return _Considered(draft, reason or WRITTEN, None, ())
-        expected = _under_new_instruction(seed, row.target_id, draft.instruction, draft.requirements)
-        own = await judge_passages(recipe.engine, settings.judges, seed.query, expected, _labelled(seed))
+        expected = _under_new_instruction(example, row.target_id, draft.instruction, draft.requirements)
+        own = await judge_passages(
+            recipe.engine, settings.judges, example.query, expected, _labelled(example)
+        )
         verdicts = [*shared, *own]
         if settings.accept.judge == "none":
             return _Considered(draft, ACCEPTED, None, verdicts)
@@ -199,14 +201,14 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
 
 
 async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[Written]:
-    target = next(passage for passage in row.seed.instruction_negatives if passage.id == row.target_id)
+    target = next(passage for passage in row.example.instruction_negatives if passage.id == row.target_id)
     match recipe.settings.writer:
         case FacetsWriter() as writer:
             assert recipe.vocabulary is not None  # check_parts
-            return [compose_complement(writer, row.seed, target, recipe.vocabulary)]
+            return [compose_complement(writer, row.example, target, recipe.vocabulary)]
         case LlmWriter() as writer:
             assert recipe.engine is not None  # check_parts
-            return await write_complements(recipe.engine, writer, row.seed, target, recipe.vocabulary)
+            return await write_complements(recipe.engine, writer, row.example, target, recipe.vocabulary)
         case GivenWriter():
             assert given is not None  # the source brings them
             read = recipe.vocabulary.read if recipe.vocabulary else lambda _: ()
@@ -223,15 +225,15 @@ async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[
 
 async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
     """An accepted row with labels for its hard negatives and other wordings, where they are asked for."""
-    settings, seed = recipe.settings, row.seed
+    settings, example = recipe.settings, row.example
     labels: list[Verdict] = []
     if settings.cells.hard_negatives:
         for expected in _expected_labels(row, settings.cells.conditions):
             labels += await judge_passages(
-                recipe.engine, settings.judges, seed.query, expected, seed.hard_negatives
+                recipe.engine, settings.judges, example.query, expected, example.hard_negatives
             )
     rewordings = await asyncio.gather(
-        *(reword(recipe, seed, expected) for expected in _expected_labels(row, ("original", "new")))
+        *(reword(recipe, example, expected) for expected in _expected_labels(row, ("original", "new")))
     )
     return replace(
         row,
@@ -240,32 +242,32 @@ async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
     )
 
 
-def _labelled(seed: Seed) -> tuple[Passage, ...]:
-    """The passages whose labels the seed knows."""
-    return (seed.positive, *seed.instruction_negatives)
+def _labelled(example: SourceExample) -> tuple[Passage, ...]:
+    """The passages whose labels the example knows."""
+    return (example.positive, *example.instruction_negatives)
 
 
 def _expected_labels(row: DualView, conditions: Iterable[Condition]) -> list[ExpectedLabels]:
-    """The labels of the seed's labelled passages under each of these conditions."""
-    seed = row.seed
+    """The labels of the example's labelled passages under each of these conditions."""
+    example = row.example
     of = {
-        "query": ExpectedLabels("query", None, (), dict.fromkeys(_ids(seed), True)),
+        "query": ExpectedLabels("query", None, (), dict.fromkeys(_ids(example), True)),
         "original": ExpectedLabels(
             "original",
-            seed.instruction,
-            seed.requirements,
-            {id: id == seed.positive.id for id in _ids(seed)},
+            example.instruction,
+            example.requirements,
+            {id: id == example.positive.id for id in _ids(example)},
         ),
-        "new": _under_new_instruction(seed, row.target_id, row.new_instruction, row.new_requirements),
+        "new": _under_new_instruction(example, row.target_id, row.new_instruction, row.new_requirements),
     }
     return [of[condition] for condition in conditions]
 
 
 def _under_new_instruction(
-    seed: Seed, target_id: str, instruction: str, requirements: tuple[Requirement, ...]
+    example: SourceExample, target_id: str, instruction: str, requirements: tuple[Requirement, ...]
 ) -> ExpectedLabels:
-    return ExpectedLabels("new", instruction, requirements, {id: id == target_id for id in _ids(seed)})
+    return ExpectedLabels("new", instruction, requirements, {id: id == target_id for id in _ids(example)})
 
 
-def _ids(seed: Seed) -> list[str]:
-    return [passage.id for passage in _labelled(seed)]
+def _ids(example: SourceExample) -> list[str]:
+    return [passage.id for passage in _labelled(example)]

@@ -45,12 +45,12 @@ class Cells:
     right: int = 0
     wrong: int = 0
     undecided: int = 0  # it could not tell, or its margin is below its minimum
-    unlabelled: int = 0  # the seed does not say what is right
+    unlabelled: int = 0  # the example does not say what is right
     surpluses: Counter[float] = field(default_factory=Counter)  # rounded to 0.1
 
 
 @dataclass
-class Example:
+class ShownRow:
     status: str
     query: str
     instruction: str
@@ -78,8 +78,8 @@ class Stats:
     origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages, without places
     exam: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
     codes: Sequence[tuple[Code, Mapping[str, str]]] = ()  # that worked on the run, with their libraries
-    accepted_examples: list[Example] = field(default_factory=list)
-    rejected_examples: list[Example] = field(default_factory=list)  # one for each of the first reasons
+    accepted_examples: list[ShownRow] = field(default_factory=list)
+    rejected_examples: list[ShownRow] = field(default_factory=list)  # one for each of the first reasons
 
     @property
     def finished(self) -> bool:
@@ -177,7 +177,7 @@ def _keep_example(stats: Stats, status: str, table: pa.Table, index: int) -> Non
     target = [each for each in row["instruction_negatives"] if each["id"] == row["target_id"]]
     last_answer = row["drafts"][-1]["answer"] if row["drafts"] else ""
     kept.append(
-        Example(
+        ShownRow(
             status=status,
             query=row["query"],
             instruction=row["instruction"],

@@ -1,4 +1,4 @@
-"""Writers: from a seed and a target to drafts of the complementary instruction, and of the original one."""
+"""Writers: from an example and a target to drafts of the complementary instruction, and of the original one."""
 
 import asyncio
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import random
 
 from dualview.config.generate import Bootstrap, FacetsWriter, LlmWriter, Sampling
 from dualview.engines import Engine, Request, Turn
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, SourceExample
 from dualview.synthesis import facets, prompts
 from dualview.synthesis.parsing import parse
 from dualview.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ class Written:
 async def write(
     engine: Engine, settings: Sampling, prompt: tuple[Turn, ...], name: str, vocabulary: Vocabulary | None
 ) -> Written:
-    """One answer of the LLM. `name` decides its sampling seed, so that it is the same in whatever shard."""
+    """One answer of the LLM. `name` decides its sampling example, so that it is the same in whatever shard."""
     completion = await engine.complete(
         Request(
             prompt=prompt,
@@ -45,21 +45,23 @@ async def write(
 
 
 async def write_complements(
-    engine: Engine, writer: LlmWriter, seed: Seed, target: Passage, vocabulary: Vocabulary | None
+    engine: Engine, writer: LlmWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary | None
 ) -> list[Written]:
-    """`writer.drafts` complementary instructions, each under its own sampling seed."""
-    prompt = prompts.writing_prompt(prompts.load(writer.prompt), seed, target)
+    """`writer.drafts` complementary instructions, each under its own sampling example."""
+    prompt = prompts.writing_prompt(prompts.load(writer.prompt), example, target)
     return await asyncio.gather(
         *(
-            write(engine, writer, prompt, f"{seed.id}:{target.id}:{draft}", vocabulary)
+            write(engine, writer, prompt, f"{example.id}:{target.id}:{draft}", vocabulary)
             for draft in range(writer.drafts)
         )
     )
 
 
-def compose_complement(writer: FacetsWriter, seed: Seed, target: Passage, vocabulary: Vocabulary) -> Written:
+def compose_complement(
+    writer: FacetsWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary
+) -> Written:
     """The complement that follows from the attributes; declined where none flips every label."""
-    composed = facets.compose(seed, target, writer, vocabulary)
+    composed = facets.compose(example, target, writer, vocabulary)
     if composed is None:
         return Written("", "", (), "declined")
     instruction, requirements = composed
@@ -67,18 +69,18 @@ def compose_complement(writer: FacetsWriter, seed: Seed, target: Passage, vocabu
 
 
 async def write_original(
-    engine: Engine, settings: Bootstrap, seed: Seed, vocabulary: Vocabulary | None
+    engine: Engine, settings: Bootstrap, example: SourceExample, vocabulary: Vocabulary | None
 ) -> Written:
-    """An original instruction for a plain seed; length, style and the passages shown are drawn by the seed."""
-    rng = random.Random(f"{settings.seed}:{seed.id}")
+    """An original instruction for a plain example; length, style and the passages shown are drawn by the example."""
+    rng = random.Random(f"{settings.seed}:{example.id}")
     prompt = prompts.original_prompt(
         prompts.load(settings.prompt),
-        seed,
-        rng.sample(seed.hard_negatives, min(_NUM_OTHERS_SHOWN, len(seed.hard_negatives))),
+        example,
+        rng.sample(example.hard_negatives, min(_NUM_OTHERS_SHOWN, len(example.hard_negatives))),
         rng.choice(settings.lengths),
         rng.choice(settings.styles),
     )
-    return await write(engine, settings, prompt, f"{seed.id}:original", vocabulary)
+    return await write(engine, settings, prompt, f"{example.id}:original", vocabulary)
 
 
 def _sampling_seed(name: str) -> int:

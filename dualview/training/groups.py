@@ -1,4 +1,4 @@
-"""A group: the passages of one seed once, and the views that label them."""
+"""A group: the passages of one example once, and the views that label them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import hashlib
 from dualview.config.base import canonical_json
 from dualview.config.train import Part
 from dualview.errors import InputError
-from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement, Seed
+from dualview.records import ACCEPTED, Condition, DualView, Passage, Requirement, SourceExample
 
 POSITIVE, NEGATIVE, LEFT_OUT = 1, -1, 0
 
@@ -48,75 +48,75 @@ def key_of(text: str) -> int:
 
 
 def passage_key(passage: Passage) -> int:
-    """Of its content: ids are unique within a data set, or within a seed, and a mixture has several."""
+    """Of its content: ids are unique within a data set, or within an example, and a mixture has several."""
     return key_of(canonical_json([passage.full_text, dict(passage.attributes)]))
 
 
 def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
-    """The group of a seed's finished rows as `part` wants it; two groups of one view each for "apart".
+    """The group of an example's finished rows as `part` wants it; two groups of one view each for "apart".
 
     A hard negative with the text of another passage is left out: labels can say one thing of a text.
     Raises InputError where a passage has no text, two passages share an id, or a positive or instruction
     negative has the text of another.
     """
-    seed = rows[0].seed
-    always = (seed.positive, *seed.instruction_negatives)
-    passages = (*always, *seed.hard_negatives)
+    example = rows[0].example
+    always = (example.positive, *example.instruction_negatives)
+    passages = (*always, *example.hard_negatives)
     if len({passage.id for passage in passages}) < len(passages):
-        raise InputError(f"{part.data}: seed {seed.id}: two of its passages have the same id")
+        raise InputError(f"{part.data}: example {example.id}: two of its passages have the same id")
     if blank := [passage.id for passage in passages if not passage.full_text]:
-        raise InputError(f"{part.data}: seed {seed.id}: passage {blank[0]} has no text")
+        raise InputError(f"{part.data}: example {example.id}: passage {blank[0]} has no text")
     distinct: dict[int, Passage] = {}
     for passage in passages:
         distinct.setdefault(passage_key(passage), passage)
     if lost := [passage.id for passage in always if distinct[passage_key(passage)] is not passage]:
         raise InputError(
-            f"{part.data}: seed {seed.id}: passage {lost[0]} has the text of another that is labelled otherwise"
+            f"{part.data}: example {example.id}: passage {lost[0]} has the text of another that is labelled otherwise"
         )
-    seed = replace(seed, hard_negatives=tuple(distinct.values())[len(always) :])
-    query_id = f"{part.data} {seed.query_id}"
+    example = replace(example, hard_negatives=tuple(distinct.values())[len(always) :])
+    query_id = f"{part.data} {example.query_id}"
     passages = tuple(distinct.values())
-    group = Group(seed.id, query_id, passages, len(seed.hard_negatives), _views(seed, rows, part))
+    group = Group(example.id, query_id, passages, len(example.hard_negatives), _views(example, rows, part))
     match part.views:
         case "both" | "original" | "plain":
             yield group
         case "one":
-            drawn = int(hashlib.sha256(seed.id.encode()).hexdigest(), 16) % len(group.views)
+            drawn = int(hashlib.sha256(example.id.encode()).hexdigest(), 16) % len(group.views)
             yield replace(group, views=(group.views[drawn],))
         case "apart":
             for view in group.views:
                 yield replace(group, views=(view,))
 
 
-def _views(seed: Seed, rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
+def _views(example: SourceExample, rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
     """The original view, then the complementary one of each row, as far as `part` wants them.
 
-    In the original view every negative of the seed is one, unless a judge is clear that it is relevant; in
+    In the original view every negative of the example is one, unless a judge is clear that it is relevant; in
     a complementary view the hard negatives are what a judge says, as nobody else has looked at them. For
     the query alone the instruction negatives are left out: they are on topic.
     """
-    negatives = {passage.id: NEGATIVE for passage in seed.instruction_negatives}
-    hard = {passage.id: NEGATIVE for passage in seed.hard_negatives}
+    negatives = {passage.id: NEGATIVE for passage in example.instruction_negatives}
+    hard = {passage.id: NEGATIVE for passage in example.hard_negatives}
     if part.views == "plain":
-        return (View(seed.query, ("",), _labels({seed.positive.id: POSITIVE, **hard}, {}), ()),)
-    by_seed = {seed.positive.id: POSITIVE, **negatives}
+        return (View(example.query, ("",), _labels({example.positive.id: POSITIVE, **hard}, {}), ()),)
+    by_example = {example.positive.id: POSITIVE, **negatives}
     judged = _judged(rows[0], "original", part)
-    wordings = _wordings(rows[0], "original", seed.instruction, part)
+    wordings = _wordings(rows[0], "original", example.instruction, part)
     views = [
         View(
-            seed.query,
+            example.query,
             wordings,
-            _labels({**hard, **_clear(judged, part, hard), **by_seed}, judged),
-            seed.requirements,
+            _labels({**hard, **_clear(judged, part, hard), **by_example}, judged),
+            example.requirements,
         )
     ]
     if part.views != "original":
         for row in rows:
-            swapped = {seed.positive.id: NEGATIVE, **negatives, row.target_id: POSITIVE}
+            swapped = {example.positive.id: NEGATIVE, **negatives, row.target_id: POSITIVE}
             judged = _judged(row, "new", part)
             wordings = _wordings(row, "new", row.new_instruction, part)
             labels = _labels({**_clear(judged, part, hard), **swapped}, judged)
-            views.append(View(seed.query, wordings, labels, row.new_requirements))
+            views.append(View(example.query, wordings, labels, row.new_requirements))
     return tuple(views)
 
 

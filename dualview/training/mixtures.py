@@ -1,4 +1,4 @@
-"""Which seeds of which sources a run trains on: exact counts of instances, or shares of a budget."""
+"""Which examples of which sources a run trains on: exact counts of instances, or shares of a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from dualview.errors import InputError
 
 @dataclass(slots=True)
 class Draw:
-    """How a part uses one of its seeds."""
+    """How a part uses one of its examples."""
 
     num_rows: int  # the first so many of its trainable rows
     times: int = 1  # in an epoch
 
 
 def num_views(part: Part, num_rows: int) -> int:
-    """Instances of a seed with so many rows: its original view and a complementary one for each row."""
+    """Instances of an example with so many rows: its original view and a complementary one for each row."""
     return 1 + num_rows if part.views in ("both", "apart") else 1
 
 
@@ -32,12 +32,12 @@ def instances_of_parts(config: TrainConfig) -> list[int]:
 
 
 def draw(part: Part, num_rows_of: Mapping[str, int], num_instances: int, seed: int) -> dict[str, Draw]:
-    """The seeds that give `num_instances`, in an order drawn by `seed`; num_rows_of: of its trainable rows.
+    """The examples that give `num_instances`, in an order drawn by `example`; num_rows_of: of its trainable rows.
 
-    Every arm of a comparison draws the same seeds first: an arm of original views goes through twice as
+    Every arm of a comparison draws the same examples first: an arm of original views goes through twice as
     many as an arm of both views at the same budget. A part with num_instances gives just that many: where
-    the last seed has more views than are left, its last rows are left out, and InputError is raised where
-    the data holds too few, or an original view would stand alone. A part with a weight gives whole seeds,
+    the last example has more views than are left, its last rows are left out, and InputError is raised where
+    the data holds too few, or an original view would stand alone. A part with a weight gives whole examples,
     again and again where there are too few.
     """
     order = sorted(num_rows_of)
@@ -60,11 +60,11 @@ def draw(part: Part, num_rows_of: Mapping[str, int], num_instances: int, seed: i
     if part.num_instances is not None and left:
         raise InputError(
             f"mixture: {num_instances} instances were asked for, but {part.data} fills {num_instances - left}"
-            f" from {len(order)} seeds with trainable rows, a seed giving at least {least} for views:"
+            f" from {len(order)} examples with trainable rows, an example giving at least {least} for views:"
             f" {part.views}; expected a number that it can fill exactly, for example {num_instances - left}"
         )
     if not drawn:
         raise InputError(
-            f"mixture: {part.data} gives no instance at all; it has {len(order)} trainable seeds"
+            f"mixture: {part.data} gives no instance at all; it has {len(order)} trainable examples"
         )
     return drawn

@@ -34,9 +34,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dualview.arrow import seeds_to_table
+from dualview.arrow import examples_to_table
 from dualview.errors import InputError, one_sentence
-from dualview.records import FlipCollection, FlipQuery, Passage, Requirement, Seed, all_hold
+from dualview.records import FlipCollection, FlipQuery, Passage, Requirement, SourceExample, all_hold
 from dualview.storage import check_reachable, open_store
 from dualview.vocabulary import Vocabulary
 
@@ -319,7 +319,7 @@ def seeds(
     seed: int,
     num_templates: int | None = None,
     num_negatives: int | None = None,
-) -> tuple[Seed, ...]:
+) -> tuple[SourceExample, ...]:
     """`num_seeds` seeds, decided by the arguments alone; instruction negatives by lot where their number is None."""
     rng = random.Random(seed)
     originals = list(_originals(split, vocabulary(split, num_templates), rng))
@@ -330,7 +330,7 @@ def seeds(
         num = num_negatives or rng.choices(*zip(*_NUM_NEGATIVES_WEIGHTS.items(), strict=True))[0]
         negatives = rng.sample(original.breaking, num + _NUM_HARD_NEGATIVES)
         rows.append(
-            Seed(
+            SourceExample(
                 id=f"factbook-{split}-{index:06d}",
                 query_id=original.topic,
                 query=original.query,
@@ -482,7 +482,7 @@ def _other_requirement(
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_seeds(
+def write_examples(
     url: str,
     split: Split,
     num_seeds: int,
@@ -505,7 +505,9 @@ def write_seeds(
     content = {"inclusions": list(words.inclusions), "exclusions": list(words.exclusions), "facets": facets}
     sink = pa.BufferOutputStream()
     pq.write_table(
-        seeds_to_table(seeds(split, num_seeds, seed, num_templates, num_negatives)), sink, compression="zstd"
+        examples_to_table(seeds(split, num_seeds, seed, num_templates, num_negatives)),
+        sink,
+        compression="zstd",
     )
     files = {
         "seeds.parquet": sink.getvalue().to_pybytes(),
@@ -570,7 +572,9 @@ def main() -> None:
         kind.add_argument("--out", required=True, metavar="FOLDER", help="a path or s3://bucket/prefix")
     told = parser.parse_args()
     if told.kind == "seeds":
-        write_seeds(told.out, told.split, told.num_seeds, told.seed, told.num_templates, told.num_negatives)
+        write_examples(
+            told.out, told.split, told.num_seeds, told.seed, told.num_templates, told.num_negatives
+        )
     else:
         write_flips(told.out, told.split, told.num_queries, told.seed)
 

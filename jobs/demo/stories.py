@@ -12,7 +12,7 @@ from threading import Event, Thread
 import time
 from typing import Any
 
-from factbook import write_flips, write_seeds
+from factbook import write_examples, write_flips
 import psutil
 import ray
 from rich.console import Console
@@ -122,7 +122,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
 
     with clock.stage("data"):
         for name, (num_seeds, seed) in story.generate.items():
-            write_seeds(f"{folder}/seeds/{name}", "train", num_seeds, seed)
+            write_examples(f"{folder}/seeds/{name}", "train", num_seeds, seed)
         write_flips(f"{folder}/flips", "test", NUM_QUERIES, QUERIES_SEED)
     with clock.watch_memory(), local_cluster():
         for name in story.generate:
@@ -252,7 +252,7 @@ def written_sentences(rows: list[DualView]) -> list[str]:
         f"Of {len(rows)} complementary instructions by the LLM, attributes confirm {len(accepted)}"
         + (", for example:" if accepted else "."),
         *(
-            f"  {row.seed.query}. {row.seed.instruction} -> {row.new_instruction}"
+            f"  {row.example.query}. {row.example.instruction} -> {row.new_instruction}"
             for row in accepted[:NUM_EXAMPLES]
         ),
     ]

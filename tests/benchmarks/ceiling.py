@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
+from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_examples
 
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Engine, Request
@@ -146,7 +146,7 @@ def main() -> None:
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_seeds(folder / "seeds", num_seeds)
+        write_examples(folder / "seeds", num_seeds)
         passes = [
             one_pass(scripted_config(folder / "seeds", folder / f"run-{number}", ROWS_PER_SHARD))
             for number in range(NUM_PASSES)
@@ -161,7 +161,7 @@ def main() -> None:
         "rows_per_second": round(median(num_seeds / wall for _, _, wall in passes)),
         "num_seeds": num_seeds,
         "num_passes": NUM_PASSES,
-        "passages_per_seed": 1 + NUM_INSTRUCTION_NEGATIVES + NUM_HARD_NEGATIVES,
+        "passages_per_example": 1 + NUM_INSTRUCTION_NEGATIVES + NUM_HARD_NEGATIVES,
         "measured_on": f"one process, {platform.machine()}, scripted engine, median of the passes",
     }
     table = Table("", "rows a second", title=f"{num_seeds:,} seeds, median of {NUM_PASSES} passes")

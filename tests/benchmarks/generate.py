@@ -86,7 +86,7 @@ async def requests_of(config: GenerateConfig) -> list[list[Request]]:
     for row in open_run(config.output).rows():
         replay = Replay(row)
         recipe = Recipe(config, vocabulary_of(config.source), replay, exam_passed=False)
-        await finish_row(recipe, Task(row.seed, row.target_id), row.lineage)
+        await finish_row(recipe, Task(row.example, row.target_id), row.lineage)
         requests += replay.requests
     return [
         [request for request in requests if not request.num_logprobs],
@@ -112,7 +112,7 @@ def measure_engine(config: GenerateConfig, phases: list[list[Request]]) -> float
 
 
 def main() -> None:
-    from demo_data import demo_seeds
+    from demo_data import demo_examples
     from smollm2 import checkpoint
 
     parser = ArgumentParser(description=__doc__)
@@ -126,7 +126,7 @@ def main() -> None:
             [
                 f"output={folder}/run",
                 f"trail={folder}/trail.jsonl",
-                f"source={json.dumps(demo_seeds(num_seeds, seed=2))}",
+                f"source={json.dumps(demo_examples(num_seeds, seed=2))}",
                 "accept.judge=llm",
                 f"engine.model={checkpoint(MODEL.absolute())}",
                 *(SMALL if quick else ()),

@@ -152,7 +152,7 @@ def look_up(folder: Path, mined: Mined) -> dict[str, Any]:
             print(f"negative  {negative['title'] or negative['text'][:100]}")
     return {
         "seeds": mined.num_seeds,
-        "negatives_per_seed": round(mined.num_negatives / mined.num_seeds, 2),
+        "negatives_per_example": round(mined.num_negatives / mined.num_seeds, 2),
         "seeds_without_negatives": sum(not seed["hard_negatives"] for seed in seeds),
         "negatives_judged_relevant": sum(
             qrels[seed["query_id"]].get(negative["id"], 0) > 0

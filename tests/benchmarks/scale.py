@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 from rich.console import Console
 from rich.table import Table
-from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_seeds
+from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_config, write_examples
 
 from dualview.config.base import Pool
 from dualview.config.generate import GenerateConfig
@@ -150,7 +150,7 @@ def _mib_on_disk(folder: Path) -> float:
 
 
 def measure(num_seeds: int, folder: Path) -> Figures:
-    write_seeds(folder / "seeds", num_seeds)
+    write_examples(folder / "seeds", num_seeds)
     num_actors = os.cpu_count() or 1
     config = scripted_config(folder / "seeds", folder / "run", ROWS_PER_SHARD).model_copy(
         update={
@@ -192,7 +192,7 @@ def main() -> None:
             rows.append(measure(num_seeds, Path(folder)))
         # The next size takes ten times as long.
         print(f"measured: {json.dumps(asdict(rows[-1]))}", file=sys.stderr)
-    table = Table("", *(f"{row.seeds:,}" for row in rows), title="Seeds")
+    table = Table("", *(f"{row.seeds:,}" for row in rows), title="SourceExamples")
     for name in list(asdict(rows[0]))[1:]:
         table.add_row(name.replace("_", " "), *(f"{getattr(row, name):,}" for row in rows))
     Console().print(table)
@@ -200,7 +200,7 @@ def main() -> None:
         "rows_per_second_per_core": rows[-1].rows_per_second_per_core,
         "sizes": [asdict(row) for row in rows],
         "rows_per_shard": ROWS_PER_SHARD,
-        "passages_per_seed": 1 + NUM_INSTRUCTION_NEGATIVES + NUM_HARD_NEGATIVES,
+        "passages_per_example": 1 + NUM_INSTRUCTION_NEGATIVES + NUM_HARD_NEGATIVES,
         "measured_on": f"{os.cpu_count()} cores, {platform.machine()}, scripted engine, local disk",
     }
     print(json.dumps(figures))

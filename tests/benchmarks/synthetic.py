@@ -1,4 +1,4 @@
-"""Seeds and settings for measuring our own cost: as many as wanted, and an engine that answers at once.
+"""SourceExamples and settings for measuring our own cost: as many as wanted, and an engine that answers at once.
 
 The text is made of the LICENSE's words, drawn with their frequencies there: English that compresses like
 text, the same on every machine.
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dualview.arrow import SEED_SCHEMA
+from dualview.arrow import EXAMPLE_SCHEMA
 from dualview.config.engines import ScriptedEngine
 from dualview.config.generate import GenerateConfig, LlmJudge
 from dualview.config.loading import load
@@ -27,7 +27,7 @@ _WORDS_OF_A_PASSAGE = 60
 _WORDS = re.findall(r"[a-z]+", (ROOT / "LICENSE").read_text().lower())
 
 
-def write_seeds(folder: Path, num_seeds: int) -> None:
+def write_examples(folder: Path, num_seeds: int) -> None:
     """`num_seeds` seeds in Parquet files of ROWS_PER_FILE rows, in the layout of the tuples source."""
     folder.mkdir(parents=True)
     rng = random.Random(1)
@@ -51,9 +51,9 @@ def write_seeds(folder: Path, num_seeds: int) -> None:
                     f"Only texts about {' '.join(rng.choices(_WORDS, k=8))}." for _ in range(num_rows)
                 ],
                 **_drawn(structs, num_rows, draw),
-                "requirements": pa.nulls(num_rows, SEED_SCHEMA.field("requirements").type),
+                "requirements": pa.nulls(num_rows, EXAMPLE_SCHEMA.field("requirements").type),
             },
-            schema=SEED_SCHEMA,
+            schema=EXAMPLE_SCHEMA,
         )
         pq.write_table(table, folder / f"seeds-{file:05d}.parquet", compression="zstd")
 
@@ -71,8 +71,10 @@ def _drawn(passages: pa.StructArray, num_rows: int, draw: np.random.Generator) -
     )
     return {
         "positive": positives.flatten(),
-        "instruction_negatives": instruction_negatives.cast(SEED_SCHEMA.field("instruction_negatives").type),
-        "hard_negatives": hard_negatives.cast(SEED_SCHEMA.field("hard_negatives").type),
+        "instruction_negatives": instruction_negatives.cast(
+            EXAMPLE_SCHEMA.field("instruction_negatives").type
+        ),
+        "hard_negatives": hard_negatives.cast(EXAMPLE_SCHEMA.field("hard_negatives").type),
     }
 
 

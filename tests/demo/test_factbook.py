@@ -14,8 +14,8 @@ from factbook import (
     seeds,
     unseen_values,
     vocabulary,
+    write_examples,
     write_flips,
-    write_seeds,
 )
 import pytest
 
@@ -449,7 +449,7 @@ def test_there_are_24_queries_however_many_flips_are_drawn():
     "drawn", [("train", 300, 1, None, None), ("train", 40, 2, 3, 4), ("development", 40, 5, None, None)]
 )
 def test_seeds_and_words_are_read_as_they_were_drawn(drawn, tmp_path):
-    write_seeds(str(tmp_path), *drawn)
+    write_examples(str(tmp_path), *drawn)
     settings = TuplesSource(
         kind="tuples", paths=[str(tmp_path)], max_bad_share=0.0, vocabulary=str(tmp_path / "vocabulary.yaml")
     )

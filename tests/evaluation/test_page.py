@@ -9,7 +9,7 @@ from dualview.evaluation.page import page
 from dualview.evaluation.report import summary
 from dualview.evaluation.scores import QueryScore, scores_to_table
 from dualview.evaluation.side_by_side import Found, Hit
-from dualview.records import ACCEPTED, DualView, Lineage, Passage, Seed, Verdict
+from dualview.records import ACCEPTED, DualView, Lineage, Passage, SourceExample, Verdict
 
 NASTY = "<script>alert('x & y')</script> $\\frac{1}$ {0}"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -44,7 +44,7 @@ def _row(status):
     positive = Passage("p1", text=f"{NASTY} positive", title="Gambia")
     target = Passage("n1", text="far from the sea", title="Mongolia")
     return DualView(
-        seed=Seed("s", "q", f"dry season {NASTY}", f"Only Africa {NASTY}", positive, (target,)),
+        seed=SourceExample("s", "q", f"dry season {NASTY}", f"Only Africa {NASTY}", positive, (target,)),
         target_id="n1",
         new_instruction=f"Landlocked only {NASTY}",
         new_requirements=(),

@@ -98,10 +98,10 @@ def test_an_unknown_key(job: str) -> None:
     )
 
 
-# --- seeds ----------------------------------------------------------------------------------------
+# --- examples ----------------------------------------------------------------------------------------
 
 
-def error_of_seeds(file: Path) -> str:
+def error_of_examples(file: Path) -> str:
     return error_of(
         "generate",
         {
@@ -115,23 +115,23 @@ def error_of_seeds(file: Path) -> str:
 
 
 def test_a_broken_line(tmp_path: Path) -> None:
-    file = tmp_path / "seeds.jsonl"
+    file = tmp_path / "examples.jsonl"
     file.write_text(f"{json.dumps(SEED)}\n{json.dumps(SEED)[:-20]}\n")
-    assert error_of_seeds(file).startswith(f"{file} line 2: is not a JSON object (")
+    assert error_of_examples(file).startswith(f"{file} line 2: is not a JSON object (")
 
 
 def test_an_empty_text(tmp_path: Path) -> None:
-    file = tmp_path / "seeds.jsonl"
+    file = tmp_path / "examples.jsonl"
     file.write_text(json.dumps({**SEED, "query": " "}))
-    assert error_of_seeds(file).startswith(
+    assert error_of_examples(file).startswith(
         f"{file} line 1: `query` is ' '; expected a string that is not empty"
     )
 
 
 def test_a_missing_column(tmp_path: Path) -> None:
-    file = tmp_path / "seeds.parquet"
+    file = tmp_path / "examples.parquet"
     pq.write_table(pa.Table.from_pylist([SEED]).drop_columns("instruction"), file)
-    assert error_of_seeds(file).startswith(f"{file} row 1: has no `instruction`; expected an object like")
+    assert error_of_examples(file).startswith(f"{file} row 1: has no `instruction`; expected an object like")
 
 
 # --- storage --------------------------------------------------------------------------------------

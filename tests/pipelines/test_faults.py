@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 from faulty_s3 import ALWAYS, FaultyS3, error
 from generate_runs import LLM, Job, config_of, rows_of, undisturbed, wait_until
 import pytest
@@ -45,7 +45,7 @@ def test_credentials_that_expire_end_the_run_and_renewed_ones_finish_it(
 def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_it(
     s3: str, faulty_s3: FaultyS3, tmp_path: Path
 ) -> None:
-    changes = {"source": demo_seeds(700), "rows_per_shard": 50}
+    changes = {"source": demo_examples(700), "rows_per_shard": 50}
     strict = config_of(LLM, f"{s3}/faults/nonsense", **changes, min_accepted_share=0.9)
     # One more than the rows that are judged, because Ray Data hands out a report when it has the next.
     with faulty_s3.hold_after(500 // strict.rows_per_shard + 1):

@@ -12,7 +12,7 @@ import re
 from typing import Any
 from urllib.request import urlopen
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 import factbook
 from faulty_s3 import FaultyS3
 from generate_runs import (
@@ -43,7 +43,7 @@ from dualview.pipelines.generate.judge_gate import exam_sentences, set_exam
 from dualview.pipelines.generate.run import check_accepted_share, generate, run_settings
 from dualview.pipelines.study import spent_on
 from dualview.provenance import code
-from dualview.records import ACCEPTED, DualView, Seed
+from dualview.records import ACCEPTED, DualView, SourceExample
 from dualview.runs.run import open_run
 from dualview.sources import vocabulary_of
 from dualview.storage import Entry, Store, open_store
@@ -151,8 +151,8 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
 def test_a_row_that_kills_every_engine_becomes_poison_and_harms_no_other(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
-    seeds = factbook.seeds("train", 12, 1)
-    killer = seeds[6]
+    examples = factbook.seeds("train", 12, 1)
+    killer = examples[6]
     deadly = prompts.writing_prompt(prompts.load("write-v1"), killer, killer.instruction_negatives[0])
 
     processes = multiprocessing.get_context("forkserver")
@@ -169,9 +169,11 @@ def test_a_row_that_kills_every_engine_becomes_poison_and_harms_no_other(tmp_pat
     assert exit_codes == [1, 1, 1, 1, 0]
     expected = undisturbed(config, tmp_path / "undisturbed")
     found = rows_of(store)
-    assert [row.seed.id for row in found if row.status == "poison"] == [killer.id]
-    assert [row for row in found if row.seed != killer] == [row for row in expected if row.seed != killer]
-    assert [row.seed for row in found] == list(seeds)
+    assert [row.example.id for row in found if row.status == "poison"] == [killer.id]
+    assert [row for row in found if row.example != killer] == [
+        row for row in expected if row.example != killer
+    ]
+    assert [row.example for row in found] == list(examples)
 
 
 def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
@@ -188,8 +190,8 @@ def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
 def test_a_row_that_meets_an_engine_which_is_away_time_and_again_is_not_to_blame(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
-    seed = factbook.seeds("train", 12, 1)[6]
-    unlucky = prompts.writing_prompt(prompts.load("write-v1"), seed, seed.instruction_negatives[0])
+    example = factbook.seeds("train", 12, 1)[6]
+    unlucky = prompts.writing_prompt(prompts.load("write-v1"), example, example.instruction_negatives[0])
     answers = seeded_answers(1)
 
     def answer(request: Request) -> Completion:
@@ -214,7 +216,8 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
     (pairs,) = set_exam(config).values()
     gold = {prompts.judging_prompt(judge, p.query, p.instruction, p.passage): p.gold for p in pairs}
     targets = {
-        (seed.query, seed.instruction_negatives[0].full_text) for seed in factbook.seeds("train", 12, 1)
+        (example.query, example.instruction_negatives[0].full_text)
+        for example in factbook.seeds("train", 12, 1)
     }
     answers = seeded_answers(1)
 
@@ -244,12 +247,12 @@ def test_several_targets_are_several_rows_of_a_shard(tmp_path: Path) -> None:
     config = small({**FACETS, "targets": "all"}, tmp_path / "run")
     finish_without_ray(config, open_store(config.output))
     expected = [
-        (seed.id, passage.id)
-        for seed in factbook.seeds("train", 12, 1)
-        for passage in seed.instruction_negatives
+        (example.id, passage.id)
+        for example in factbook.seeds("train", 12, 1)
+        for passage in example.instruction_negatives
     ]
     assert len(expected) > 12
-    assert [(row.seed.id, row.target_id) for row in rows_of(open_store(config.output))] == expected
+    assert [(row.example.id, row.target_id) for row in rows_of(open_store(config.output))] == expected
 
 
 def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
@@ -266,8 +269,8 @@ def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
     written, judged = rows_of(open_store(writes.output)), rows_of(open_store(judges.output))
     assert {row.status for row in written} == {"written"}
     expected = undisturbed(small(LLM, tmp_path), tmp_path / "undisturbed")
-    assert [(row.seed, row.new_instruction, row.status, row.verdicts) for row in judged] == [
-        (row.seed, row.new_instruction, row.status, row.verdicts) for row in expected
+    assert [(row.example, row.new_instruction, row.status, row.verdicts) for row in judged] == [
+        (row.example, row.new_instruction, row.status, row.verdicts) for row in expected
     ]
     of_writing, of_judging = (open_run(run.output).spent() for run in (writes, judges))
     assert min(of_writing.completion_tokens, of_judging.completion_tokens) > 0
@@ -334,15 +337,15 @@ def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
     config = small(LLM, tmp_path / "run")
     store = open_store(config.output)
     actor = ShardActor(config, planned(config, store), {}, None, None)
-    actor.source = PlainSeeds()
-    with pytest.raises(InputError, match=r"seed plain of .*/seeds.parquet: has no instruction"):
+    actor.source = PlainExamples()
+    with pytest.raises(InputError, match=r"example plain of .*/examples.parquet: has no instruction"):
         asyncio.run(actor({"shard": np.array([0])}))
 
 
-class PlainSeeds:
-    def read(self, *_: object) -> list[Seed]:
-        seed = factbook.seeds("train", 1, 1)[0]
-        return [replace(seed, id="plain", instruction="", instruction_negatives=())]
+class PlainExamples:
+    def read(self, *_: object) -> list[SourceExample]:
+        example = factbook.seeds("train", 1, 1)[0]
+        return [replace(example, id="plain", instruction="", instruction_negatives=())]
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,7 @@ def test_ray_writes_the_rows_that_a_loop_writes(
 ) -> None:
     config, summary = finished
     assert rows_of(open_store(config.output)) == expected
-    assert [row.seed for row in expected] == list(factbook.seeds("train", 60, 1))
+    assert [row.example for row in expected] == list(factbook.seeds("train", 60, 1))
 
     statuses = Counter(row.status for row in expected)
     assert summary["planned"] == 60
@@ -425,7 +428,7 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
             "settings.writer.temperature: stored 0.7, given 0.9",
         ),
         ({"rows_per_shard": 5}, "rows_per_shard: stored 4, given 5"),
-        ({"source": {**demo_seeds(60), "vocabulary": None}}, "settings.source.vocabulary: stored "),
+        ({"source": {**demo_examples(60), "vocabulary": None}}, "settings.source.vocabulary: stored "),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(
@@ -475,7 +478,7 @@ def test_a_dry_run_shows_prompts_and_counts_and_writes_nothing(
     config = config_of(LLM, tmp_path / "run", price=price)
     dry_run(config)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "60 seeds in 15 shards" in shown
+    assert "60 examples in 15 shards" in shown
     for words in ("write: user", "judge: user", "dollars at most", "1.4 a word"):
         assert words in shown
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def test_a_survey_over_the_cluster_is_the_same(cluster: str, tmp_path: Path) -> 
 
 
 def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: Path) -> None:
-    folder = tmp_path / "seeds"
+    folder = tmp_path / "examples"
     folder.mkdir()
     write(folder / "b.jsonl", ["b0", "b1", "b2"])
     output = f"{s3}/growing"
@@ -74,7 +74,7 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
     assert run.is_complete
     assert {key: store.get(key) for key in before} == before
     rows = list(run.rows())
-    assert [row.seed.id for row in rows] == ["b0", "b1", "b2", "a0", "a2"]
+    assert [row.example.id for row in rows] == ["b0", "b1", "b2", "a0", "a2"]
     assert len({row.lineage.run for row in rows}) == 1
     listed = [json.loads(line) for line in store.get("bad_rows-0001.jsonl").decode().splitlines()]
     assert [(line["input"], line.get("row")) for line in listed] == [
@@ -125,5 +125,5 @@ def test_a_run_on_promptrievers_rows_keeps_the_plain_ones(cluster: str, s3: str,
     store = open_store(output)
     plain = [pq.read_table(pa.BufferReader(store.get(entry.key))) for entry in store.list("plain/")]
     assert [table["query_id"].to_pylist() for table in plain] == [["a0", "a1"], ["b0", "b1"]]
-    seeds = [row.seed for row in open_run(store).rows()]
-    assert [seed.query_id for seed in seeds] == ["a0", "a1", "b0", "b1"]
+    examples = [row.example for row in open_run(store).rows()]
+    assert [example.query_id for example in examples] == ["a0", "a1", "b0", "b1"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -29,7 +29,7 @@ def config_of(folder: Path, **changes: Any) -> JudgeConfig:
             "exam": {"num_pairs": 20, "min_auc": 0.8, "seed": 1, "gold": None},
         },
         "gold": [
-            demo_seeds(40),
+            demo_examples(40),
             claims(folder),
         ],
         "wanted_precision": 0.9,

@@ -17,7 +17,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 from tiny import save_tiny_encoder
 
-from dualview.arrow import seed_from_columns
+from dualview.arrow import example_from_columns
 from dualview.config.evaluate import EncoderModel, EvaluateConfig
 from dualview.config.loading import load
 from dualview.config.sources import BeirSource, DenseRetriever
@@ -27,7 +27,7 @@ from dualview.models import SIDES, Side, local_model, model_fingerprint
 from dualview.pipelines import evaluate as evaluation
 from dualview.pipelines.generate.mine import Mined, mine, specs_of
 from dualview.pipelines.train import frozen
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.retrieval.embeddings import gather, keys_of, locate
 from dualview.storage import arrow_filesystem, open_store
 
@@ -95,14 +95,16 @@ def source(folder: str | Path, **mining: Any) -> BeirSource:
     )
 
 
-def seeds_of(mined: Mined) -> list[Seed]:
-    seeds = []
+def seeds_of(mined: Mined) -> list[SourceExample]:
+    examples = []
     for file in mined.files:
         filesystem, path = arrow_filesystem(file)
-        seeds += [seed_from_columns(row) for row in pq.read_table(path, filesystem=filesystem).to_pylist()]
-    assert len(seeds) == mined.num_seeds
-    assert sum(len(seed.hard_negatives) for seed in seeds) == mined.num_negatives
-    return seeds
+        examples += [
+            example_from_columns(row) for row in pq.read_table(path, filesystem=filesystem).to_pylist()
+        ]
+    assert len(examples) == mined.num_examples
+    assert sum(len(example.hard_negatives) for example in examples) == mined.num_negatives
+    return examples
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -176,13 +178,13 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def mined(cluster: str, folder: Path, output: Path) -> list[Seed]:
+def mined(cluster: str, folder: Path, output: Path) -> list[SourceExample]:
     """With both retrievers."""
     return seeds_of(mine(source(folder), str(output)))
 
 
 @pytest.fixture(scope="module")
-def mined_by_bm25(cluster: str, s3: str, folder: Path) -> list[Seed]:
+def mined_by_bm25(cluster: str, s3: str, folder: Path) -> list[SourceExample]:
     """From and to S3."""
     store = open_store(f"{s3}/mining/folder")
     for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv"):
@@ -190,8 +192,11 @@ def mined_by_bm25(cluster: str, s3: str, folder: Path) -> list[Seed]:
     return seeds_of(mine(source(store.url, dense=None), f"{s3}/mining/run"))
 
 
-def negatives_of(seeds: Sequence[Seed]) -> dict[tuple[str, str], list[str]]:
-    return {(seed.query_id, seed.positive.id): [p.id for p in seed.hard_negatives] for seed in seeds}
+def negatives_of(examples: Sequence[SourceExample]) -> dict[tuple[str, str], list[str]]:
+    return {
+        (example.query_id, example.positive.id): [p.id for p in example.hard_negatives]
+        for example in examples
+    }
 
 
 FILES: dict[Side, str] = {"query": "queries.jsonl", "document": "corpus.jsonl"}
@@ -199,14 +204,16 @@ FILES: dict[Side, str] = {"query": "queries.jsonl", "document": "corpus.jsonl"}
 
 @pytest.mark.parametrize(("side", "file"), FILES.items())
 def test_vectors_are_those_of_sentence_transformers(
-    mined: list[Seed], folder: Path, output: Path, side: Side, file: str
+    mined: list[SourceExample], folder: Path, output: Path, side: Side, file: str
 ) -> None:
     model = SentenceTransformer(local_model(MINILM), device="cpu")
     expected = model.encode([row["text"] for row in rows_of(folder / file)])
     np.testing.assert_allclose(stored_vectors(output, side, folder / file), expected, atol=1e-5)
 
 
-def test_seeds_are_those_of_a_plain_computation(mined: list[Seed], folder: Path, output: Path) -> None:
+def test_seeds_are_those_of_a_plain_computation(
+    mined: list[SourceExample], folder: Path, output: Path
+) -> None:
     # From the same vectors: at the edge of a window or of the margin, the last bit of a score decides.
     vectors = [stored_vectors(output, side, folder / file) for side, file in FILES.items()]
     expected = plainly(folder, source(folder), *vectors)
@@ -216,17 +223,19 @@ def test_seeds_are_those_of_a_plain_computation(mined: list[Seed], folder: Path,
     assert sum(map(len, expected.values())) > 4 * len(expected)  # else there was not much to compare
 
 
-def test_seeds_carry_texts_and_no_instruction(mined: list[Seed], folder: Path) -> None:
+def test_seeds_carry_texts_and_no_instruction(mined: list[SourceExample], folder: Path) -> None:
     texts = {row["_id"]: row["text"] for row in rows_of(folder / "corpus.jsonl")}
     queries = {row["_id"]: row["text"] for row in rows_of(folder / "queries.jsonl")}
-    for seed in mined:
-        assert (seed.instruction, seed.instruction_negatives, seed.requirements) == ("", (), ())
-        assert seed.query == queries[seed.query_id]
-        assert all(texts[p.id] == p.text for p in (seed.positive, *seed.hard_negatives))
+    for example in mined:
+        assert (example.instruction, example.instruction_negatives, example.requirements) == ("", (), ())
+        assert example.query == queries[example.query_id]
+        assert all(texts[p.id] == p.text for p in (example.positive, *example.hard_negatives))
 
 
 @pytest.mark.usefixtures("cluster")
-def test_actors_and_shard_sizes_change_no_seed(mined: list[Seed], folder: Path, tmp_path: Path) -> None:
+def test_actors_and_shard_sizes_change_no_seed(
+    mined: list[SourceExample], folder: Path, tmp_path: Path
+) -> None:
     other = {
         "passages_per_shard": 256,
         "queries_per_shard": 512,
@@ -235,12 +244,12 @@ def test_actors_and_shard_sizes_change_no_seed(mined: list[Seed], folder: Path, 
     assert seeds_of(mine(source(folder, **other), str(tmp_path))) == mined
 
 
-def test_bm25_alone_from_and_to_s3(mined_by_bm25: list[Seed], folder: Path) -> None:
+def test_bm25_alone_from_and_to_s3(mined_by_bm25: list[SourceExample], folder: Path) -> None:
     assert negatives_of(mined_by_bm25) == plainly(folder, source(folder, dense=None))
 
 
 def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
-    mined_by_bm25: list[Seed],
+    mined_by_bm25: list[SourceExample],
     s3: str,
     faulty_s3: FaultyS3,
     folder: Path,
@@ -270,12 +279,12 @@ def test_a_killed_run_goes_on_with_the_parts_that_are_not_there(
 
     caplog.set_level("INFO", "dualview")
     resumed = seeds_of(mine(settings, output))
-    assert f"4 parts of seeds, {4 - num_there} to do" in caplog.text
+    assert f"4 parts of examples, {4 - num_there} to do" in caplog.text
     assert resumed == mined_by_bm25
 
 
 def test_a_finished_run_is_only_read_and_other_settings_are_refused(
-    mined: list[Seed], folder: Path, output: Path, caplog: pytest.LogCaptureFixture
+    mined: list[SourceExample], folder: Path, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "dualview")
     before = open_store(str(output)).list()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 import random
 
-from demo_data import demo_seeds
+from demo_data import demo_examples
 import factbook
 from generate_runs import LLM, config_of, rows_of
 import pytest
@@ -58,7 +58,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0},
         },
     }
-    (judge, _), sampling = LLM["judges"], ("temperature", "top_p", "max_tokens", "seed")
+    (judge, _), sampling = LLM["judges"], ("temperature", "top_p", "max_tokens", "example")
     config = config_of(
         LLM,
         f"{s3}/plain/run",
@@ -70,7 +70,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "styles": ["plain", "negated"],
             "max_instruction_negatives": 2,
         },
-        judges=[{**judge, "exam": {**judge["exam"], "gold": demo_seeds(40)}}],
+        judges=[{**judge, "exam": {**judge["exam"], "gold": demo_examples(40)}}],
         cells={"conditions": ["query", "original", "new"], "hard_negatives": True},
     )
     with pytest.raises(InputError, match="are mined when its run begins"):
@@ -80,16 +80,16 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
     rows = rows_of(open_store(config.output))
     assert summary["planned"] == len(rows)
     assert NUM_QUERIES / 2 < len(rows) <= NUM_QUERIES  # a query whose positive it ranks low has no negative
-    # The scripted judge tosses a coin for every cell, so every end of a plain seed comes about.
+    # The scripted judge tosses a coin for every cell, so every end of a plain example comes about.
     assert {"no_original", "no_instruction_negative", "not_flipped"} <= {row.status for row in rows}
     found = [row for row in rows if row.target_id]
     assert found
     for row in found:
-        assert row.seed.instruction
-        assert 1 <= len(row.seed.instruction_negatives) <= 2
-        assert row.target_id == row.seed.instruction_negatives[0].id
+        assert row.example.instruction
+        assert 1 <= len(row.example.instruction_negatives) <= 2
+        assert row.target_id == row.example.instruction_negatives[0].id
         assert [draft.condition for draft in row.drafts] == ["original", "new"]
         if row.status == ACCEPTED:
             labelled = {verdict.passage_id for verdict in row.verdicts if verdict.expected is None}
-            assert labelled == {passage.id for passage in row.seed.hard_negatives}
+            assert labelled == {passage.id for passage in row.example.hard_negatives}
     assert generate(config) == summary

@@ -10,7 +10,7 @@ import subprocess
 from subprocess import CompletedProcess
 import sys
 
-from demo_data import demo_flips, demo_seeds
+from demo_data import demo_examples, demo_flips
 import psutil
 import pytest
 import ray
@@ -72,7 +72,7 @@ def sent(job_server: str, base: str, tmp_path_factory: pytest.TempPathFactory) -
         f"configs/demo/{name}.yaml" for name in ("facets", "train-dual", "evaluate")
     )
     jobs: list[tuple[str, str, dict[str, object]]] = [
-        ("generate", facets, {"output": f"{base}/data", "source": demo_seeds(200)}),
+        ("generate", facets, {"output": f"{base}/data", "source": demo_examples(200)}),
         (
             "train",
             train_dual,

@@ -168,7 +168,7 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, changed: Input, differ
 
 def test_what_is_not_compared_may_change(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    before = replace(INPUTS[0], stamp="5-1", index="x", num_bad=1, bad=((2, "seeds.jsonl line 2: é"),))
+    before = replace(INPUTS[0], stamp="5-1", index="x", num_bad=1, bad=((2, "examples.jsonl line 2: é"),))
     plan_run(store, SETTINGS, [before], 2)
     plan = plan_run(store, SETTINGS, [replace(before, stamp="5-2")], 2)
     assert [(each.stamp, each.index, each.bad) for each in plan.inputs] == [("5-1", "x", before.bad)]

@@ -54,7 +54,7 @@ def test_a_run_goes_on_where_it_broke_off(store: Store) -> None:
     assert again.is_complete
     rows = list(open_run(store).rows())
     planned = [f"{source.name}-{row}" for source in INPUTS for row in range(source.num_rows)]
-    assert [row.seed.id for row in rows] == planned
+    assert [row.example.id for row in rows] == planned
     assert [row.lineage.attempt for row in rows] == ["one"] * 2 + ["two"] * 3 + ["one"] * 2 + ["two"] * 2
 
 
@@ -65,7 +65,7 @@ def test_an_unfinished_run_is_read_as_far_as_it_exists(store: Store) -> None:
     ids = [["north.jsonl-2", "north.jsonl-3"], ["south.jsonl-2", "south.jsonl-3"]]
     assert [table["id"].to_pylist() for table in run.tables()] == ids
     assert [table.schema.names for table in run.tables(["id"])] == [["id"]] * 2
-    assert [row.seed.id for row in run.rows()] == [id for of_shard in ids for id in of_shard]
+    assert [row.example.id for row in run.rows()] == [id for of_shard in ids for id in of_shard]
     for ask in (run.check_complete, run.trainable, run.left_out_of_training, run.to_huggingface):
         with pytest.raises(InputError, match=f"run at {store.url} is not finished; run it to its end first"):
             ask()
@@ -79,7 +79,7 @@ def test_no_run_is_told(store: Store) -> None:
 def test_a_run_that_does_not_ask_for_near_duplicates_needs_no_comparison(tmp_path: Path) -> None:
     rows = [row("a"), row("b"), row("c", trainable=False)]
     run = finish_run(open_store(str(tmp_path)), [rows], {"near_duplicates": None})
-    assert [each.seed.id for each in run.trainable()] == ["a", "b"]
+    assert [each.example.id for each in run.trainable()] == ["a", "b"]
 
 
 def test_a_corrupt_list_of_near_duplicates_is_told(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_training_takes_the_run_as_it_was_when_it_was_opened(tmp_path: Path) -> 
         repeats("b", of_seed_id="a")
     )
     run = open_run(ExtendedAfterReading(tmp_path, (row("c"),)))
-    assert [each.seed.id for each in run.trainable()] == ["a"]
+    assert [each.example.id for each in run.trainable()] == ["a"]
     with pytest.raises(InputError, match="is not finished; run it to its end first"):
         open_run(str(tmp_path)).trainable()
 

@@ -24,7 +24,17 @@ import pytest
 from dualview.arrow import dual_views_from_table
 from dualview.costs import Spent
 from dualview.errors import InputError
-from dualview.records import REASONS, Draft, DualView, Lineage, Passage, Requirement, Rewording, Seed, Verdict
+from dualview.records import (
+    REASONS,
+    Draft,
+    DualView,
+    Lineage,
+    Passage,
+    Requirement,
+    Rewording,
+    SourceExample,
+    Verdict,
+)
 from dualview.runs import shards
 from dualview.runs.plan import Input, Shard, plan_run
 from dualview.runs.run import open_run
@@ -124,8 +134,8 @@ passages = st.builds(
     Passage, id=texts, text=texts, title=texts, attributes=st.dictionaries(texts, texts, max_size=2)
 )
 requirements = st.lists(st.builds(Requirement, st.booleans(), texts, texts), max_size=2).map(tuple)
-seeds = st.builds(
-    Seed,
+examples = st.builds(
+    SourceExample,
     id=texts,
     query_id=texts,
     query=texts,
@@ -139,7 +149,7 @@ conditions = st.sampled_from(["query", "original", "new"])
 margins = st.none() | st.floats(width=32, allow_nan=False)  # float32, as they are stored
 dual_views = st.builds(
     DualView,
-    seed=seeds,
+    seed=examples,
     target_id=texts,
     new_instruction=texts,
     new_requirements=requirements,
@@ -167,17 +177,17 @@ dual_views = st.builds(
         shard=st.just(0),
         attempt=st.just("one"),
     ),
-) | seeds.map(lambda seed: replace(ROWS[0], seed=seed))
+) | examples.map(lambda example: replace(ROWS[0], seed=example))
 
 
 @settings(max_examples=30)
-@given(rows=st.lists(dual_views, min_size=1, max_size=4, unique_by=lambda row: row.seed.id))
+@given(rows=st.lists(dual_views, min_size=1, max_size=4, unique_by=lambda row: row.example.id))
 def test_rows_come_back_as_they_went(rows: list[DualView]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
-        plan_run(store, {}, [Input("seeds", len(rows), "")], rows_per_shard=4)
-        planned = [(row.seed.id, row.target_id) for row in rows]
-        commit(store, Shard(0, "seeds", 0, len(rows)), planned, rows, "one", Spent())
+        plan_run(store, {}, [Input("examples", len(rows), "")], rows_per_shard=4)
+        planned = [(row.example.id, row.target_id) for row in rows]
+        commit(store, Shard(0, "examples", 0, len(rows)), planned, rows, "one", Spent())
         assert dual_views_from_table(pa.concat_tables(open_run(store).tables())) == rows
 
 

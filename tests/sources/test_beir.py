@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from dualview.arrow import SEED_SCHEMA, seed_from_columns, seeds_to_table
+from dualview.arrow import EXAMPLE_SCHEMA, example_from_columns, examples_to_table
 from dualview.config.sources import BeirSource
 from dualview.errors import InputError
 from dualview.records import Passage
@@ -18,8 +18,8 @@ from dualview.sources.beir import (
     JudgedQuery,
     check_mining,
     choose_negatives,
+    example_of,
     read_collection,
-    seed_of,
 )
 
 CORPUS = [{"_id": id, "title": f"title {id}", "text": f"text {id}"} for id in "abcdef"]
@@ -258,17 +258,17 @@ def test_retrievers_take_turns(tmp_path: Path) -> None:
     assert choose_negatives(rankings, scores, 0, {0}, texts, mining) == [2, 3, 6, 4, 8]
 
 
-# --- seeds ----------------------------------------------------------------------------------------
+# --- examples ----------------------------------------------------------------------------------------
 
 
 def test_seeds_go_through_their_table_unchanged() -> None:
-    seed = seed_of(JudgedQuery("1", "wing", (0,), (0,)), Passage("a", "x", "t"), [Passage("b", "y")])
-    table = seeds_to_table([seed])
-    assert table.schema == SEED_SCHEMA
-    assert [seed_from_columns(row) for row in table.to_pylist()] == [seed]
+    example = example_of(JudgedQuery("1", "wing", (0,), (0,)), Passage("a", "x", "t"), [Passage("b", "y")])
+    table = examples_to_table([example])
+    assert table.schema == EXAMPLE_SCHEMA
+    assert [example_from_columns(row) for row in table.to_pylist()] == [example]
 
 
 @given(st.lists(st.tuples(*[st.text("ab/%é", max_size=4)] * 2), unique=True, max_size=20))
 def test_no_two_pairs_have_the_same_seed_id(pairs: list[tuple[str, str]]) -> None:
-    seeds = [seed_of(JudgedQuery(query, "q", (0,), (0,)), Passage(id, "x"), []) for query, id in pairs]
-    assert len({seed.id for seed in seeds}) == len(pairs)
+    examples = [example_of(JudgedQuery(query, "q", (0,), (0,)), Passage(id, "x"), []) for query, id in pairs]
+    assert len({example.id for example in examples}) == len(pairs)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.arrow import SEED_SCHEMA
+from dualview.arrow import EXAMPLE_SCHEMA
 from dualview.errors import InputError
 from dualview.runs.plan import Input
 from dualview.sources.tuples import Tuples
@@ -41,13 +41,13 @@ def write(file: Path, rows: list[dict[str, Any]], row_group_size: int = 1000) ->
     if file.suffix == ".jsonl":
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        table = pa.Table.from_pylist(rows, schema=SEED_SCHEMA)
+        table = pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
         pq.write_table(table, file, row_group_size=row_group_size)
     return str(file)
 
 
 def ids_of(source: Tuples, announced: Input) -> list[str]:
-    return [seed.id for seed in source.read(announced, 0, announced.num_rows)]
+    return [example.id for example in source.read(announced, 0, announced.num_rows)]
 
 
 # --- any slice is what a reading of the whole would give ------------------------------------------
@@ -60,19 +60,19 @@ def test_any_slice_without_the_bad_rows(data: st.DataObject, suffix: str, tmp_pa
     rng = random.Random(data.draw(st.integers(0, 1000)))
     bad = [number > 0 and rng.random() < 0.3 for number in range(num_rows)]
     rows = [row_of(f"s{number}", **({"query": ""} if bad[number] else {})) for number in range(num_rows)]
-    file = tmp_path_factory.mktemp("any") / f"seeds.{suffix}"
+    file = tmp_path_factory.mktemp("any") / f"examples.{suffix}"
     source = Tuples((write(file, rows, row_group_size=rng.choice([1, 100, 10_000])),), 0.9)
     (announced,) = source.inputs()
     good = [row["id"] for row, is_bad in zip(rows, bad, strict=True) if not is_bad]
     assert (announced.num_rows, announced.num_bad) == (len(good), sum(bad))
     start = data.draw(st.integers(0, len(good)))
     stop = data.draw(st.integers(start, len(good) + 1))
-    assert [seed.id for seed in source.read(announced, start, stop)] == good[start:stop]
+    assert [example.id for example in source.read(announced, start, stop)] == good[start:stop]
 
 
 def test_blank_lines_count_only_before_the_end(tmp_path: Path) -> None:
     first, last = json.dumps(row_of("a")), json.dumps(row_of("b"))
-    (tmp_path / "seeds.jsonl").write_text(f"{first}\r\n\n \n{last}\n \n\n")
+    (tmp_path / "examples.jsonl").write_text(f"{first}\r\n\n \n{last}\n \n\n")
     source = Tuples((str(tmp_path),), 0.5)
     (announced,) = source.inputs()
     assert [number for number, _ in announced.bad] == [2, 3]
@@ -90,7 +90,7 @@ def spoil(file: str, begin: int, end: int) -> None:
 
 def test_of_parquet_only_the_row_groups_that_hold_the_rows_are_read(tmp_path: Path) -> None:
     file = write(
-        tmp_path / "seeds.parquet", [row_of(f"s{number}") for number in range(3000)], row_group_size=100
+        tmp_path / "examples.parquet", [row_of(f"s{number}") for number in range(3000)], row_group_size=100
     )
     source = Tuples((file,), 0.0)
     (announced,) = source.inputs()
@@ -98,7 +98,9 @@ def test_of_parquet_only_the_row_groups_that_hold_the_rows_are_read(tmp_path: Pa
     begins = [metadata.row_group(number).column(0).dictionary_page_offset for number in range(30)]
     spoil(file, 4, begins[12])
     spoil(file, begins[15], begins[16])
-    assert [seed.id for seed in source.read(announced, 1250, 1410)] == [f"s{n}" for n in range(1250, 1410)]
+    assert [example.id for example in source.read(announced, 1250, 1410)] == [
+        f"s{n}" for n in range(1250, 1410)
+    ]
     for start in (1199, 1500):
         with pytest.raises(InputError, match=r"seeds\.parquet: is not a Parquet file"):
             source.read(announced, start, start + 1)
@@ -107,21 +109,21 @@ def test_of_parquet_only_the_row_groups_that_hold_the_rows_are_read(tmp_path: Pa
 
 
 def test_of_jsonl_only_the_lines_around_the_rows_are_read(tmp_path: Path) -> None:
-    file = write(tmp_path / "seeds.jsonl", [row_of(f"s{number:06d}") for number in range(5000)])
+    file = write(tmp_path / "examples.jsonl", [row_of(f"s{number:06d}") for number in range(5000)])
     source = Tuples((file,), 0.0)
     (announced,) = source.inputs()
     length = os.path.getsize(file) // 5000
     spoil(file, 0, 256 * 4 * length)
     spoil(file, 256 * 6 * length, 5000 * length)
-    assert [seed.id for seed in source.read(announced, 1279, 1281)] == ["s001279", "s001280"]
+    assert [example.id for example in source.read(announced, 1279, 1281)] == ["s001279", "s001280"]
     with pytest.raises(InputError, match=r"seeds\.jsonl line 1537: is not a JSON object"):
         source.read(announced, 1535, 1537)
 
 
 def test_a_large_row_group_needs_little_memory(tmp_path: Path) -> None:
     """Of a row group of 40,000 rows a shard takes what its own rows take."""
-    file = tmp_path / "seeds.parquet"
-    columns = pa.Table.from_pylist([row_of("s")], schema=SEED_SCHEMA)
+    file = tmp_path / "examples.parquet"
+    columns = pa.Table.from_pylist([row_of("s")], schema=EXAMPLE_SCHEMA)
     many = columns.take(pa.array(np.zeros(40_000, np.int64)))
     many = many.set_column(0, "id", pa.array([f"s{number}" for number in range(40_000)]))
     pq.write_table(many, file)
@@ -131,8 +133,8 @@ def test_a_large_row_group_needs_little_memory(tmp_path: Path) -> None:
     (announced,) = source.inputs()
     before = pa.total_allocated_bytes()
     for start in (20_000, 0, 39_900):
-        seeds = source.read(announced, start, start + 100)
-        assert [seed.id for seed in seeds] == [f"s{number}" for number in range(start, start + 100)]
+        examples = source.read(announced, start, start + 100)
+        assert [example.id for example in examples] == [f"s{number}" for number in range(start, start + 100)]
     # The mapped file is not counted, which is the point; the whole as a table would be 8 MB.
     assert pa.total_allocated_bytes() - before < 1 << 20
 
@@ -142,8 +144,8 @@ def test_a_large_row_group_needs_little_memory(tmp_path: Path) -> None:
 
 def test_parquet_of_pandas_with_its_row_labels_and_columns_of_nulls(tmp_path: Path) -> None:
     frame = pd.DataFrame([row_of(f"s{number}", hard_negatives=None, note=None) for number in range(6)])
-    frame.loc[[1, 3, 4]].to_parquet(tmp_path / "seeds.parquet")
-    assert "__index_level_0__" in pq.read_schema(tmp_path / "seeds.parquet").names
+    frame.loc[[1, 3, 4]].to_parquet(tmp_path / "examples.parquet")
+    assert "__index_level_0__" in pq.read_schema(tmp_path / "examples.parquet").names
     source = Tuples((str(tmp_path),), 0.0)
     (announced,) = source.inputs()
     assert ids_of(source, announced) == ["s1", "s3", "s4"]
@@ -153,9 +155,9 @@ def test_parquet_of_duckdb(tmp_path: Path) -> None:
     write(tmp_path / "made.jsonl", [row_of(f"s{number}", title=None) for number in range(5)])
     duckdb.sql(
         f"copy (select *, null as reviewer from read_json('{tmp_path}/made.jsonl') order by id desc)"
-        f" to '{tmp_path}/seeds.parquet' (format parquet)"
+        f" to '{tmp_path}/examples.parquet' (format parquet)"
     )
-    source = Tuples((f"{tmp_path}/seeds.parquet",), 0.0)
+    source = Tuples((f"{tmp_path}/examples.parquet",), 0.0)
     (announced,) = source.inputs()
     assert ids_of(source, announced) == ["s4", "s3", "s2", "s1", "s0"]
 
@@ -184,11 +186,11 @@ def test_bad_rows_below_the_share_are_left_out_and_listed(tmp_path: Path) -> Non
     assert b.bad == (
         (
             1,
-            f"{second} row 1: the seed id 'a0' stands at {first} line 1 already; expected another id for each seed",
+            f"{second} row 1: the example id 'a0' stands at {first} line 1 already; expected another id for each example",
         ),
         (
             3,
-            f"{second} row 3: the seed id 'b1' stands at {second} row 2 already; expected another id for each seed",
+            f"{second} row 3: the example id 'b1' stands at {second} row 2 already; expected another id for each example",
         ),
     )
     assert a.checksum == hashlib.sha256(Path(first).read_bytes()).hexdigest()
@@ -216,13 +218,13 @@ def test_bad_rows_above_the_share_are_refused_with_the_first_of_them(tmp_path: P
         "3 of 10 rows are bad, which is a share of 0.3 where max_bad_share allows 0.29; the first:"
         f" {first} line 2: `query` is ' '"
     )
-    assert f"; {second} row 3: the seed id 'b1'" in str(caught.value)
+    assert f"; {second} row 3: the example id 'b1'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_of_many_bad_rows_all_are_counted_and_some_listed(tmp_path: Path) -> None:
     rows = [row_of("same") for _ in range(300)] + [row_of("other", query="") for _ in range(50)]
-    (announced,) = Tuples((write(tmp_path / "seeds.jsonl", rows),), 1.0).inputs()
+    (announced,) = Tuples((write(tmp_path / "examples.jsonl", rows),), 1.0).inputs()
     assert (announced.num_rows, announced.num_bad, len(announced.bad)) == (1, 349, 100)
     assert [number for number, _ in announced.bad] == list(range(2, 102))
 
@@ -299,18 +301,18 @@ def server() -> Any:
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_files_on_s3_are_read_in_pieces_too(server: Any, suffix: str, tmp_path: Path) -> None:
     rows = [row_of(f"s{number}", query="" if number == 5 else "main ports") for number in range(1000)]
-    file = write(tmp_path / f"seeds.{suffix}", rows, row_group_size=300)
+    file = write(tmp_path / f"examples.{suffix}", rows, row_group_size=300)
     bucket = f"bucket-{uuid4().hex[:8]}"
     client = boto3.session.Session().client("s3")
     client.create_bucket(Bucket=bucket)
-    client.upload_file(file, bucket, f"deep/seeds.{suffix}")
+    client.upload_file(file, bucket, f"deep/examples.{suffix}")
     source = Tuples((f"s3://{bucket}",), 0.1)
     (announced,) = source.inputs()
     (local,) = Tuples((file,), 0.1).inputs()
-    assert announced.name == f"s3://{bucket}/deep/seeds.{suffix}"
+    assert announced.name == f"s3://{bucket}/deep/examples.{suffix}"
     assert (announced.checksum, announced.index) == (local.checksum, local.index)
-    assert [seed.id for seed in source.read(announced, 700, 703)] == ["s701", "s702", "s703"]
+    assert [example.id for example in source.read(announced, 700, 703)] == ["s701", "s702", "s703"]
     assert source.inputs([announced]) == [announced]
-    client.put_object(Bucket=bucket, Key=f"deep/seeds.{suffix}", Body=b"")
-    with pytest.raises(InputError, match=f"deep/seeds.{suffix}: (has no rows|is not a Parquet file)"):
+    client.put_object(Bucket=bucket, Key=f"deep/examples.{suffix}", Body=b"")
+    with pytest.raises(InputError, match=f"deep/examples.{suffix}: (has no rows|is not a Parquet file)"):
         source.inputs([announced])

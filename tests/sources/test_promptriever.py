@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.arrow import SEED_SCHEMA, seed_from_columns
+from dualview.arrow import EXAMPLE_SCHEMA, example_from_columns
 from dualview.config.sources import PromptrieverSource
 from dualview.errors import InputError
 from dualview.records import Passage
@@ -95,7 +95,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> str:
 
 def seeds_of(file: str) -> list[Any]:
     source = Promptriever((file,), 0.0)
-    return [seed for each in source.inputs() for seed in source.read(each, 0, each.num_rows)]
+    return [example for each in source.inputs() for example in source.read(each, 0, each.num_rows)]
 
 
 @pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "train.jsonl"])
@@ -117,8 +117,8 @@ def test_rows_with_an_instruction_negative_are_seeds(name: str, tmp_path: Path) 
 
 def test_a_dash_is_no_title(tmp_path: Path) -> None:
     row = instructed(1, positive_passages=[passage("p", title="-")], new_negatives=[passage("n", title=None)])
-    (seed,) = seeds_of(write(tmp_path / "train.parquet", [row]))
-    assert (seed.positive.title, seed.instruction_negatives[0].title) == ("", "")
+    (example,) = seeds_of(write(tmp_path / "train.parquet", [row]))
+    assert (example.positive.title, example.instruction_negatives[0].title) == ("", "")
 
 
 def test_a_passage_has_one_role_and_an_id_one_passage(tmp_path: Path) -> None:
@@ -128,13 +128,13 @@ def test_a_passage_has_one_role_and_an_id_one_passage(tmp_path: Path) -> None:
         new_negatives=[passage("7", text="written"), passage("7", text="written too"), passage("8")],
         negative_passages=[passage("7"), passage("8"), passage("9"), passage("9", text="other")],
     )
-    (seed,) = seeds_of(write(tmp_path / "train.jsonl", [row]))
-    assert [(each.id, each.text) for each in seed.instruction_negatives] == [
+    (example,) = seeds_of(write(tmp_path / "train.jsonl", [row]))
+    assert [(each.id, each.text) for each in example.instruction_negatives] == [
         ("7#2", "written"),
         ("7#3", "written too"),
         ("8", "text of 8"),
     ]
-    assert [(each.id, each.text) for each in seed.hard_negatives] == [("9", "text of 9"), ("9#2", "other")]
+    assert [(each.id, each.text) for each in example.hard_negatives] == [("9", "text of 9"), ("9#2", "other")]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_passage_has_one_role_and_an_id_one_passage(tmp_path: Path) -> None:
             instructed(2, new_negatives=[passage("2-p")]),
             r"line 2: every passage of `new_negatives` is the posit",
         ),
-        (instructed(1), r"line 2: the seed id '1-instruct' stands at .* line 1 already"),
+        (instructed(1), r"line 2: the example id '1-instruct' stands at .* line 1 already"),
         (plain(2, positive_passages=None), r"line 2: `positive_passages` is None; expected a list with"),
         (plain(2, query="", only_query=""), r"line 2: `query` is ''; expected a string"),
     ],
@@ -167,7 +167,7 @@ def test_a_bad_row_is_one_sentence(row: Any, sentence: str, tmp_path: Path) -> N
 
 def test_files_without_a_seed_are_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "train.parquet", [plain(1), instructed(2, new_negatives=[])])
-    with pytest.raises(InputError, match=r"train\.parquet: none of the rows is a seed"):
+    with pytest.raises(InputError, match=r"train\.parquet: none of the rows is an example"):
         Promptriever((file,), 0.0).inputs()
 
 
@@ -176,8 +176,8 @@ def test_files_without_a_seed_are_refused(tmp_path: Path) -> None:
 
 def plain_rows(folder: Path) -> list[Any]:
     tables = [pq.read_table(file) for file in sorted(folder.glob("plain/part-*.parquet"))]
-    assert all(table.schema.equals(SEED_SCHEMA) for table in tables)
-    return [seed_from_columns(row) for table in tables for row in table.to_pylist()]
+    assert all(table.schema.equals(EXAMPLE_SCHEMA) for table in tables)
+    return [example_from_columns(row) for table in tables for row in table.to_pylist()]
 
 
 def test_plain_rows_are_kept_in_the_seeds_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +190,10 @@ def test_plain_rows_are_kept_in_the_seeds_layout(tmp_path: Path, monkeypatch: py
     store = open_store(str(tmp_path / "run"))
     keep_plain(store, [first])
     kept = plain_rows(tmp_path / "run")
-    assert [seed.id for seed in kept] == [str(number) for number in range(20) if number != 2]
-    assert {seed.query_id for seed in source.read(first, 0, 20)} >= {seed.query_id for seed in kept}
+    assert [example.id for example in kept] == [str(number) for number in range(20) if number != 2]
+    assert {example.query_id for example in source.read(first, 0, 20)} >= {
+        example.query_id for example in kept
+    }
     assert (kept[0].query, kept[0].instruction, kept[0].instruction_negatives) == ("query 0", "", ())
     assert (kept[0].positive.id, len(kept[0].hard_negatives)) == ("0-p", 30)
     assert len(store.list("plain/")) == 3
@@ -202,7 +204,7 @@ def test_plain_rows_are_kept_in_the_seeds_layout(tmp_path: Path, monkeypatch: py
     (tmp_path / "run" / "plain" / "part-000001.parquet").unlink()
     keep_plain(store, source.inputs([first]))
     assert {key: store.get(key) for key in before} == before
-    assert [seed.id for seed in plain_rows(tmp_path / "run")][19:] == ["20", "21", "22", "23", "24"]
+    assert [example.id for example in plain_rows(tmp_path / "run")][19:] == ["20", "21", "22", "23", "24"]
 
 
 # --- the hub --------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ from dualview.sources.promptriever import Promptriever
 with one_sentence():
     source = Promptriever(("hub:someone/their-data",), 0.0)
     for each in source.inputs():
-        print(each.name, each.num_rows, *[seed.id for seed in source.read(each, 0, each.num_rows)])
+        print(each.name, each.num_rows, *[example.id for example in source.read(each, 0, each.num_rows)])
 """
 
 

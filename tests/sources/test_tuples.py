@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualview.arrow import SEED_SCHEMA
+from dualview.arrow import EXAMPLE_SCHEMA
 from dualview.config.sources import TuplesSource
 from dualview.errors import InputError
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, SourceExample
 from dualview.sources import open_source
 from dualview.sources.tuples import Tuples
 from dualview.storage import open_store
@@ -40,7 +40,7 @@ def write_jsonl(path, rows):
 
 def read_all(path):
     source = Tuples((str(path),), 0.0)
-    return [seed for each in source.inputs() for seed in source.read(each, 0, each.num_rows)]
+    return [example for each in source.inputs() for example in source.read(each, 0, each.num_rows)]
 
 
 # --- good files -----------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def seed_rows(draw):
         Passage(each, f"{draw(text)} {index}", draw(text), draw(attributes)) for index, each in enumerate(ids)
     ]
     num_negatives = draw(st.integers(1, len(made) - 1))
-    return Seed(
+    return SourceExample(
         id=draw(text),
         query_id=draw(text),
         query=draw(text),
@@ -71,19 +71,19 @@ def seed_rows(draw):
     )
 
 
-seed_lists = st.lists(seed_rows(), min_size=1, max_size=3, unique_by=lambda seed: seed.id)
+seed_lists = st.lists(seed_rows(), min_size=1, max_size=3, unique_by=lambda example: example.id)
 
 
 @given(seeds=seed_lists)
 @settings(deadline=None)
-def test_jsonl_and_parquet_give_back_what_was_written(seeds, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("seeds")
-    rows = [asdict(seed) for seed in seeds]
+def test_jsonl_and_parquet_give_back_what_was_written(examples, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    rows = [asdict(example) for example in examples]
     write_jsonl(folder / "a.jsonl", rows)
-    table = pa.Table.from_pylist(rows, schema=SEED_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
     pq.write_table(table, folder / "b.parquet")
-    assert read_all(folder / "a.jsonl") == seeds
-    assert read_all(folder / "b.parquet") == seeds
+    assert read_all(folder / "a.jsonl") == examples
+    assert read_all(folder / "b.parquet") == examples
 
 
 def test_optional_columns_may_be_left_out_or_null(tmp_path):
@@ -93,7 +93,7 @@ def test_optional_columns_may_be_left_out_or_null(tmp_path):
         requirements=None,
         positive={"id": "fiji", "text": "Fiji: islands.", "title": None, "attributes": None},
     )
-    first, second = read_all(write_jsonl(tmp_path / "seeds.jsonl", [SMALLEST, nulls]))
+    first, second = read_all(write_jsonl(tmp_path / "examples.jsonl", [SMALLEST, nulls]))
     assert first.positive == second.positive == Passage("fiji", "Fiji: islands.", "", {})
     assert first.hard_negatives == second.hard_negatives == ()
     assert first.requirements == second.requirements == ()
@@ -107,12 +107,12 @@ def test_a_seed_may_come_without_an_instruction(absent, suffix, tmp_path):
     plain = {key: SMALLEST[key] for key in ("id", "query_id", "query", "positive")}
     row = {**plain, **absent, "hard_negatives": SMALLEST["instruction_negatives"]}
     if suffix == "jsonl":
-        write_jsonl(tmp_path / "seeds.jsonl", [row])
+        write_jsonl(tmp_path / "examples.jsonl", [row])
     else:
-        pq.write_table(pa.Table.from_pylist([row], schema=SEED_SCHEMA), tmp_path / "seeds.parquet")
-    (seed,) = read_all(tmp_path)
-    assert (seed.instruction, seed.instruction_negatives) == ("", ())
-    assert seed.hard_negatives == (Passage("chad", "Chad: landlocked."),)
+        pq.write_table(pa.Table.from_pylist([row], schema=EXAMPLE_SCHEMA), tmp_path / "examples.parquet")
+    (example,) = read_all(tmp_path)
+    assert (example.instruction, example.instruction_negatives) == ("", ())
+    assert example.hard_negatives == (Passage("chad", "Chad: landlocked."),)
 
 
 def test_parquet_attributes_may_be_a_struct_with_nulls(tmp_path):
@@ -120,8 +120,8 @@ def test_parquet_attributes_may_be_a_struct_with_nulls(tmp_path):
         smallest_with(positive={"id": "fiji", "text": "Fiji", "attributes": {"coast": "island"}}),
         smallest_with(id="s2", positive={"id": "mali", "text": "Mali", "attributes": {"region": "africa"}}),
     ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "seeds.parquet")
-    assert [seed.positive.attributes for seed in read_all(tmp_path)] == [
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "examples.parquet")
+    assert [example.positive.attributes for example in read_all(tmp_path)] == [
         {"coast": "island"},
         {"region": "africa"},
     ]
@@ -141,13 +141,13 @@ def test_a_folder_is_its_files_by_name_and_read_slices(tmp_path):
         (f"{tmp_path}/deep/a.jsonl", 1),
     ]
     assert inputs[0].checksum == hashlib.sha256((tmp_path / "b.jsonl").read_bytes()).hexdigest()
-    assert [seed.id for seed in source.read(inputs[0], 1, 3)] == ["b1", "b2"]
+    assert [example.id for example in source.read(inputs[0], 1, 3)] == ["b1", "b2"]
 
 
 def test_names_can_be_read_from_another_working_folder(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / "seeds.jsonl", [SMALLEST])
+    write_jsonl(tmp_path / "examples.jsonl", [SMALLEST])
     monkeypatch.chdir(tmp_path)
-    source = Tuples(("seeds.jsonl",), 0.0)
+    source = Tuples(("examples.jsonl",), 0.0)
     (announced,) = source.inputs()
     monkeypatch.chdir("/")
     travelled = pickle.loads(pickle.dumps(source))
@@ -169,18 +169,18 @@ def bucket(monkeypatch):
 
 
 def test_files_and_folders_on_s3(bucket, tmp_path):
-    write_jsonl(tmp_path / "seeds.jsonl", [SMALLEST])
-    open_store(f"{bucket}/demo").put_new("seeds.jsonl", (tmp_path / "seeds.jsonl").read_bytes(), "1")
+    write_jsonl(tmp_path / "examples.jsonl", [SMALLEST])
+    open_store(f"{bucket}/demo").put_new("examples.jsonl", (tmp_path / "examples.jsonl").read_bytes(), "1")
     local = Tuples((str(tmp_path),), 0.0).inputs()[0]
-    for path in (f"{bucket}/demo/seeds.jsonl", f"{bucket}/demo", f"{bucket}/demo/", bucket):
+    for path in (f"{bucket}/demo/examples.jsonl", f"{bucket}/demo", f"{bucket}/demo/", bucket):
         (announced,) = Tuples((path,), 0.0).inputs()
-        assert announced.name == f"{bucket}/demo/seeds.jsonl"
+        assert announced.name == f"{bucket}/demo/examples.jsonl"
         assert announced.checksum == local.checksum
         assert Tuples((path,), 0.0).read(announced, 0, 1) == read_all(tmp_path)
     for path, sentence in (
         (f"{bucket}/demo/other.jsonl", "there is no such file"),
         (f"{bucket}/elsewhere", "no file that ends in .jsonl or .parquet"),
-        ("s3://no-such-bucket/seeds.jsonl", "there is no bucket `no-such-bucket`"),
+        ("s3://no-such-bucket/examples.jsonl", "there is no bucket `no-such-bucket`"),
     ):
         with pytest.raises(InputError, match=sentence):
             Tuples((path,), 0.0).inputs()
@@ -261,7 +261,10 @@ BAD_ROWS = {
         smallest_with(requirements=[{"include": "yes", "facet": "coast", "value": "island"}]),
         r"line 2, requirements\[0\]: `include` is 'yes'; expected true or false",
     ),
-    "duplicate seed id": (SMALLEST, r"line 2: the seed id 's1' stands at .*seeds.jsonl line 1 already"),
+    "duplicate example id": (
+        SMALLEST,
+        r"line 2: the example id 's1' stands at .*examples.jsonl line 1 already",
+    ),
     "blank line": ("", r"line 2: is not a JSON object"),
 }
 
@@ -269,7 +272,7 @@ BAD_ROWS = {
 @pytest.mark.parametrize(("row", "sentence"), BAD_ROWS.values(), ids=BAD_ROWS.keys())
 def test_a_bad_row_is_one_sentence_with_file_line_and_example(row, sentence, tmp_path):
     bad = row if isinstance(row, str) else json.dumps(row)
-    path = tmp_path / "seeds.jsonl"
+    path = tmp_path / "examples.jsonl"
     path.write_text(f"{json.dumps(SMALLEST)}\n{bad}\n{json.dumps(smallest_with(id='s3'))}\n")
     with pytest.raises(InputError, match=sentence) as caught:
         Tuples((str(path),), 0.0).inputs()
@@ -278,15 +281,15 @@ def test_a_bad_row_is_one_sentence_with_file_line_and_example(row, sentence, tmp
 
 
 def test_text_that_is_not_utf8_names_the_line(tmp_path):
-    (tmp_path / "seeds.jsonl").write_bytes(json.dumps(SMALLEST).encode() + b'\n{"id": "\xff"}\n')
+    (tmp_path / "examples.jsonl").write_bytes(json.dumps(SMALLEST).encode() + b'\n{"id": "\xff"}\n')
     with pytest.raises(InputError, match="line 2: is not a JSON object"):
         Tuples((str(tmp_path),), 0.0).inputs()
 
 
 def test_a_bad_parquet_row_names_the_row(tmp_path):
     rows = [SMALLEST, smallest_with(id="s2", instruction="")]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "seeds.parquet")
-    with pytest.raises(InputError, match=r"seeds.parquet row 2: has no `instruction`|`instruction` is ''"):
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "examples.parquet")
+    with pytest.raises(InputError, match=r"examples.parquet row 2: has no `instruction`|`instruction` is ''"):
         Tuples((str(tmp_path),), 0.0).inputs()
 
 
@@ -300,10 +303,10 @@ def test_a_seed_id_in_two_files_names_both(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("seeds.parquet", b"this is no Parquet", "seeds.parquet: is not a Parquet file"),
-        ("seeds.jsonl", b"", "seeds.jsonl: has no rows"),
-        ("seeds.jsonl", b"\n\n", "seeds.jsonl: has no rows"),
-        ("seeds.csv", b"id,query", "no file that ends in .jsonl or .parquet lies there"),
+        ("examples.parquet", b"this is no Parquet", "examples.parquet: is not a Parquet file"),
+        ("examples.jsonl", b"", "examples.jsonl: has no rows"),
+        ("examples.jsonl", b"\n\n", "examples.jsonl: has no rows"),
+        ("examples.csv", b"id,query", "no file that ends in .jsonl or .parquet lies there"),
     ],
 )
 def test_a_folder_with_the_wrong_content_is_an_input_error(name, content, sentence, tmp_path):
@@ -312,13 +315,13 @@ def test_a_folder_with_the_wrong_content_is_an_input_error(name, content, senten
         Tuples((str(tmp_path),), 0.0).inputs()
 
 
-@pytest.mark.parametrize("name", ["nowhere", "nowhere/seeds.jsonl"])
+@pytest.mark.parametrize("name", ["nowhere", "nowhere/examples.jsonl"])
 def test_a_path_where_nothing_lies_is_an_input_error(name, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}/{name}: .*expected"):
         Tuples((f"{tmp_path}/{name}",), 0.0).inputs()
 
 
 def test_a_folder_named_like_a_file_is_an_input_error(tmp_path):
-    (tmp_path / "seeds.parquet").mkdir()
+    (tmp_path / "examples.parquet").mkdir()
     with pytest.raises(InputError, match="there is no such file"):
-        Tuples((str(tmp_path / "seeds.parquet"),), 0.0).inputs()
+        Tuples((str(tmp_path / "examples.parquet"),), 0.0).inputs()

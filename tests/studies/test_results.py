@@ -8,7 +8,7 @@ from dualview.studies.results import seed_and_topic_interval
 
 
 def alone(matrix):
-    """Seeds x queries, each a topic of its own."""
+    """SourceExamples x queries, each a topic of its own."""
     return ByTopic(matrix, np.ones(matrix.shape[1], np.int64))
 
 

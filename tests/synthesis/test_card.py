@@ -68,7 +68,7 @@ def test_pandas_reads_the_rows(finished):
 
 def test_duckdb_reads_the_rows(finished):
     rows = as_ours(read(finished, "DuckDB").to_arrow_table())
-    assert sorted(rows, key=lambda each: each.seed.id) == expected(finished)
+    assert sorted(rows, key=lambda each: each.example.id) == expected(finished)
 
 
 def test_datasets_reads_the_rows(finished, tmp_path, monkeypatch):

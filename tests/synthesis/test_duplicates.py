@@ -14,7 +14,7 @@ ASKED = {"near_duplicates": SETTINGS.model_dump(mode="json")}
 
 
 def found(tmp_path, shards, settings=SETTINGS, each=map):
-    """(seed, target) -> ((seed, target) that it repeats, similarity)"""
+    """(example, target) -> ((example, target) that it repeats, similarity)"""
     asked = {"near_duplicates": settings.model_dump(mode="json")}
     run = finish_run(open_store(str(tmp_path)), shards, asked)
     mark_near_duplicates(run, settings, each)
@@ -38,11 +38,11 @@ def by_comparing_all(rows, settings):
             (len(own & other) / len(own | other), earlier)
             for earlier in stays
             for other in [shingles(earlier.new_instruction, settings.ngram)]
-            if earlier.seed.query == each.seed.query
+            if earlier.seed.query == each.example.query
         ]
         best, of = max(indices, key=lambda pair: pair[0], default=(0.0, None))
         if best >= settings.threshold:
-            repeated[each.seed.id, each.target_id] = ((of.seed.id, of.target_id), best)
+            repeated[each.example.id, each.target_id] = ((of.seed.id, of.target_id), best)
         else:
             stays.append(each)
     return repeated

@@ -12,7 +12,7 @@ from dualview.config.generate import Exam, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
 from dualview.errors import InputError
-from dualview.records import FlipCollection, FlipQuery, Passage, Seed
+from dualview.records import FlipCollection, FlipQuery, Passage, SourceExample
 from dualview.synthesis.exam import (
     as_floats,
     auc_interval,
@@ -34,7 +34,7 @@ JUDGE = LlmJudge(
     exam=Exam(num_pairs=20, min_auc=0.8, seed=1, gold=None),
 )
 SEEDS = [
-    Seed(
+    SourceExample(
         id=str(i),
         query_id=str(i),
         query=f"query {i}",

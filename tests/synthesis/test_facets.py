@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import pytest
 
 from dualview.config.generate import FacetsWriter
-from dualview.records import Passage, Requirement, Seed, all_hold
+from dualview.records import Passage, Requirement, SourceExample, all_hold
 from dualview.synthesis.facets import compose
 from dualview.vocabulary import Vocabulary
 
@@ -40,8 +40,8 @@ def vocabulary(known):
 ALL = vocabulary(VALUES)
 
 
-def seed(positive, negatives, requirements=(), id="s"):
-    return Seed(
+def example(positive, negatives, requirements=(), id="s"):
+    return SourceExample(
         id=id,
         query_id="q",
         query="exports",
@@ -70,7 +70,7 @@ attributes = st.fixed_dictionaries(
 def test_a_complement_flips_exactly_and_is_found_whenever_there_is_one(
     positive, negatives, known, original, id
 ):
-    row = seed(positive, negatives, [original], id)
+    row = example(positive, negatives, [original], id)
     target = row.instruction_negatives[0]
     others = (row.positive, *row.instruction_negatives[1:])
     possible = {
@@ -93,19 +93,19 @@ def test_a_complement_flips_exactly_and_is_found_whenever_there_is_one(
 
 
 def test_the_same_seed_gets_the_same_words_whatever_came_before():
-    row = seed({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
+    row = example({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
     first = compose(row, row.instruction_negatives[0], WRITER, ALL)
     for i in range(20):
-        other = seed(row.positive.attributes, [{"region": "europe"}], id=str(i))
+        other = example(row.positive.attributes, [{"region": "europe"}], id=str(i))
         compose(other, other.instruction_negatives[0], WRITER, ALL)
     assert compose(row, row.instruction_negatives[0], WRITER, ALL) == first
 
 
 def drawn(writer, positive, negative, original, num=2000):
-    """How often each requirement is composed over `num` seeds that differ in their id only."""
+    """How often each requirement is composed over `num` examples that differ in their id only."""
     counts = Counter()
     for i in range(num):
-        row = seed(positive, [negative], [original], id=str(i))
+        row = example(positive, [negative], [original], id=str(i))
         _, [requirement] = compose(row, row.instruction_negatives[0], writer, ALL)
         counts[requirement] += 1 / num
     return counts
@@ -137,7 +137,7 @@ def test_an_impossible_kind_gives_way_to_a_possible_one(negation, same):
 
 def test_a_compound_flips_too_and_its_second_requirement_is_about_something_else():
     writer = WRITER.model_copy(update={"compound_share": 1.0, "exclusion_share": 0.5})
-    row = seed({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
+    row = example({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
     target = row.instruction_negatives[0]
     seen = set()
     for i in range(200):
@@ -156,7 +156,7 @@ def test_a_compound_flips_too_and_its_second_requirement_is_about_something_else
 
 
 def test_unknown_values_are_never_said():
-    row = seed({"region": "africa"}, [{"region": "asia"}], [Requirement(True, "region", "africa")])
+    row = example({"region": "africa"}, [{"region": "asia"}], [Requirement(True, "region", "africa")])
     only_originals = vocabulary([("region", "africa")])
     for i in range(20):
         writer = WRITER.model_copy(update={"seed": i})
@@ -166,7 +166,7 @@ def test_unknown_values_are_never_said():
 
 
 def test_another_negative_that_would_be_relevant_too_rules_a_complement_out():
-    row = seed({"region": "africa"}, [{"region": "asia"}, {"region": "europe"}])
+    row = example({"region": "africa"}, [{"region": "asia"}, {"region": "europe"}])
     for i in range(20):
         writer = WRITER.model_copy(update={"seed": random.Random(i).randrange(10**6)})
         _, [requirement] = compose(row, row.instruction_negatives[0], writer, ALL)

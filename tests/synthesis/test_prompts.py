@@ -1,11 +1,11 @@
 import pytest
 
 from dualview.errors import InputError
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 from dualview.synthesis import prompts
 
 TARGET = Passage("n1", "Landlocked; exports $$5 of ${gold}", title="Chad")
-SEED = Seed(
+SEED = SourceExample(
     id="s",
     query_id="q",
     query="main exports",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import pytest
 
 from dualview.config.generate import Rules
-from dualview.records import Passage, Seed
+from dualview.records import Passage, SourceExample
 from dualview.synthesis.contamination import benchmark_texts
 from dualview.synthesis.rules import broken_rule, shares_run
 
@@ -19,7 +19,7 @@ RULES = Rules(
     other_language=0.99,
     benchmarks=None,
 )
-SEED = Seed(
+SEED = SourceExample(
     id="s",
     query_id="q",
     query="main export commodities",
@@ -129,7 +129,8 @@ def test_what_a_benchmark_holds_is_contaminated():
         ("Only the ports of Asia.", None),  # a short text counts only as a whole
     ]:
         assert broken_rule(instruction, SEED, RULES, benchmarks) == reason
-    for seed in (replace(SEED, query="ports of asia?"), replace(SEED, instruction="Ports of Asia!")):
+    for example in (replace(SEED, query="ports of asia?"), replace(SEED, instruction="Ports of Asia!")):
         assert (
-            broken_rule("Keep texts on island states of Oceania.", seed, RULES, benchmarks) == "contaminated"
+            broken_rule("Keep texts on island states of Oceania.", example, RULES, benchmarks)
+            == "contaminated"
         )

@@ -25,7 +25,7 @@ from dualview.config.generate import (
 from dualview.engines import Completion, EngineDied, Request
 from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError
-from dualview.records import Passage, Requirement, Seed
+from dualview.records import Passage, Requirement, SourceExample
 from dualview.synthesis.recipe import Recipe, check_parts, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
 from dualview.vocabulary import Vocabulary
@@ -77,7 +77,7 @@ def country(id, region, coast):
     return Passage(id, f"{id}: {region}; {coast}", attributes={"region": region, "coast": coast})
 
 
-SEED = Seed(
+SEED = SourceExample(
     id="chad-fiji",
     query_id="exports",
     query="main export commodities",
@@ -128,9 +128,9 @@ def recipe(
     return Recipe(made_of, vocabulary, engine, exam_passed)
 
 
-def finish(made_by, seeds=(SEED,)):
+def finish(made_by, examples=(SEED,)):
     origin = lineage(made_by, run="r", shard=0, attempt="a", code_version="1")
-    tasks = [task for seed in seeds for task in tasks_of(seed, made_by.settings.targets)]
+    tasks = [task for example in examples for task in tasks_of(example, made_by.settings.targets)]
     return asyncio.run(finish_shard(made_by, tasks, origin))
 
 
@@ -235,7 +235,7 @@ def test_without_a_vocabulary_requirements_stay_unknown():
 def world(num):
     rng = random.Random(1)
     return [
-        Seed(
+        SourceExample(
             id=f"seed-{i}",
             query_id="q",
             query="main export commodities",
@@ -266,16 +266,16 @@ def test_facets_rows_are_accepted_or_declined_without_any_engine():
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_rows_are_the_same_whatever_the_shards_and_the_mode(writer, size):
     made_by = recipe(writer=writer, judges=(LLM_JUDGE, ATTRIBUTES), engine=Scripted("s", seeded_answers(3)))
-    seeds = world(40)
+    examples = world(40)
     origin = lineage(made_by, run="r", shard=0, attempt="a", code_version="1")
 
-    whole = finish(made_by, seeds)
-    cut = [row for i in range(0, 40, size) for row in finish(made_by, seeds[i : i + size])]
-    one_by_one = [asyncio.run(finish_row(made_by, *tasks_of(seed, 1), origin)) for seed in reversed(seeds)][
-        ::-1
-    ]
+    whole = finish(made_by, examples)
+    cut = [row for i in range(0, 40, size) for row in finish(made_by, examples[i : i + size])]
+    one_by_one = [
+        asyncio.run(finish_row(made_by, *tasks_of(example, 1), origin)) for example in reversed(examples)
+    ][::-1]
 
-    assert [row.seed.id for row in whole] == [seed.id for seed in seeds]
+    assert [row.example.id for row in whole] == [example.id for example in examples]
     assert whole == cut == one_by_one
 
 
@@ -311,7 +311,7 @@ def test_a_poison_row_carries_the_seed_and_nothing_else():
     made_by = recipe(engine=engine("", islands_only))
     (task,) = tasks_of(SEED, 1)
     row = poison_row(task, lineage(made_by, run="r", shard=0, attempt="a", code_version="1"))
-    assert (row.status, row.trainable, row.seed, row.target_id) == ("poison", False, SEED, "fiji")
+    assert (row.status, row.trainable, row.example, row.target_id) == ("poison", False, SEED, "fiji")
     assert dual_views_from_table(dual_views_to_table([row])) == [row]
 
 
@@ -478,11 +478,11 @@ def test_conditions_that_do_not_decide_are_judged_and_kept():
 
 
 def test_hard_negatives_of_accepted_rows_get_labels_that_nobody_gave():
-    seed = replace(
+    example = replace(
         SEED, hard_negatives=(country("cuba", "america", "island"), country("peru", "america", "coastal"))
     )
     cells = Cells(conditions=("original", "new"), hard_negatives=True)
-    (row,) = finish(recipe(engine=by_condition(), judges=(LLM_JUDGE, ATTRIBUTES), cells=cells), [seed])
+    (row,) = finish(recipe(engine=by_condition(), judges=(LLM_JUDGE, ATTRIBUTES), cells=cells), [example])
 
     labels = {
         (v.judge.partition(":")[0], v.condition, v.passage_id): v.margin
@@ -499,7 +499,7 @@ def test_hard_negatives_of_accepted_rows_get_labels_that_nobody_gave():
         ("attributes", "new", "cuba"): 1.0,
         ("attributes", "new", "peru"): -1.0,
     }
-    (rejected,) = finish(recipe(engine=engine("None", islands_only), cells=cells), [seed])
+    (rejected,) = finish(recipe(engine=engine("None", islands_only), cells=cells), [example])
     assert rejected.verdicts == ()
 
 
@@ -519,7 +519,7 @@ def test_writing_and_judging_apart_gives_what_both_at_once_give():
 
     judges = recipe(engine=Scripted("another", seeded_answers(3)), writer=GivenWriter(kind="given"))
     origin = lineage(judges, run="second", shard=0, attempt="a", code_version="1")
-    tasks = [Task(row.seed, row.target_id, row) for row in written]
+    tasks = [Task(row.example, row.target_id, row) for row in written]
     judged = asyncio.run(finish_shard(judges, tasks, origin))
     assert without_lineage(judged) == without_lineage(one_pass)
     assert {(row.lineage.writer, row.lineage.judge_model, row.lineage.written_in) for row in judged} == {
@@ -536,7 +536,7 @@ def test_a_row_that_poisoned_the_writing_pass_stays_what_it_is():
     assert (row.status, row.trainable) == ("poison", False)
 
 
-# --- plain seeds ----------------------------------------------------------------------------------
+# --- plain examples ----------------------------------------------------------------------------------
 
 PLAIN = replace(
     SEED,
@@ -574,10 +574,10 @@ def test_a_plain_seed_gets_an_instruction_and_what_breaks_it_is_found_among_the_
     (row,) = finish(recipe(engine=bootstrapping(), bootstrap=BOOTSTRAP), [PLAIN])
 
     assert (row.status, row.target_id) == ("accepted", "cuba")
-    assert row.seed.instruction == ORIGINAL
-    assert row.seed.requirements == (Requirement(True, "region", "africa"),)
-    assert [passage.id for passage in row.seed.instruction_negatives] == ["cuba", "fiji"]
-    assert [passage.id for passage in row.seed.hard_negatives] == ["off-topic"]
+    assert row.example.instruction == ORIGINAL
+    assert row.example.requirements == (Requirement(True, "region", "africa"),)
+    assert [passage.id for passage in row.example.instruction_negatives] == ["cuba", "fiji"]
+    assert [passage.id for passage in row.example.hard_negatives] == ["off-topic"]
     assert [(draft.condition, draft.status) for draft in row.drafts] == [
         ("original", "accepted"),
         ("new", "accepted"),
@@ -594,8 +594,8 @@ def test_of_copies_among_the_mined_one_is_looked_at():
     (row,) = finish(
         recipe(engine=bootstrapping(), bootstrap=BOOTSTRAP), [replace(PLAIN, hard_negatives=copies)]
     )
-    assert [passage.id for passage in row.seed.instruction_negatives] == ["cuba", "fiji"]
-    assert [passage.id for passage in row.seed.hard_negatives] == ["off-topic"]
+    assert [passage.id for passage in row.example.instruction_negatives] == ["cuba", "fiji"]
+    assert [passage.id for passage in row.example.hard_negatives] == ["off-topic"]
 
 
 @pytest.mark.parametrize(
@@ -609,9 +609,9 @@ def test_of_copies_among_the_mined_one_is_looked_at():
     ],
 )
 def test_a_plain_seed_without_an_instruction_to_be_had_says_why(writes, mined, status):
-    seed = replace(PLAIN, hard_negatives=mined)
-    (row,) = finish(recipe(engine=writes, bootstrap=BOOTSTRAP), [seed])
-    assert (row.status, row.seed, row.target_id, row.trainable) == (status, seed, "", False)
+    example = replace(PLAIN, hard_negatives=mined)
+    (row,) = finish(recipe(engine=writes, bootstrap=BOOTSTRAP), [example])
+    assert (row.status, row.example, row.target_id, row.trainable) == (status, example, "", False)
 
 
 # --- rewordings -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 
 from dualview.config.train import Part
 from dualview.errors import InputError
-from dualview.records import DualView, Lineage, Passage, Rewording, Seed, Verdict
+from dualview.records import DualView, Lineage, Passage, Rewording, SourceExample, Verdict
 from dualview.training.groups import groups_of
 
 LINEAGE = Lineage("facets", "", "{}", (), "", "0", "", "run", 0, "a")
@@ -13,8 +13,8 @@ LINEAGE = Lineage("facets", "", "{}", (), "", "0", "", "run", 0, "a")
 def row(target_id="fiji", **changes):
     return replace(
         DualView(
-            seed=Seed(
-                id="seed-1",
+            seed=SourceExample(
+                id="example-1",
                 query_id="exports",
                 query="main exports",
                 instruction="Only Africa.",
@@ -81,7 +81,7 @@ def test_over_many_seeds_one_of_the_views_is_each_of_them():
     drawn = set()
     for number in range(40):
         one = row()
-        [group] = groups_of([replace(one, seed=replace(one.seed, id=f"seed-{number}"))], part("one"))
+        [group] = groups_of([replace(one, seed=replace(one.example, id=f"seed-{number}"))], part("one"))
         drawn.add(group.views[0].wordings[0])
     assert drawn == {"Only Africa.", "Only islands."}
 

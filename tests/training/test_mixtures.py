@@ -21,7 +21,7 @@ def part(views, num_instances=None, weight=None):
 
 
 def filled(part, drawn):
-    return sum(num_views(part, of_seed.num_rows) * of_seed.times for of_seed in drawn.values())
+    return sum(num_views(part, of_example.num_rows) * of_example.times for of_example in drawn.values())
 
 
 @pytest.mark.parametrize("views", ["both", "apart", "one", "original", "plain"])
@@ -39,7 +39,7 @@ def test_every_arm_draws_the_same_seeds_first():
 
 def test_the_last_seed_is_cut_to_the_budget():
     drawn = draw(part("both", 8), dict.fromkeys(SEEDS, 2), 8, seed=0)
-    assert [of_seed.num_rows for of_seed in drawn.values()] == [2, 2, 1]
+    assert [of_example.num_rows for of_example in drawn.values()] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(("views", "num_instances"), [("both", 42), ("both", 7), ("original", 21)])
@@ -56,7 +56,7 @@ def test_weights_are_shares_of_the_budget_and_seeds_come_again():
     own = part("both", weight=1.0)
     drawn = draw(own, SEEDS, 90, seed=0)
     assert filled(own, drawn) == 90
-    assert {of_seed.times for of_seed in drawn.values()} == {2, 3}
+    assert {of_example.times for of_example in drawn.values()} == {2, 3}
 
 
 def test_a_source_without_trainable_seeds_is_one_sentence():

@@ -61,7 +61,7 @@ class ShardActor:
         self.metrics = Metrics() if ray.is_initialized() else None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A report on one shard; with 0 seeds where the budget was used up before it began."""
+        """A report on one shard; with 0 examples where the budget was used up before it began."""
         shard = self.run.plan.shards[int(batch["shard"][0])]
         if self.account is not None and await self.account.used_up.remote():
             return _report(0.0, 0, [], Spent())
@@ -99,7 +99,7 @@ class ShardActor:
             else:
                 rows = await finish_shard(recipe, tasks, origin)
         spent = self._spent(rows)
-        planned = [(task.seed.id, task.target_id) for task in tasks]
+        planned = [(task.example.id, task.target_id) for task in tasks]
         if not await asyncio.to_thread(commit, self.run.store, shard, planned, rows, attempt, spent):
             await asyncio.to_thread(record_lost, self.run.store, shard, attempt, spent)
         return rows, spent
@@ -107,13 +107,13 @@ class ShardActor:
     def _tasks(self, shard: Shard) -> list[Task]:
         if isinstance(self.source, Drafts):
             written = self.source.rows(self.run.plan.input_of(shard), shard.start, shard.stop)
-            return [Task(row.seed, row.target_id, row) for row in written]
-        seeds = self.source.read(self.run.plan.input_of(shard), shard.start, shard.stop)
-        tasks = [task for seed in seeds for task in tasks_of(seed, self.config.targets)]
+            return [Task(row.example, row.target_id, row) for row in written]
+        examples = self.source.read(self.run.plan.input_of(shard), shard.start, shard.stop)
+        tasks = [task for example in examples for task in tasks_of(example, self.config.targets)]
         if self.config.bootstrap is None and any(not task.target_id for task in tasks):
-            plain = next(task.seed.id for task in tasks if not task.target_id)
+            plain = next(task.example.id for task in tasks if not task.target_id)
             raise InputError(
-                f"seed {plain} of {shard.input}: has no instruction, and the config has no `bootstrap` that"
+                f"example {plain} of {shard.input}: has no instruction, and the config has no `bootstrap` that"
                 " writes one"
             )
         return tasks
@@ -165,9 +165,9 @@ class ShardActor:
         return self.recipe
 
 
-def _report(seconds: float, num_seeds: int, rows: list[DualView], spent: Spent) -> dict[str, Any]:
+def _report(seconds: float, num_examples: int, rows: list[DualView], spent: Spent) -> dict[str, Any]:
     figures = {
-        "seeds": num_seeds,
+        "examples": num_examples,
         "rows": len(rows),
         "accepted": sum(row.status in (ACCEPTED, WRITTEN) for row in rows),
         "prompt_tokens": spent.prompt_tokens,

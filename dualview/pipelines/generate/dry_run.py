@@ -15,7 +15,7 @@ from dualview.runs.plan import Plan
 from dualview.sources import open_source
 from dualview.synthesis.preview import Prompt, estimate, fill_prompts
 
-SAMPLE = 20  # seeds
+SAMPLE = 20  # examples
 TOKENS_PER_WORD = 1.4  # where no tokenizer is at hand; English, with a chat template's extras
 
 
@@ -33,15 +33,15 @@ def dry_run(config: GenerateConfig) -> None:
         for turn in prompt:
             console.print(Panel(turn.text, title=f"{use}: {turn.role}", title_align="left"), markup=False)
 
-    num_seeds = sum(each.num_rows for each in inputs)
+    num_examples = sum(each.num_rows for each in inputs)
     count_tokens, how = _counter(config)
-    figures = estimate(config, sample, num_seeds, count_tokens)
+    figures = estimate(config, sample, num_examples, count_tokens)
     table = Table("", "", title=f"dry run of {config.output}", show_header=False)
     for each in inputs[:10]:
-        table.add_row("input", f"{each.name}: {each.num_rows:,} seeds")
+        table.add_row("input", f"{each.name}: {each.num_rows:,} examples")
     if len(inputs) > 10:
         table.add_row("input", f"{len(inputs) - 10} more")
-    table.add_row("plan", f"{num_seeds:,} seeds in {len(plan.shards):,} shards")
+    table.add_row("plan", f"{num_examples:,} examples in {len(plan.shards):,} shards")
     table.add_row("requests", f"{figures.requests:,} at most")
     table.add_row("tokens read", f"{figures.prompt_tokens:,} at most ({how})")
     table.add_row("tokens written", f"{figures.completion_tokens:,} at most")

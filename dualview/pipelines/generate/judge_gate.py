@@ -7,7 +7,7 @@ import random
 from dualview.config.generate import GenerateConfig, LlmJudge
 from dualview.engines import Engine, EngineDied
 from dualview.errors import Interruption
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.sources import Source, open_source
 from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
@@ -21,17 +21,17 @@ def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
     return [judge for judge in config.judges if isinstance(judge, LlmJudge)]
 
 
-def first_seeds(source: Source, inputs: Sequence[Input], num: int) -> list[Seed]:
-    """The first `num` seeds of the source, or all there are."""
-    seeds: list[Seed] = []
+def first_examples(source: Source, inputs: Sequence[Input], num: int) -> list[SourceExample]:
+    """The first `num` examples of the source, or all there are."""
+    examples: list[SourceExample] = []
     for each in inputs:
-        if len(seeds) < num:
-            seeds += source.read(each, 0, min(each.num_rows, num - len(seeds)))
-    return seeds
+        if len(examples) < num:
+            examples += source.read(each, 0, min(each.num_rows, num - len(examples)))
+    return examples
 
 
 def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> Exam:
-    """Gold pairs for each LLM judge, from the labels of the first seeds of its exam's gold source.
+    """Gold pairs for each LLM judge, from the labels of the first examples of its exam's gold source.
 
     `inputs` of the config's own source are not listed again where they are given.
     """
@@ -39,8 +39,8 @@ def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> E
     for judge in _llm_judges(config):
         source = open_source(judge.exam.gold or config.source)
         own = None if judge.exam.gold else inputs
-        seeds = first_seeds(source, source.inputs() if own is None else own, 10 * judge.exam.num_pairs)
-        exam[judge_name(judge)] = exam_pairs(seeds, judge.exam.num_pairs, random.Random(judge.exam.seed))
+        examples = first_examples(source, source.inputs() if own is None else own, 10 * judge.exam.num_pairs)
+        exam[judge_name(judge)] = exam_pairs(examples, judge.exam.num_pairs, random.Random(judge.exam.seed))
     return exam
 
 

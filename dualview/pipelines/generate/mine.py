@@ -1,11 +1,11 @@
-"""Mining on Ray: a BEIR folder becomes seeds with hard negatives, as Parquet under the output of a run.
+"""Mining on Ray: a BEIR folder becomes examples with hard negatives, as Parquet under the output of a run.
 
     mined/plan.json                       what is mined; created once
     mined/work/bm25-statistics.npy        of the whole corpus
     mined/work/bm25-000017.npz            the index of a shard of the corpus
     mined/work/embeddings/                vectors of passages and queries, see retrieval/embeddings.py; elsewhere
                                           where `embeddings` says so
-    mined/part-000003.parquet             their seeds, in SEED_SCHEMA
+    mined/part-000003.parquet             their examples, in EXAMPLE_SCHEMA
 
 Each object is created whole or not at all, and what stands is not made again. What lies under `work` can be
 deleted once all parts stand.
@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 import ray
 from ray.data import TaskPoolStrategy
 
-from dualview.arrow import SEED_SCHEMA, seeds_to_table
+from dualview.arrow import EXAMPLE_SCHEMA, examples_to_table
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.models import SIDES, Side, check_model, model_fingerprint, saved_settings
 from dualview.progress import Progress
-from dualview.records import Seed
+from dualview.records import SourceExample
 from dualview.retrieval import bm25
 from dualview.retrieval.embeddings import EmbeddingSpec, Unit, Wanted, gather, keys_of, locate
 from dualview.retrieval.ranking import by_query
@@ -45,8 +45,8 @@ from dualview.sources.beir import (
     JudgedQuery,
     check_mining,
     choose_negatives,
+    example_of,
     read_collection,
-    seed_of,
 )
 from dualview.storage import Store, arrow_filesystem, check_reachable, open_store
 
@@ -58,19 +58,19 @@ STATISTICS_KEY = "mined/work/bm25-statistics.npy"
 
 @dataclass(frozen=True)
 class Mined:
-    """The seeds of a finished mining: files in the layout of the `tuples` source."""
+    """The examples of a finished mining: files in the layout of the `tuples` source."""
 
     files: tuple[str, ...]
     num_queries: int
-    num_seeds: int
+    num_examples: int
     num_negatives: int
 
 
 def mine(source: BeirSource, output: str) -> Mined:
     """Brings the mining under this output to its end, whatever of it stands already.
 
-    The seeds do not depend on the number of actors, nor on the sizes of shards. Raises InputError where the
-    folder or the settings are not as expected, or the output holds seeds of others.
+    The examples do not depend on the number of actors, nor on the sizes of shards. Raises InputError where the
+    folder or the settings are not as expected, or the output holds examples of others.
     """
     check_mining(source.mining)
     store = open_store(output)
@@ -85,7 +85,7 @@ def mine(source: BeirSource, output: str) -> Mined:
     to_do = _missing(store, _part_key, num_parts)
     logger.info(
         f"{output}: {len(collection.corpus):,} passages, {len(collection.queries):,} queries with positives;"
-        f" {num_parts} parts of seeds, {len(to_do)} to do"
+        f" {num_parts} parts of examples, {len(to_do)} to do"
     )
     if to_do:
         join_cluster(source.mining.actors)
@@ -94,7 +94,7 @@ def mine(source: BeirSource, output: str) -> Mined:
 
 
 def _plan(source: BeirSource, collection: BeirCollection) -> dict[str, Any]:
-    """All that decides the seeds, and how they are cut."""
+    """All that decides the examples, and how they are cut."""
     settings = source.model_dump(
         mode="json",
         exclude={"path": True, "qrels": True, "mining": {"actors": True, "dense": {"embeddings"}}},
@@ -119,14 +119,14 @@ def _missing(store: Store, key: Callable[[int], str], num: int) -> list[int]:
 
 def _summary(store: Store, num_queries: int, num_parts: int) -> Mined:
     files = tuple(f"{store.url}/{_part_key(part)}" for part in range(num_parts))
-    num_seeds = num_negatives = 0
+    num_examples = num_negatives = 0
     for file in files:
         filesystem, path = arrow_filesystem(file)
         with filesystem.open_input_file(path) as content:
             metadata = pq.read_metadata(content)
-        num_seeds += metadata.num_rows
+        num_examples += metadata.num_rows
         num_negatives += int(metadata.metadata[b"num_negatives"])
-    return Mined(files, num_queries, num_seeds, num_negatives)
+    return Mined(files, num_queries, num_examples, num_negatives)
 
 
 @dataclass(frozen=True)
@@ -324,18 +324,18 @@ def _statistics_from_bytes(data: bytes) -> bm25.Statistics:
 
 
 def _mine_part(unit: Task, work: _Work) -> Task:
-    """Puts the seeds of a shard of queries."""
+    """Puts the examples of a shard of queries."""
     queries: Sequence[JudgedQuery] = ray.get(work.queries[unit["shard"]])
     corpus: Corpus = ray.get(work.corpus)
     rankings, scores = _candidates(work, queries)
     # In memory first: pyarrow's own S3 streams leave a broken object behind when writing fails.
     sink, num_negatives = pa.BufferOutputStream(), 0
-    with pq.ParquetWriter(sink, SEED_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, EXAMPLE_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
             some = slice(start, start + QUERIES_AT_A_TIME)
-            seeds = _seeds(work.mining, corpus, queries[some], rankings[some], scores[some])
-            num_negatives += sum(len(seed.hard_negatives) for seed in seeds)
-            writer.write_table(seeds_to_table(seeds))
+            examples = _examples(work.mining, corpus, queries[some], rankings[some], scores[some])
+            num_negatives += sum(len(example.hard_negatives) for example in examples)
+            writer.write_table(examples_to_table(examples))
         writer.add_key_value_metadata({"num_negatives": str(num_negatives)})
     work.store.put_new(_part_key(unit["shard"]), sink.getvalue().to_pybytes(), uuid4().hex)
     return unit
@@ -379,13 +379,13 @@ def _candidates(
     return rankings, scores
 
 
-def _seeds(
+def _examples(
     mining: Mining,
     corpus: Corpus,
     queries: Sequence[JudgedQuery],
     rankings: Sequence[Sequence[Sequence[int]]],
     scores: Sequence[Mapping[int, float]],
-) -> list[Seed]:
+) -> list[SourceExample]:
     chosen = [
         (
             query,
@@ -400,7 +400,7 @@ def _seeds(
     rows = sorted({row for _, positive, negatives in chosen for row in (positive, *negatives)})
     passages = dict(zip(rows, corpus.read(rows), strict=True))
     return [
-        seed_of(query, passages[positive], [passages[row] for row in negatives])
+        example_of(query, passages[positive], [passages[row] for row in negatives])
         for query, positive, negatives in chosen
     ]
 

@@ -49,7 +49,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     store = open_store(config.output)
     check_reachable(store)
     check(config)
-    config = _with_mined_seeds(config)
+    config = _with_mined_examples(config)
     run, exam = _plan(config, store)
     to_do = run.missing()
     logger.info(f"{config.output}: {len(run.plan.shards)} shards planned, {len(to_do)} to do")
@@ -62,13 +62,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     return run.summary(config.price)
 
 
-def _with_mined_seeds(config: GenerateConfig) -> GenerateConfig:
+def _with_mined_examples(config: GenerateConfig) -> GenerateConfig:
     """The same with mined files for its source, where that is a collection without negatives."""
     if not isinstance(config.source, BeirSource):
         return config
     mined = mine(config.source, config.output)
-    seeds = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0, vocabulary=None)
-    return config.model_copy(update={"source": seeds})
+    examples = TuplesSource(kind="tuples", paths=mined.files, max_bad_share=0.0, vocabulary=None)
+    return config.model_copy(update={"source": examples})
 
 
 def _plan(config: GenerateConfig, store: Store) -> tuple[GenerateRun, Exam]:
@@ -147,13 +147,13 @@ def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: lis
         )
 
 
-def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_seeds: int) -> None:
+def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_examples: int) -> None:
     """Follows the run on a live bar and in the trail."""
     spent, rows, accepted = Spent(), 0, 0
     began: float | None = None
     recent: deque[tuple[int, int]] = deque()
     trail = Path(config.trail) if config.trail else None
-    with Progress("generating", num_seeds, unit="seeds", trail=trail) as progress:
+    with Progress("generating", num_examples, unit="examples", trail=trail) as progress:
         for report in reports:
             rows += report["rows"]
             accepted += report["accepted"]
@@ -161,7 +161,7 @@ def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_see
             # Durations from the actors, moments from here: clocks of nodes may disagree, and jump.
             began = began or time.monotonic() - report["seconds"]
             progress.advance(
-                report["seeds"],
+                report["examples"],
                 accepted_share=accepted / max(rows, 1),
                 # Read and written ones, while engines were up: neither their start nor the exam counts.
                 tokens_per_second=spent.tokens / max(time.monotonic() - began, 1e-3),

@@ -42,7 +42,7 @@ class Source:
     key: str
     left_out: frozenset[tuple[str, str]]
     draws: dict[str, Draw]
-    num_sections: int  # of the part: the most groups that a seed gives, which must not share a batch
+    num_sections: int  # of the part: the most groups that an example gives, which must not share a batch
     piece: str  # named by all of this: where the data has grown, another piece is made
 
 
@@ -58,7 +58,7 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
         run = open_run(part.data)
         left_out = run.left_out_of_training()
         keys = [shard.key for shard in run.plan.shards]
-        of_shards = list(map_in_order(partial(_num_rows_of_seeds, part.data, left_out), keys))
+        of_shards = list(map_in_order(partial(_num_rows_of_examples, part.data, left_out), keys))
         num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
         drawn = draw(part, num_rows_of, num_instances, config.seed)
         most = max(each.num_rows for each in drawn.values())
@@ -69,7 +69,7 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
                     run.plan.fingerprint,
                     len(run.plan.extensions),  # with it, what is left out
                     num_sections,
-                    {id: asdict(of_seed) for id, of_seed in own.items()},
+                    {id: asdict(of_example) for id, of_example in own.items()},
                 ]
                 piece = f"prepared/part-{number:02d}-{Path(key).stem}-{fingerprint(decides)}.arrow"
                 sources.append(Source(number, part.data, key, left_out, own, num_sections, piece))
@@ -85,10 +85,10 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
     return sources, counts
 
 
-def _num_rows_of_seeds(data: str, left_out: frozenset[tuple[str, str]], key: str) -> dict[str, int]:
+def _num_rows_of_examples(data: str, left_out: frozenset[tuple[str, str]], key: str) -> dict[str, int]:
     table = read_shard(open_store(data), key, ["id", "target_id", "trainable"])
     ids = trainable_rows(table, left_out)["id"].to_pylist()
-    return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of a seed follow each other
+    return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of an example follow each other
 
 
 def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dict[str, Any]]) -> None:
@@ -123,8 +123,10 @@ def expected_tokens(config: TrainConfig) -> int:
     instances, tokens = 0, 0.0
     for part, num_instances in zip(config.mixture.parts, instances_of_parts(config), strict=True):
         rows = next(open_run(part.data).trainable_tables())
-        seeds = groupby(dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.seed.id)
-        groups = [group for _, of_seed in seeds for group in groups_of(list(of_seed), part)]
+        examples = groupby(
+            dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.example.id
+        )
+        groups = [group for _, of_example in examples for group in groups_of(list(of_example), part)]
         seen = 0.0
         for group in groups:
             always = len(group.passages) - group.num_hard_negatives
@@ -157,9 +159,9 @@ def _prepare_one(config: TrainConfig, source: Source) -> None:
     table = trainable_rows(read_shard(open_store(source.data), source.key), source.left_out)
     table = table.filter(pa.array([id in source.draws for id in table["id"].to_pylist()], pa.bool_()))
     placed = []
-    for id, rows in groupby(dual_views_from_table(table), key=lambda row: row.seed.id):
+    for id, rows in groupby(dual_views_from_table(table), key=lambda row: row.example.id):
         drawn = source.draws[id]
-        # From another section on for each seed: all sections get original views and complementary ones.
+        # From another section on for each example: all sections get original views and complementary ones.
         for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part), start=key_of(id)):
             placed.append(Placed(group, source.part, section % source.num_sections, drawn.times))
     tokenizer = _tokenizer(settings)
