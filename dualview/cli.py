@@ -45,13 +45,15 @@ def _generate(arguments: Namespace) -> None:
 
             dry_run(config)
             return
-        from dualview.pipelines.generate.judge_gate import exam_sentences
+        from dualview.pipelines.generate.judge_gate import validation_sentences
         from dualview.pipelines.generate.run import generate
 
     summary = generate(config)
-    for sentence in exam_sentences(config, summary["exam"]):
+    for sentence in validation_sentences(config, summary["judge_validation"]):
         print(sentence)
-    print(f"{config.output}: {json.dumps({key: summary[key] for key in summary if key != 'exam'})}")
+    print(
+        f"{config.output}: {json.dumps({key: summary[key] for key in summary if key != 'judge_validation'})}"
+    )
 
 
 def _train(arguments: Namespace) -> None:

@@ -130,7 +130,7 @@ class Rewording:
 class Lineage:
     """Where a row comes from; enough to write it again."""
 
-    writer: str  # "facets" or the engine's model and revision
+    writer: str  # "attributes" or the engine's model and revision
     prompt: str  # name and hash of the writing prompt, or of the vocabulary
     sampling: str  # canonical JSON
     judges: tuple[str, ...]

@@ -17,7 +17,7 @@ from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Request
 from dualview.engines.scripted import Scripted
 from dualview.pipelines.generate.actor import ShardActor
-from dualview.pipelines.generate.judge_gate import set_exam
+from dualview.pipelines.generate.judge_gate import gold_pairs_of
 from dualview.pipelines.generate.run import run_settings
 from dualview.records import DualView
 from dualview.runs.plan import plan_run
@@ -39,7 +39,7 @@ LLM = {
     },
     "bootstrap": None,
     "targets": 1,
-    "cells": {"conditions": ["new"], "hard_negatives": False},
+    "judgements": {"conditions": ["new"], "hard_negatives": False},
     "rewording": None,
     "price": None,
     "budget": None,
@@ -49,7 +49,7 @@ LLM = {
             "prompt": "judge-v1",
             "query_prompt": "judge-query-v1",
             "min_margin": 0.0,
-            "exam": {"num_pairs": 20, "min_auc": 0.9, "seed": 1, "gold": None},
+            "validation": {"num_pairs": 20, "min_auc": 0.9, "seed": 1, "gold": None},
         },
         {"kind": "attributes"},
     ],
@@ -74,10 +74,10 @@ LLM = {
 FACETS = {
     **LLM,
     "writer": {
-        "kind": "facets",
+        "kind": "attributes",
         "seed": 1,
         "negation_share": 0.2,
-        "same_facet_share": 0.4,
+        "same_attribute_share": 0.4,
         "exclusion_share": 0.2,
         "compound_share": 0.0,
     },
@@ -113,7 +113,7 @@ def finish_without_ray(
 ) -> None:
     """What `generate` does, with a loop in the place of Ray. `answer` takes the engine's place."""
     run = planned(config, store)
-    actor = ShardActor(config, run, set_exam(config), vocabulary_of(config.source), None)
+    actor = ShardActor(config, run, gold_pairs_of(config), vocabulary_of(config.source), None)
     if answer:
         actor.engine = Scripted("scripted@1", answer)
 

@@ -183,7 +183,7 @@ def test_a_run_that_judges_drafts_has_the_words_of_the_one_that_wrote(shoes: Pat
         FACETS,
         tmp_path / "judged",
         source={"kind": "drafts", "run": writes.output},
-        writer={"kind": "given"},
+        writer={"kind": "precomputed"},
     )
     assert vocabulary_of(judges.source) == read_vocabulary(str(shoes))
     finish_without_ray(judges, open_store(judges.output))

@@ -17,7 +17,13 @@ from dualview.models import local_model
 from dualview.records import Passage, Requirement
 from dualview.retrieval.encoder import encode_tokens, inputs_of, new_encoder, tokenize
 from dualview.training.groups import Group, Label, View
-from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
+from dualview.training.losses import (
+    base_distillation,
+    distillation,
+    info_nce,
+    leave_out_false_negatives,
+    truncated,
+)
 from dualview.training.model import Learner
 from dualview.training.plan import plan_work, retained_of_step
 from dualview.training.prepared import Placed, Prepared, make_piece
@@ -61,7 +67,7 @@ def train_config(**changes) -> TrainConfig:
         "batch.queries": 2,
         "batch.chunk_tokens": 64,
         "loss.temperature.value": 0.05,
-        "loss.retention": 1.0,
+        "loss.base_distillation": 1.0,
         "deepspeed.stage": 0,
         "workers.num": 1,
     }
@@ -229,7 +235,11 @@ def plainly(learner, config, prepared, retained):
         losses.append(of_views.mean())
     chosen = retained_of_step(len(retained.tokens), config, 0)
     texts_RH = torch.stack([encode(retained.tokens[r]) for r in chosen])
-    kept = config.loss.retention * retention(texts_RH, retained.untouched_RH[chosen]) / len(chosen)
+    kept = (
+        config.loss.base_distillation
+        * base_distillation(texts_RH, retained.untouched_RH[chosen])
+        / len(chosen)
+    )
     loss = sum(losses) / len(losses) + kept
     learner.zero_grad()
     loss.backward()

@@ -115,7 +115,7 @@ class RunFiles(Settings):
     """A folder or s3://..."""
 
 
-Benchmark = Annotated[Flips | Beir | Trec | FollowIR | HubBenchmark | Mair, Field(discriminator="kind")]
+BenchmarkConfig = Annotated[Flips | Beir | Trec | FollowIR | HubBenchmark | Mair, Field(discriminator="kind")]
 
 
 def named_encoder(model: Any) -> Any:
@@ -130,7 +130,7 @@ RankingModel = Annotated[
 ]
 
 
-def _of_different_names(benchmarks: tuple[Benchmark, ...]) -> tuple[Benchmark, ...]:
+def _of_different_names(benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[BenchmarkConfig, ...]:
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) < len(names):
         raise ValueError(f"two benchmarks have the same name among {', '.join(names)}")
@@ -156,7 +156,7 @@ class EvaluateConfig(Settings):
     """Where vectors are kept for other evaluations; null keeps them under the output."""
     encoders: dict[Name, RankingModel]
     """Models to rank with, by name; a text alone is an encoder's `model` with its own prompts."""
-    benchmarks: Annotated[Several[Benchmark], AfterValidator(_of_different_names)]
+    benchmarks: Annotated[Several[BenchmarkConfig], AfterValidator(_of_different_names)]
     """Benchmarks to rank."""
     compare: Several[Annotated[tuple[str, str], Strict(False)]]
     """Pairs of names whose difference is reported: first minus second."""

@@ -1,6 +1,7 @@
 """Settings of `dualview generate`."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,15 +11,15 @@ from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource
 from dualview.records import Condition
 
 
-class FacetsWriter(Settings):
+class AttributesWriter(Settings):
     """No LLM: the complement is composed from the attributes of the passages."""
 
-    kind: Literal["facets"]
+    kind: Literal["attributes"]
     seed: int
     """Random seed of the choices."""
     negation_share: Share
     """Share of the complements that negate the original requirement."""
-    same_facet_share: Share
+    same_attribute_share: Share
     """Share of the complements that ask for another value of the same attribute; what is left takes another
     attribute."""
     exclusion_share: Share
@@ -50,10 +51,10 @@ class LlmWriter(Sampling):
     """Drafts for each target; of the accepted ones the one with the largest surplus is taken."""
 
 
-class GivenWriter(Settings):
+class PrecomputedWriter(Settings):
     """Nothing is written: the source brings the drafts."""
 
-    kind: Literal["given"]
+    kind: Literal["precomputed"]
 
 
 class Bootstrap(Sampling):
@@ -85,7 +86,7 @@ class VocabularyRewording(Settings):
     """Random seed of the choices."""
 
 
-class Exam(Settings):
+class JudgeValidation(Settings):
     """Gold pairs that an LLM judge answers before the first shard."""
 
     num_pairs: Annotated[int, Field(ge=2)]
@@ -108,7 +109,7 @@ class LlmJudge(Settings):
     """The prompt for a query without an instruction; null where `query` is none of the conditions."""
     min_margin: Annotated[float, Field(ge=0)]
     """Margin log p(yes) - log p(no) below which, in absolute value, a verdict is undecided."""
-    exam: Exam
+    validation: JudgeValidation
     """Gold pairs that the judge answers before the first shard."""
 
 
@@ -118,7 +119,7 @@ class AttributesJudge(Settings):
     kind: Literal["attributes"]
 
 
-class Cells(Settings):
+class Judgements(Settings):
     """Which cells of the relevance matrix are judged: passages of the example x these conditions."""
 
     conditions: Annotated[Several[Condition], Field(min_length=1)]
@@ -139,7 +140,7 @@ class Accept(Settings):
     """Conditions under which every labelled passage must be right."""
 
 
-class Benchmarks(Settings):
+class ContaminationTexts(Settings):
     """Texts that must not be trained on: queries and instructions of what will be evaluated."""
 
     paths: Annotated[Several[str], Field(min_length=1)]
@@ -164,7 +165,7 @@ class Rules(Settings):
     """Probability from which instruction and query count as different languages; null does not check. 0.99
     rejected none of 13,000 English pairs (the largest value was 0.88) and every sentence in ten other
     languages."""
-    benchmarks: Benchmarks | None
+    benchmarks: ContaminationTexts | None
     """Benchmark texts that must not appear in training data; null does not check."""
 
 
@@ -200,13 +201,13 @@ class Synthesis(Settings):
     """How examples without an instruction get one; null where all examples have theirs."""
     targets: Positive | Literal["all"]
     """Instruction negatives of an example that get a complement each, in order; `all` for every one."""
-    writer: Annotated[FacetsWriter | LlmWriter | GivenWriter, Field(discriminator="kind")]
+    writer: Annotated[AttributesWriter | LlmWriter | PrecomputedWriter, Field(discriminator="kind")]
     """Who writes the complementary instructions."""
     rules: Rules
     """What a written instruction must look like."""
     judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
     """Judges of the relevance matrix; [] for none."""
-    cells: Cells
+    judgements: Judgements
     """Which cells of the relevance matrix are judged."""
     accept: Accept | None
     """Which verdicts accept a row; null only writes, and a later run with a source of kind `drafts`
@@ -217,6 +218,15 @@ class Synthesis(Settings):
 
 class GenerateConfig(Synthesis):
     """Writes complementary instructions and verifies them."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "cells": "judgements",
+        "judges.*.exam": "judges.*.validation",
+        "writer.kind=facets": "writer.kind=attributes",
+        "writer.kind=given": "writer.kind=precomputed",
+        "writer.same_facet_share": "writer.same_attribute_share",
+        "source.mining.min_margin": "source.mining.relative_margin",
+    }
 
     output: str
     """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""

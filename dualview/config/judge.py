@@ -1,6 +1,7 @@
 """Settings of `dualview judge`."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -14,12 +15,14 @@ from dualview.config.sources import TuplesSource
 class JudgeConfig(Settings):
     """An LLM judge against gold labels."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"judge.exam": "judge.validation"}
+
     output: str
     """Where the result goes: s3://bucket/prefix, file:///folder or a plain path."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")]
     """The LLM that judges."""
     judge: LlmJudge
-    """The judge, as in a generate config; it answers `exam.num_pairs` pairs of each gold source."""
+    """The judge, as in a generate config; it answers `validation.num_pairs` pairs of each gold source."""
     gold: Annotated[
         Several[Annotated[TuplesSource | Flips, Field(discriminator="kind")]],
         Field(min_length=1),

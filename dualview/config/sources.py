@@ -1,6 +1,7 @@
 """Where the examples of a generate run come from."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -97,7 +98,7 @@ class Mining(Settings):
     """First rank to take negatives from; 1 is the best, and relevant passages count."""
     last_rank: Positive
     """Last rank to take negatives from."""
-    min_margin: Share
+    relative_margin: Share
     """Share of the positive's score by which a negative must stay below it; others are not taken."""
     num_negatives: Positive
     """Negatives per example, or as many as there are."""
@@ -111,6 +112,8 @@ class Mining(Settings):
 
 class BeirSource(Settings):
     """A folder with corpus.jsonl, queries.jsonl and qrels: examples without instructions, negatives mined."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"mining.min_margin": "mining.relative_margin"}
 
     kind: Literal["beir"]
     path: str

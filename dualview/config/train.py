@@ -1,7 +1,7 @@
 """Settings of `dualview train`."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -115,7 +115,7 @@ class TrainBudget(Settings):
     """Floating-point operations in units of 10^15, for those tokens, as result.json counts them."""
 
 
-class Batch(Settings):
+class BatchConfig(Settings):
     instances: Positive
     """Instances of a step, over all workers."""
     queries: Positive | None
@@ -132,7 +132,7 @@ class Batch(Settings):
     """Hold activations of one chunk instead of the whole batch, at the cost of a second forward pass."""
 
 
-class Temperature(Settings):
+class TemperatureConfig(Settings):
     value: Annotated[float, Field(gt=0)]
     """The temperature, or its initial value where it is learned."""
     learned: bool
@@ -140,9 +140,9 @@ class Temperature(Settings):
 
 
 class Loss(Settings):
-    temperature: Temperature
+    temperature: TemperatureConfig
     """Divisor of the similarities."""
-    retention: NotNegative
+    base_distillation: NotNegative
     """Weight of the loss that keeps plain texts near their untouched embedding; 0.0 for none."""
     false_negative_margin: float | None
     """Leave out an unlabelled passage that scores higher than the view's best positive plus this margin; null
@@ -172,7 +172,7 @@ class DeepSpeedConfig(Settings):
     """Keep the optimizer state in CPU memory."""
 
 
-class Watching(Settings):
+class MonitorConfig(Settings):
     """What is seen of a run while it trains."""
 
     logs: str | None
@@ -196,28 +196,37 @@ class Watching(Settings):
 class TrainConfig(Settings):
     """Trains an encoder on the rows of generate runs."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "documents": "train",
+        "train=trained": "train=both_encoders",
+        "train=frozen": "train=query_encoder",
+        "loss.retention": "loss.base_distillation",
+        "move_back": "weight_interpolation",
+        "watching": "monitor",
+    }
+
     output: str
     """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
     seed: int
     """Random seed of everything drawn in training."""
     encoder: EncoderConfig
     """The encoder to start from."""
-    documents: Literal["trained", "frozen"]
-    """`trained` trains both sides; `frozen` trains the query side only, so that an index of the untouched
-    encoder stays valid."""
+    train: Literal["both_encoders", "query_encoder"]
+    """`both_encoders` trains the query side and the document side; `query_encoder` trains the query side only, so
+    that an existing index of the base encoder stays valid."""
     embeddings: str | None = None
     """Where vectors of frozen passages are kept for other runs; null keeps them under the output."""
     mixture: Mixture
     """What is trained on."""
     budget: TrainBudget
     """When training ends."""
-    batch: Batch
+    batch: BatchConfig
     """What a step sees."""
     loss: Loss
     """The loss."""
     optimizer: Optimizer
     """AdamW and its schedule."""
-    move_back: Share
+    weight_interpolation: Share
     """Share of the way back to the untouched weights that the trained ones are moved at the end; 0.0 does not
     move them."""
     precision: Literal["bf16", "fp32"]
@@ -230,7 +239,7 @@ class TrainConfig(Settings):
     """Failures of workers after which the run stops."""
     workers: Actors
     """Training workers, one rank each."""
-    watching: Watching
+    monitor: MonitorConfig
     """What is recorded while the run trains."""
 
     def deciding(self) -> dict[str, Any]:
@@ -242,13 +251,13 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
             )
-        if self.embeddings is not None and self.documents == "trained":
+        if self.embeddings is not None and self.train == "both_encoders":
             raise ValueError(
-                f"embeddings: {self.embeddings} keeps vectors that documents: trained does not have; expected null"
+                f"embeddings: {self.embeddings} keeps vectors that train: both_encoders does not have; expected null"
             )
-        if self.budget.petaflop is not None and self.documents == "frozen":
+        if self.budget.petaflop is not None and self.train == "query_encoder":
             raise ValueError(
-                "budget.petaflop counts passages, which documents: frozen does not read; set steps"
+                "budget.petaflop counts passages, which train: query_encoder does not read; set steps"
             )
         counted = self.budget.instances is not None or self.budget.steps is not None
         if not counted and self.mixture.parts[0].weight is not None:
@@ -282,7 +291,7 @@ _NOT_DECIDING = {
         "checkpoint_every_steps",
         "max_failures",
         "workers",
-        "watching",
+        "monitor",
     ),
     "batch": ("chunk_tokens", "gradient_cache"),
     "encoder": ("activation_checkpointing", "attention"),

@@ -49,10 +49,10 @@ def join_cluster(actors: Actors, *, dashboard: bool = False) -> None:
     context.raise_original_map_exception = True
     for module in ("exceptions", "_internal.execution.streaming_executor_state"):
         logging.getLogger(f"ray.data.{module}").setLevel(logging.CRITICAL)
-    _wait_for_room(actors)
+    _wait_for_capacity(actors)
 
 
-def _wait_for_room(actors: Actors) -> None:
+def _wait_for_capacity(actors: Actors) -> None:
     """Asks the autoscaler for what is missing, and waits while the cluster may grow.
 
     Whatever the end, the request is withdrawn: it would hold nodes, and their price, after the job.
@@ -62,7 +62,7 @@ def _wait_for_room(actors: Actors) -> None:
     try:
         while True:
             try:
-                check_room(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+                check_capacity(actors, [node["Resources"] for node in ray.nodes() if node["Alive"]])
                 return
             except InputError as error:
                 left = deadline - time.monotonic()
@@ -90,7 +90,7 @@ def _needs_of(actors: Actors) -> dict[str, float]:
     return {"CPU": actors.cpus, **({"GPU": actors.gpus} if actors.gpus else {})}
 
 
-def check_room(actors: Actors, nodes: list[dict[str, float]]) -> None:
+def check_capacity(actors: Actors, nodes: list[dict[str, float]]) -> None:
     """Raises InputError where the actors do not fit on nodes with these resources."""
     each = _needs_of(actors)
     # Rounded as Ray counts, to 0.0001: three tenths hold three times a tenth.

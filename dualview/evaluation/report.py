@@ -20,7 +20,7 @@ from dualview.evaluation.significance import (
 
 HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
 # encoder, then benchmark, then metric. Bounds over one topic are infinite: plain_json writes them as null.
-Intervals = dict[str, dict[str, dict[str, dict[str, float]]]]
+IntervalsByBenchmark = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
 class Comparison(TypedDict):
@@ -32,7 +32,7 @@ class Comparison(TypedDict):
 
 
 class Summary(TypedDict):
-    encoders: Intervals  # ... -> mean, low, high, num_topics
+    encoders: IntervalsByBenchmark  # ... -> mean, low, high, num_topics
     differences: list[Comparison]
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from dualview.beir import fields_of, read_lines
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, View
+from dualview.evaluation.benchmarks.collections import Collection, QueryView
 from dualview.evaluation.metrics import rank_change
 from dualview.retrieval.ranking import Ranking, rank
 
@@ -44,7 +44,7 @@ def _encoded(id: str) -> str:
     return _TO_ENCODE.sub(lambda found: quote(found[0], safe=""), id)
 
 
-def read_run(url: str, views: Sequence[View], passages: Mapping[str, Any]) -> dict[str, Ranking]:
+def read_run(url: str, views: Sequence[QueryView], passages: Mapping[str, Any]) -> dict[str, Ranking]:
     """The rankings of all views, sorted by (score, id) descending whatever ranks stand there, as trec_eval does it.
 
     A query without a line has an empty ranking. Raises InputError where the file cannot be read, a line is wrong,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dualview.evaluation.benchmarks.collections import Case, Collection, View, topics_of
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView, topics_of
 from dualview.evaluation.metrics import (
     average_precision,
     instruction_compliance,
@@ -47,10 +47,10 @@ SCORES_SCHEMA = pa.schema(
 )
 
 Rankings = Mapping[str, Ranking]  # name of the view -> its ranking
-Cells = Iterator[tuple[str, str, float]]  # id of the case or of one view, metric, value
+MetricValues = Iterator[tuple[str, str, float]]  # id of the case or of one view, metric, value
 
 
-def _plain(case: Case, rankings: Rankings) -> Cells:
+def _plain(case: Case, rankings: Rankings) -> MetricValues:
     for name, view in case.views.items():
         ids, grades = rankings[name].ids, view.grades
         yield view.id, "nDCG@10", ndcg(ids, grades, 10)
@@ -59,13 +59,13 @@ def _plain(case: Case, rankings: Rankings) -> Cells:
         yield view.id, "MRR", reciprocal_rank(ids, grades)
 
 
-def _p_mrr(case: Case, first: Ranking, second: Ranking) -> Cells:
+def _p_mrr(case: Case, first: Ranking, second: Ranking) -> MetricValues:
     """Left out where it is undefined: where nothing is dropped, or a ranking is missing (as in mteb)."""
     if case.dropped and first.ids and second.ids:
         yield case.id, "p-MRR", p_mrr(first.ids, second.ids, case.dropped)
 
 
-def _flips(case: Case, rankings: Rankings) -> Cells:
+def _flips(case: Case, rankings: Rankings) -> MetricValues:
     """Pair accuracy is left out where nothing is dropped, nothing becomes relevant, or a run file lacks some."""
     original, changed = rankings["original"], rankings["changed"]
     before, after = case.views["original"].grades, case.views["changed"].grades
@@ -90,7 +90,7 @@ def _followir(measure: str) -> "Scorer":
     """Score is of the original run: against its own labels as mteb 2 has it, and against the changed ones,
     which mteb 1 took for the original: published Scores of 20 to 26 are of that kind."""
 
-    def score(case: Case, rankings: Rankings) -> Cells:
+    def score(case: Case, rankings: Rankings) -> MetricValues:
         yield from _p_mrr(case, rankings["original"], rankings["changed"])
         for name, suffix in (("original", ""), ("changed", " changed")):
             yield (
@@ -116,7 +116,7 @@ _MEASURES: Mapping[str, Callable[[Sequence[str], Mapping[str, int]], float]] = {
 }
 
 
-def _infosearch(case: Case, rankings: Rankings) -> Cells:
+def _infosearch(case: Case, rankings: Rankings) -> MetricValues:
     original, instructed, reversed = (rankings[name] for name in ("original", "instructed", "reversed"))
     yield from _p_mrr(case, original, instructed)
     before, after = case.views["original"].grades, case.views["instructed"].grades
@@ -129,18 +129,18 @@ def _infosearch(case: Case, rankings: Rankings) -> Cells:
         yield case.id, f"nDCG@10{suffix}", ndcg(rankings[name].ids, case.views[name].grades, 10)
 
 
-def _instructir(case: Case, rankings: Rankings) -> Cells:
+def _instructir(case: Case, rankings: Rankings) -> MetricValues:
     values = {view.id: ndcg(rankings[name].ids, view.grades, 10) for name, view in case.views.items()}
     yield from ((id, "nDCG@10", value) for id, value in values.items())
     yield case.id, "Robustness@10", min(values.values())
 
 
-def _nevir(case: Case, rankings: Rankings) -> Cells:
+def _nevir(case: Case, rankings: Rankings) -> MetricValues:
     firsts = [recall(rankings[name].ids, view.grades, 1) for name, view in case.views.items()]
     yield case.id, "paired accuracy", float(all(first == 1 for first in firsts))
 
 
-def _excluir(case: Case, rankings: Rankings) -> Cells:
+def _excluir(case: Case, rankings: Rankings) -> MetricValues:
     """Over the first ten: the wanted passage, how far it is before the unwanted, and how often."""
     ids, wanted = rankings["original"].ids[:10], case.views["original"].grades
     unwanted = dict.fromkeys(case.dropped, 1)
@@ -151,11 +151,11 @@ def _excluir(case: Case, rankings: Rankings) -> Cells:
     yield case.id, "right rank", float(reciprocal_rank(ids, wanted) > reciprocal_rank(ids, unwanted))
 
 
-Scorer = Callable[[Case, Rankings], Cells]
+Scorer = Callable[[Case, Rankings], MetricValues]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class BenchmarkKind:
     """How a kind of benchmark is asked and scored."""
 
     template: str  # its makers' way to join query and instruction
@@ -165,24 +165,24 @@ class Kind:
 
 
 _FOLLOWIR = {"original": "og", "changed": "changed"}
-KINDS: Mapping[str, Kind] = {
-    "flips": Kind("{query}. {instruction}", _flips, "p-MRR"),
-    "beir": Kind("{query}", _plain, "ndcg_at_10"),
-    "trec": Kind("{query}", _plain, "ndcg_at_10"),
-    "followir MAP@1000": Kind("{query} {instruction}", _followir("MAP@1000"), "p-MRR", _FOLLOWIR),
-    "followir nDCG@5": Kind("{query} {instruction}", _followir("nDCG@5"), "p-MRR", _FOLLOWIR),
-    "followir nDCG@20": Kind("{query} {instruction}", _followir("nDCG@20"), "p-MRR", _FOLLOWIR),
-    "infosearch": Kind("{query} {instruction}", _infosearch, "p-MRR"),
+KINDS: Mapping[str, BenchmarkKind] = {
+    "flips": BenchmarkKind("{query}. {instruction}", _flips, "p-MRR"),
+    "beir": BenchmarkKind("{query}", _plain, "ndcg_at_10"),
+    "trec": BenchmarkKind("{query}", _plain, "ndcg_at_10"),
+    "followir MAP@1000": BenchmarkKind("{query} {instruction}", _followir("MAP@1000"), "p-MRR", _FOLLOWIR),
+    "followir nDCG@5": BenchmarkKind("{query} {instruction}", _followir("nDCG@5"), "p-MRR", _FOLLOWIR),
+    "followir nDCG@20": BenchmarkKind("{query} {instruction}", _followir("nDCG@20"), "p-MRR", _FOLLOWIR),
+    "infosearch": BenchmarkKind("{query} {instruction}", _infosearch, "p-MRR"),
     # As mteb does it. Its makers put the instruction and [SEP] before the query: query_template changes it.
-    "instructir": Kind("{query} {instruction}", _instructir, "robustness_at_10"),
-    "nevir": Kind("{query}", _nevir, "paired_accuracy"),
-    "excluir": Kind("{query}", _excluir, "mrr_at_10"),
-    "mair": Kind("{instruction} {query}", _plain, "ndcg_at_10"),
+    "instructir": BenchmarkKind("{query} {instruction}", _instructir, "robustness_at_10"),
+    "nevir": BenchmarkKind("{query}", _nevir, "paired_accuracy"),
+    "excluir": BenchmarkKind("{query}", _excluir, "mrr_at_10"),
+    "mair": BenchmarkKind("{instruction} {query}", _plain, "ndcg_at_10"),
 }
 
 
 def score(
-    kind: Kind, collections: Sequence[Collection], rankings: Sequence[Mapping[str, Ranking]]
+    kind: BenchmarkKind, collections: Sequence[Collection], rankings: Sequence[Mapping[str, Ranking]]
 ) -> list[QueryScore]:
     """All scores of a benchmark. rankings, of each collection: a view's id -> passages, best first; none may lack."""
     topics = topics_of(collections)
@@ -215,7 +215,7 @@ _MTEB_NAMES = {  # of our metrics, where mteb has them
 
 
 def mteb_result(
-    kind: Kind,
+    kind: BenchmarkKind,
     collections: Sequence[Collection],
     rankings: Sequence[Mapping[str, Ranking]],
     scores: Iterable[QueryScore],
@@ -251,7 +251,7 @@ def mteb_result(
     }
 
 
-def _mteb_scores(views: Sequence[tuple[View, Sequence[str]]]) -> dict[str, float]:
+def _mteb_scores(views: Sequence[tuple[QueryView, Sequence[str]]]) -> dict[str, float]:
     """Means over queries, rounded where mteb rounds."""
 
     def mean(value: Callable[[Sequence[str], Mapping[str, int]], float]) -> float:

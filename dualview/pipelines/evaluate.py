@@ -26,8 +26,8 @@ import ray
 
 from dualview.beir import file_sha256
 from dualview.config.base import Actors
-from dualview.config.evaluate import Benchmark as BenchmarkSettings
 from dualview.config.evaluate import (
+    BenchmarkConfig,
     Bm25Model,
     EncoderModel,
     EvaluateConfig,
@@ -38,13 +38,13 @@ from dualview.distributed.cluster import join_cluster, map_on_cluster
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Collection, View, fingerprint_of
+from dualview.evaluation.benchmarks.collections import Collection, QueryView, fingerprint_of
 from dualview.evaluation.report import Summary, html_report, summary
 from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.evaluation.scores import (
     KINDS,
     SCORES_SCHEMA,
-    Kind,
+    BenchmarkKind,
     QueryScore,
     mteb_result,
     score,
@@ -63,7 +63,7 @@ from dualview.retrieval.embeddings import (
     num_cut,
 )
 from dualview.retrieval.ranking import Hits, Ranking, rankings_of
-from dualview.retrieval.search import Found, Shard, by_vectors, merge, search
+from dualview.retrieval.search import Block, Found, by_vectors, merge, search
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.storage import Store, check_reachable, open_store
 
@@ -78,11 +78,11 @@ _PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a clust
 @dataclass(frozen=True)
 class Benchmark:
     name: str
-    kind: Kind
+    kind: BenchmarkKind
     template: str
     collections: tuple[Collection, ...]
 
-    def text(self, view: View) -> str:
+    def text(self, view: QueryView) -> str:
         """What a model is asked."""
         if not view.instruction:
             return view.query
@@ -189,7 +189,7 @@ def _check_comparisons(config: EvaluateConfig) -> None:
             )
 
 
-def open_benchmark(settings: BenchmarkSettings, template: str | None = None) -> Benchmark:
+def open_benchmark(settings: BenchmarkConfig, template: str | None = None) -> Benchmark:
     """Raises InputError where its data are missing or wrong."""
     collections = read_benchmark(settings)
     kind = KINDS[f"followir {settings.score}" if isinstance(settings, FollowIR) else settings.kind]
@@ -382,7 +382,7 @@ def specs_of(
     }
 
 
-def candidates_of(collection: Collection, views: Sequence[View]) -> list[NDArray[np.int32]] | None:
+def candidates_of(collection: Collection, views: Sequence[QueryView]) -> list[NDArray[np.int32]] | None:
     """The numbers of each view's candidates; None where all are. All views of a collection are alike in this."""
     number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
     listed = [view.candidates for view in views]
@@ -401,7 +401,7 @@ def _search_units(store: Store, questions: Any, units: Sequence[Unit]) -> Found:
 
 
 def search_among(
-    shards: Iterable[Shard],
+    shards: Iterable[Block],
     num_views: int,
     candidates: Sequence[NDArray[np.int32]] | None,
     k: int = DEPTH,
@@ -410,7 +410,7 @@ def search_among(
     return search(shards, num_views, k=0 if candidates else k, listed=candidates)
 
 
-def hits_of(found: Found, view: View) -> Hits:
+def hits_of(found: Found, view: QueryView) -> Hits:
     """Those that views like this one are ranked by."""
     return found.best if view.candidates is None else found.listed
 
@@ -453,6 +453,6 @@ def _search_words(
     index = bm25.index_part(bm25.numbered(bm25.terms_of(texts, model), vocabulary), statistics, model)
     passages_D = np.arange(first, first + len(texts), dtype=np.int32)
     found = search_among(
-        [Shard(passages_D, partial(bm25.scores_of_all, index, queries))], len(queries), candidates
+        [Block(passages_D, partial(bm25.scores_of_all, index, queries))], len(queries), candidates
     )
     return Found(bm25.with_a_word(found.best), found.listed)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 import logging
 import random
 from uuid import uuid4
@@ -20,6 +21,7 @@ from dualview.config.base import fingerprint, plain_json
 from dualview.config.engines import CONNECTION
 from dualview.config.evaluate import Flips
 from dualview.config.judge import JudgeConfig
+from dualview.config.renames import with_new_names
 from dualview.config.sources import TuplesSource
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.engines import EngineDied, EngineUnavailable, check_engine, open_engine
@@ -31,13 +33,13 @@ from dualview.runs.manifest import pin_manifest
 from dualview.sources import open_source
 from dualview.storage import check_reachable, open_store
 from dualview.synthesis import prompts
-from dualview.synthesis.exam import (
-    ExamPair,
+from dualview.synthesis.judge_validation import (
+    GoldPair,
     Kept,
     Measurement,
     as_floats,
     ask_pairs,
-    exam_pairs,
+    draw_gold_pairs,
     flip_pairs,
     measure,
 )
@@ -84,7 +86,13 @@ def judge(config: JudgeConfig) -> Judged:
     }
     # What is asked, whatever the gold's paths hold by now.
     asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
-    pin_manifest(store, "config.json", {**settings, "pairs": asked}, metadata={})
+    pin_manifest(
+        store,
+        "config.json",
+        {**settings, "pairs": asked},
+        metadata={},
+        deciding=partial(with_new_names, JudgeConfig),
+    )
     if store.list(PAIRS_KEY):
         logger.info(f"{config.output} is finished; nothing to ask")
     else:
@@ -103,25 +111,25 @@ def judge(config: JudgeConfig) -> Judged:
     return judged
 
 
-def _gold_pairs(config: JudgeConfig) -> dict[str, list[ExamPair]]:
+def _gold_pairs(config: JudgeConfig) -> dict[str, list[GoldPair]]:
     """Collection -> its pairs: half of them relevant, half not."""
-    pairs: dict[str, list[ExamPair]] = {}
+    pairs: dict[str, list[GoldPair]] = {}
     for gold in config.gold:
-        num_pairs, rng = config.judge.exam.num_pairs, random.Random(config.judge.exam.seed)
+        num_pairs, rng = config.judge.validation.num_pairs, random.Random(config.judge.validation.seed)
         match gold:
             case Flips():
                 name, drawn = gold.name, flip_pairs(read_flips(gold), num_pairs, rng)
             case TuplesSource():
                 source = open_source(gold)
                 examples = first_examples(source, source.inputs(), 10 * num_pairs)
-                name, drawn = gold.kind, exam_pairs(examples, num_pairs, rng)
+                name, drawn = gold.kind, draw_gold_pairs(examples, num_pairs, rng)
         if name in pairs:
             raise InputError(f"gold: two collections are called `{name}`; give each a run of its own")
         pairs[name] = drawn
     return pairs
 
 
-def _ask(config: JudgeConfig, pairs: dict[str, list[ExamPair]]) -> pa.Table:
+def _ask(config: JudgeConfig, pairs: dict[str, list[GoldPair]]) -> pa.Table:
     """FAN-OUT every n-th pair to one of n tasks with an engine each -> OUTPUT the table of the judged pairs."""
     flat = [(name, pair) for name, several in pairs.items() for pair in several]
     num = min(config.actors.num, len(flat))
@@ -155,7 +163,7 @@ def _ask(config: JudgeConfig, pairs: dict[str, list[ExamPair]]) -> pa.Table:
     )
 
 
-def _answers(config: JudgeConfig, pairs: list[ExamPair]) -> tuple[str, list[float | None]]:
+def _answers(config: JudgeConfig, pairs: list[GoldPair]) -> tuple[str, list[float | None]]:
     """The engine's name, and its margins for these pairs. Raises Interruption where it cannot be reached."""
 
     async def ask() -> tuple[str, list[float | None]]:
@@ -178,7 +186,7 @@ def _measure(config: JudgeConfig, table: pa.Table) -> Measurement:
         min_margin=config.judge.min_margin,
         wanted_precision=config.wanted_precision,
         samples=config.bootstrap_samples,
-        seed=config.judge.exam.seed,
+        seed=config.judge.validation.seed,
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dualview.config.evaluate import EncoderModel, EvaluateConfig
 from dualview.config.renames import with_new_names
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Collection, View
+from dualview.evaluation.benchmarks.collections import Collection, QueryView
 from dualview.evaluation.side_by_side import Found, Hit
 from dualview.models import Side
 from dualview.pipelines.evaluate import (
@@ -26,7 +26,7 @@ from dualview.pipelines.evaluate import (
 )
 from dualview.retrieval.embeddings import EmbeddingSpec, keys_of, locate
 from dualview.retrieval.ranking import rankings_of
-from dualview.retrieval.search import Shard, by_vectors
+from dualview.retrieval.search import Block, by_vectors
 from dualview.storage import Store, check_reachable, open_store
 
 
@@ -81,7 +81,7 @@ def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, s
         ) from None
 
 
-def _example(collection: Collection) -> list[View]:
+def _example(collection: Collection) -> list[QueryView]:
     """Of the first case that excludes something; where nothing is labelled so, of the first of several views."""
     several = [case for case in collection.cases if len(case.views) > 1]
     if not several:
@@ -93,10 +93,10 @@ def _example(collection: Collection) -> list[View]:
     return list((excluding or several)[0].views.values())[:2]
 
 
-def _asked(collection: Collection, query: str, instructions: Sequence[str]) -> list[View]:
+def _asked(collection: Collection, query: str, instructions: Sequence[str]) -> list[QueryView]:
     known = {(view.query, view.instruction): view for view in collection.views}
     return [
-        known.get((query, instruction)) or View(str(number), query, instruction, grades={})
+        known.get((query, instruction)) or QueryView(str(number), query, instruction, grades={})
         for number, instruction in enumerate(instructions or [""])
     ]
 
@@ -107,7 +107,7 @@ def _best(
     model: EncoderModel,
     specs: Mapping[Side, EmbeddingSpec],
     benchmark: Benchmark,
-    views: Sequence[View],
+    views: Sequence[QueryView],
     num_hits: int,
 ) -> list[list[Hit]]:
     """INPUT views -> their vectors -> OUTPUT the best passages of each."""
@@ -123,7 +123,7 @@ def _best(
     ]
 
 
-def _hits(view: View, collection: Collection, shards: Iterable[Shard], num_hits: int) -> list[Hit]:
+def _hits(view: QueryView, collection: Collection, shards: Iterable[Block], num_hits: int) -> list[Hit]:
     found = search_among(shards, 1, candidates_of(collection, [view]), num_hits)
     (ranking,) = rankings_of(hits_of(found, view), 1, sorted(collection.passages))
     return [

@@ -73,7 +73,7 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
     task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_train_and_evaluate)
     with Progress("study", total=len(missing), unit="runs", trail=None) as progress:
         while to_do or under_way:
-            while to_do and (not under_way or len(under_way) < _room(to_do[0].train)):
+            while to_do and (not under_way or len(under_way) < _concurrent_runs(to_do[0].train)):
                 run = to_do.popleft()
                 tries[run.folder] = tries.get(run.folder, 0) + 1
                 under_way[task.remote(run)] = run
@@ -107,7 +107,7 @@ def _is_finished(run: Run) -> bool:
     return bool(open_store(run.evaluate.output).list(SCORES_KEY))
 
 
-def _room(config: TrainConfig) -> int:
+def _concurrent_runs(config: TrainConfig) -> int:
     """How many such runs the cluster holds at once."""
     resources = ray.cluster_resources()
     workers = config.workers

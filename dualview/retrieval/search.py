@@ -16,7 +16,7 @@ from dualview.storage import Store
 QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, or texts of so many examples, are held
 
 
-class Shard(NamedTuple):
+class Block(NamedTuple):
     """Passages that are scored together."""
 
     passages_D: NDArray[np.int32]  # their numbers, in the order of their ids
@@ -32,7 +32,7 @@ _NONE = Hits(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float3
 
 
 def search(
-    shards: Iterable[Shard],
+    shards: Iterable[Block],
     num_queries: int,
     *,
     k: int = 0,
@@ -68,7 +68,7 @@ def merge(parts: Sequence[Found], k: int) -> Found:
     )
 
 
-def by_vectors(store: Store, units: Iterable[Unit], queries_QE: NDArray[np.float32]) -> Iterable[Shard]:
+def by_vectors(store: Store, units: Iterable[Unit], queries_QE: NDArray[np.float32]) -> Iterable[Block]:
     """Kept vectors of passages as shards: scores are inner products."""
     for unit in units:
         passages_DE = read_vectors(store, unit)
@@ -76,4 +76,4 @@ def by_vectors(store: Store, units: Iterable[Unit], queries_QE: NDArray[np.float
         def score(block: slice, passages_DE: NDArray[np.float32] = passages_DE) -> NDArray[np.float32]:
             return inner_products(queries_QE[block], passages_DE)
 
-        yield Shard(unit.numbers_D, score)
+        yield Block(unit.numbers_D, score)

@@ -83,9 +83,13 @@ def _check_create_only(store: Store, key: str, data: bytes) -> None:
 
 
 def differences(stored: Any, given: Any) -> str:
-    """The first few, for a sentence; "" if there are none."""
+    """The first few, for a sentence; "" if there are none. A key that is absent is one that is null."""
     stored_flat, given_flat = dict(_flatten(stored)), dict(_flatten(given))
-    differing = [key for key in {**stored_flat, **given_flat} if stored_flat.get(key) != given_flat.get(key)]
+    differing = [
+        key
+        for key in {**stored_flat, **given_flat}
+        if stored_flat.get(key, "null") != given_flat.get(key, "null")
+    ]
     shown = [
         f"{key}: stored {stored_flat.get(key, 'absent')}, given {given_flat.get(key, 'absent')}"
         for key in differing[:_NUM_DIFFERENCES_SHOWN]

@@ -9,6 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 from dualview.config.base import canonical_json, fingerprint
+from dualview.config.generate import GenerateConfig
+from dualview.config.renames import with_new_names
 from dualview.errors import InputError
 from dualview.runs.manifest import differences, pin_manifest
 from dualview.storage import Store
@@ -100,7 +102,8 @@ def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input],
         "num_shards": len(plan.shards),
         "inputs": [asdict(source) for source in inputs],
     }
-    pin_manifest(store, PLAN_KEY, {"settings": plan.settings, "rows_per_shard": rows_per_shard}, metadata)
+    pinned = {"settings": plan.settings, "rows_per_shard": rows_per_shard}
+    pin_manifest(store, PLAN_KEY, pinned, metadata, deciding=_with_new_names)
     while True:
         plan = read_plan(store)
         _check_inputs(store, plan, inputs)
@@ -183,7 +186,7 @@ def read_plan(store: Store) -> Plan:
     key = PLAN_KEY
     extensions: list[tuple[Input, ...]] = []
     try:
-        content = json.loads(store.get(key))
+        content = _with_new_names(json.loads(store.get(key)))
         first = _inputs_of(content)
         settings, rows_per_shard = content["settings"], content["rows_per_shard"]
         while True:
@@ -197,6 +200,11 @@ def read_plan(store: Store) -> Plan:
         raise InputError(f"no generate run at {store.url}: it has no {PLAN_KEY}") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{store.url}/{key}: is not the plan of a generate run") from None
+
+
+def _with_new_names(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan that an earlier version stored, with today's names of settings."""
+    return {**content, "settings": with_new_names(GenerateConfig, content["settings"])}
 
 
 def _inputs_of(content: Mapping[str, Any]) -> tuple[Input, ...]:

@@ -24,7 +24,7 @@ from dualview.storage import Store, open_store
 if TYPE_CHECKING:
     import datasets
 
-EXAM_KEY = "exam.json"
+VALIDATION_KEY = "exam.json"
 NEAR_DUPLICATES_SCHEMA = pa.schema(
     [
         ("seed_id", pa.string()),
@@ -165,25 +165,25 @@ class GenerateRun:
             "tokens": {"prompt_tokens": spent.prompt_tokens, "completion_tokens": spent.completion_tokens},
             "gpu_hours": round(spent.gpu_hours, 3),
             **({"dollars": round(spent.dollars(price), 4)} if price else {}),
-            "exam": self.exam,
+            "judge_validation": self.validation,
         }
 
     # --- what spans shards -------------------------------------------------------------------------
 
     @property
-    def exam(self) -> dict[str, dict[str, Any]]:
+    def validation(self) -> dict[str, dict[str, Any]]:
         """Judge -> its result; empty as long as none has sat the exam."""
         try:
-            results: dict[str, dict[str, Any]] = json.loads(self.store.get(EXAM_KEY))
+            results: dict[str, dict[str, Any]] = json.loads(self.store.get(VALIDATION_KEY))
         except FileNotFoundError:
             return {}
         return results
 
-    def put_exam(self, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def put_validation(self, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Stores the result of each judge, unless there are results already. Returns those that count."""
         data = json.dumps(results, indent=2, allow_nan=False).encode()
-        self.store.put_new(EXAM_KEY, data, uuid4().hex)
-        return self.exam
+        self.store.put_new(VALIDATION_KEY, data, uuid4().hex)
+        return self.validation
 
     @property
     def near_duplicates_key(self) -> str:

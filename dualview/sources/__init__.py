@@ -9,7 +9,7 @@ from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.runs.run import open_run
 from dualview.sources.drafts import Drafts
-from dualview.sources.files import Each
+from dualview.sources.files import MapFunction
 from dualview.sources.promptriever import Promptriever
 from dualview.sources.tuples import Tuples
 from dualview.vocabulary import Vocabulary, read_vocabulary
@@ -18,7 +18,7 @@ from dualview.vocabulary import Vocabulary, read_vocabulary
 class Source(Protocol):
     """SourceExamples in a fixed order. Can be pickled, so that it travels to other processes."""
 
-    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:
+    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
         """What would be read. Raises InputError, before any work, where it is not as expected.
 
         Of an input that is `known` to a run already and untouched since, nothing is read again. `each` maps
@@ -29,10 +29,10 @@ class Source(Protocol):
         """SourceExamples start to stop (without stop) of one input."""
 
 
-Settings = TuplesSource | PromptrieverSource | BeirSource | DraftsSource
+SourceConfig = TuplesSource | PromptrieverSource | BeirSource | DraftsSource
 
 
-def open_source(settings: Settings) -> Source:
+def open_source(settings: SourceConfig) -> Source:
     """The source that a generate config names. Touches nothing yet."""
     match settings:
         case TuplesSource():
@@ -48,7 +48,7 @@ def open_source(settings: Settings) -> Source:
             )
 
 
-def vocabulary_of(settings: Settings) -> Vocabulary | None:
+def vocabulary_of(settings: SourceConfig) -> Vocabulary | None:
     """How the source's requirements are said, where it names a vocabulary; drafts have that of their own source.
 
     Raises InputError where the file is missing or wrong.

@@ -234,7 +234,7 @@ def choose_negatives(
     positive may well be relevant. [NV-Retriever, 2407.15831, TopK-PercPos] Never chosen: a relevant
     passage, one with the text of a relevant one, one without text, and a text twice.
     """
-    highest = scores[positive] - mining.min_margin * abs(scores[positive])
+    highest = scores[positive] - mining.relative_margin * abs(scores[positive])
     windows = [
         [row for row in rows[mining.first_rank - 1 : mining.last_rank] if scores[row] <= highest]
         for rows in rankings

@@ -9,7 +9,7 @@ from dualview.records import DualView, SourceExample
 from dualview.runs.plan import Input
 from dualview.runs.run import open_run
 from dualview.runs.shards import read_shard
-from dualview.sources.files import Each
+from dualview.sources.files import MapFunction
 from dualview.storage import open_store
 
 
@@ -19,7 +19,7 @@ class Drafts:
 
     run: str
 
-    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
+    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
         """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
         run = open_run(self.run)
         if not run.is_complete:

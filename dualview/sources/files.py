@@ -21,7 +21,7 @@ from dualview.runs.plan import Input
 from dualview.sources.rows import json_of, listed, place, read_rows, survey_rows
 
 # Applies a function to items and yields the results in their order, as map does; perhaps on many machines.
-Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+MapFunction = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 _NUM_BAD_LISTED = 100  # of a file
 _NUM_BAD_SHOWN = 3  # in a sentence
@@ -47,7 +47,7 @@ class Layout:
 
 
 def survey(
-    paths: Iterable[str], layout: Layout, max_bad_share: float, known: Sequence[Input], each: Each
+    paths: Iterable[str], layout: Layout, max_bad_share: float, known: Sequence[Input], each: MapFunction
 ) -> list[Input]:
     """One input a file under `paths`, after every row was checked; one that is `known` and untouched is not read.
 

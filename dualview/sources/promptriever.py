@@ -35,7 +35,7 @@ from dualview.arrow import EXAMPLE_SCHEMA
 from dualview.errors import InputError
 from dualview.records import Passage, SourceExample
 from dualview.runs.plan import Input
-from dualview.sources.files import Each, Layout, num_plain, read_examples, read_plain, survey
+from dualview.sources.files import Layout, MapFunction, num_plain, read_examples, read_plain, survey
 from dualview.storage import Store
 
 _ROWS_A_PART = 4096
@@ -50,7 +50,7 @@ class Promptriever:
     paths: tuple[str, ...]
     max_bad_share: float
 
-    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:
+    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
         """One input a file, after every row of every file was checked: see files.survey."""
         return survey(self.paths, _LAYOUT, self.max_bad_share, known, each)
 
@@ -58,11 +58,11 @@ class Promptriever:
         return read_examples(source, start, stop, _LAYOUT)
 
 
-def keep_plain(store: Store, inputs: Sequence[Input], each: Each = map) -> None:
+def keep_plain(store: Store, inputs: Sequence[Input], each: MapFunction = map) -> None:
     """Writes the rows without an instruction to plain/part-*.parquet, in EXAMPLE_SCHEMA with instruction "".
 
     Their query_id is that of the example with the same query. `inputs` as the plan has them: parts are numbered
-    through all of them. Each is created once, so that a repetition writes only what is not there.
+    through all of them. MapFunction is created once, so that a repetition writes only what is not there.
     """
     spans = [
         (source, start, min(start + _ROWS_A_PART, num_rows))
@@ -120,7 +120,7 @@ def _example(row: Any, where: str) -> SourceExample | None:
 
 
 def _distinct(*roles: Sequence[Passage]) -> list[list[Passage]]:
-    """Each passage in one role only, the first that names it: by its text, whatever its id.
+    """MapFunction passage in one role only, the first that names it: by its text, whatever its id.
 
     An id may be given to several texts, because those that an LLM wrote have none of MS MARCO's. The second
     then becomes id#2: within an example an id must tell a passage.

@@ -20,7 +20,7 @@ from typing import Any
 from dualview.errors import InputError
 from dualview.records import Passage, Requirement, SourceExample
 from dualview.runs.plan import Input
-from dualview.sources.files import Each, Layout, read_examples, survey
+from dualview.sources.files import Layout, MapFunction, read_examples, survey
 
 _EXAMPLES = {
     "id": "chad-1",
@@ -46,7 +46,7 @@ class Tuples:
     paths: tuple[str, ...]
     max_bad_share: float
 
-    def inputs(self, known: Sequence[Input] = (), each: Each = map) -> list[Input]:
+    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
         """One input a file, after every row of every file was checked: see files.survey."""
         return survey(self.paths, LAYOUT, self.max_bad_share, known, each)
 

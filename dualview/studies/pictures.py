@@ -13,7 +13,7 @@ from dualview.evaluation.significance import Interval
 from dualview.studies.fits import PowerLaw
 
 # A point of the grid without its seed -> metric -> mean and interval.
-Intervals = Mapping[tuple[str, ...], Mapping[str, Interval]]
+IntervalsByPoint = Mapping[tuple[str, ...], Mapping[str, Interval]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
 
 
-def trade_off_picture(metrics: tuple[str, str], intervals: Intervals) -> str:
+def trade_off_picture(metrics: tuple[str, str], intervals: IntervalsByPoint) -> str:
     """The first metric upwards, the second to the right; a colour a recipe, larger points for later values of the others."""
     upwards, rightwards = metrics
     recipes = list(dict.fromkeys(point[0] for point in intervals))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualview.config.generate import Benchmarks
+from dualview.config.generate import ContaminationTexts
 from dualview.errors import InputError
 from dualview.storage import S3Store, check_reachable, open_store
 from dualview.synthesis.words import runs, words
@@ -47,7 +47,7 @@ class BenchmarkTexts:
 
 
 @cache  # once for each process, whatever number of rows asks
-def load_benchmarks(settings: Benchmarks) -> BenchmarkTexts:
+def load_benchmarks(settings: ContaminationTexts) -> BenchmarkTexts:
     """Reads the files, one at a time in memory. Raises InputError where one is missing or a row is wrong."""
     return benchmark_texts(
         (text for path in settings.paths for text in _texts(path)), settings.max_shared_words

@@ -30,7 +30,9 @@ _SCHEME = "affine32"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Each = Callable[[Callable[[Item], Result], Iterable[Item]], Iterable[Result]]  # map, or one that is spread
+MapFunction = Callable[
+    [Callable[[Item], Result], Iterable[Item]], Iterable[Result]
+]  # map, or one that is spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Signed:
 def mark_near_duplicates(
     run: GenerateRun,
     settings: NearDuplicates,
-    each: "Each[Shard, Signed]" = map,
+    each: "MapFunction[Shard, Signed]" = map,
 ) -> None:
     """Compares the trainable rows of a run whose shards all exist, and puts what is found, create-only.
 

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 import random
 from typing import Literal
 
-from dualview.config.generate import FacetsWriter
+from dualview.config.generate import AttributesWriter
 from dualview.records import Passage, Requirement, SourceExample
 from dualview.vocabulary import Vocabulary
 
-Kind = Literal["negation", "same_facet", "other_facet"]
+ComplementKind = Literal["negation", "same_facet", "other_facet"]
 
 
 def compose(
-    example: SourceExample, target: Passage, settings: FacetsWriter, vocabulary: Vocabulary
+    example: SourceExample, target: Passage, settings: AttributesWriter, vocabulary: Vocabulary
 ) -> tuple[str, tuple[Requirement, ...]] | None:
     """An instruction that `target` obeys and that every other labelled passage breaks; None if there is none.
 
@@ -62,11 +62,11 @@ def _further(
     return [rng.choice(holding)] if holding else []
 
 
-def _preferred_kinds(draw: float, settings: FacetsWriter) -> tuple[Kind, ...]:
+def _preferred_kinds(draw: float, settings: AttributesWriter) -> tuple[ComplementKind, ...]:
     """The drawn kind first, and what replaces it; `draw` is uniform in [0, 1)."""
     if draw < settings.negation_share:
         return ("negation", "same_facet", "other_facet")
-    if draw < settings.negation_share + settings.same_facet_share:
+    if draw < settings.negation_share + settings.same_attribute_share:
         return ("same_facet", "other_facet", "negation")
     return ("other_facet", "same_facet", "negation")
 
@@ -87,7 +87,7 @@ def _flips(requirement: Requirement, example: SourceExample, target: Passage) ->
     )
 
 
-def _kind(requirement: Requirement, example: SourceExample) -> Kind:
+def _kind(requirement: Requirement, example: SourceExample) -> ComplementKind:
     negated = Requirement(not requirement.include, requirement.facet, requirement.value)
     if negated in example.requirements:
         return "negation"

@@ -9,7 +9,7 @@ from dualview.records import Passage, SourceExample
 from dualview.synthesis import prompts
 from dualview.synthesis.shard import tasks_of
 
-Prompt = tuple[Turn, ...]
+Conversation = tuple[Turn, ...]
 
 _UNWRITTEN = "(the instruction that is still to be written)"
 
@@ -19,16 +19,16 @@ class Asked:
     """One request of a row."""
 
     use: str  # "write", "judge", "judge the query alone", "original", "reword"
-    prompt: Prompt
+    prompt: Conversation
     max_tokens: int
 
 
-def fill_prompts(settings: Synthesis, example: SourceExample) -> Mapping[str, Prompt]:
+def fill_prompts(settings: Synthesis, example: SourceExample) -> Mapping[str, Conversation]:
     """Use -> the first prompt of that use for this example.
 
     Raises InputError where a prompt is meant for another use.
     """
-    first: dict[str, Prompt] = {}
+    first: dict[str, Conversation] = {}
     for asked in requests_of(settings, example):
         first.setdefault(asked.use, asked.prompt)
     return first
@@ -61,10 +61,10 @@ def requests_of(settings: Synthesis, example: SourceExample) -> Iterator[Asked]:
         if settings.accept is None:
             continue
         said = {"query": None, "original": example.instruction, "new": _UNWRITTEN}
-        for condition in settings.cells.conditions:
+        for condition in settings.judgements.conditions:
             for _ in range(num_drafts if condition == "new" else 1):
                 yield from _judged(settings, example, said[condition], passages)
-            if settings.cells.hard_negatives:
+            if settings.judgements.hard_negatives:
                 yield from _judged(settings, example, said[condition], example.hard_negatives)
         if isinstance(rewording := settings.rewording, LlmRewording):
             for instruction in (example.instruction, _UNWRITTEN):
@@ -103,7 +103,7 @@ def estimate(
     settings: Synthesis,
     sample: Sequence[SourceExample],
     num_examples: int,
-    count_tokens: Callable[[Prompt], int],
+    count_tokens: Callable[[Conversation], int],
 ) -> Estimate:
     """The sample's requests, scaled up to `num_examples`."""
     asked = [request for example in sample for request in requests_of(settings, example)]

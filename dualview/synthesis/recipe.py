@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from dualview.config.base import canonical_json, fingerprint
 from dualview.config.generate import (
     AttributesJudge,
-    FacetsWriter,
-    GivenWriter,
+    AttributesWriter,
     LlmJudge,
     LlmRewording,
     LlmWriter,
+    PrecomputedWriter,
     Synthesis,
 )
 from dualview.engines import Engine, Turn
@@ -29,7 +29,7 @@ class Recipe:
     settings: Synthesis
     vocabulary: Vocabulary | None  # None: nothing is known about attributes
     engine: Engine | None  # None: no part is a language model
-    exam_passed: bool  # by every LLM judge; of no weight where attributes decide
+    judges_passed: bool  # by every LLM judge; of no weight where attributes decide
 
     @property
     def deciding_judges(self) -> tuple[LlmJudge | AttributesJudge, ...]:
@@ -54,7 +54,7 @@ class Recipe:
 def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) -> None:
     """Raises InputError where these cannot make a recipe; needs no engine to have started."""
     kinds = [judge.kind for judge in settings.judges]
-    accept, conditions = settings.accept, settings.cells.conditions
+    accept, conditions = settings.accept, settings.judgements.conditions
     if accept is None:
         for key in ("judges", "bootstrap", "rewording"):
             if getattr(settings, key):
@@ -75,7 +75,7 @@ def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) 
     elif "new" not in accept.conditions or set(accept.conditions) - set(conditions):
         raise InputError(
             f"accept.conditions: found {', '.join(accept.conditions)}; expected `new`, and besides it only"
-            f" what cells.conditions holds ({', '.join(conditions)})"
+            f" what judgements.conditions holds ({', '.join(conditions)})"
         )
     elif accept.judge == "attributes" and "query" in accept.conditions:
         raise InputError("accept.conditions: attributes say nothing about the query alone; leave out `query`")
@@ -91,7 +91,7 @@ def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) 
     if not has_engine and (settings.bootstrap or "llm" in (settings.writer.kind, *kinds, _kind(settings))):
         raise InputError("engine: a writer or judge of kind llm needs one, for example `kind: vllm`")
     by_attributes = (
-        settings.writer.kind == "facets" or "attributes" in kinds or _kind(settings) == "vocabulary"
+        settings.writer.kind == "attributes" or "attributes" in kinds or _kind(settings) == "vocabulary"
     )
     if not has_vocabulary and by_attributes:
         raise InputError(
@@ -162,10 +162,10 @@ def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
     match settings.writer:
         case LlmWriter() as writer:
             return prompts.load(writer.prompt).version
-        case FacetsWriter():
+        case AttributesWriter():
             assert vocabulary is not None  # check_parts
             return vocabulary_version(vocabulary)
-        case GivenWriter():
+        case PrecomputedWriter():
             return ""
 
 
@@ -174,7 +174,7 @@ def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version:
     settings = recipe.settings
     engine_name = recipe.engine.name if recipe.engine else ""
     return Lineage(
-        writer="facets" if isinstance(settings.writer, FacetsWriter) else engine_name,
+        writer="attributes" if isinstance(settings.writer, AttributesWriter) else engine_name,
         prompt=writing_version(settings, recipe.vocabulary),
         sampling=canonical_json(settings.writer.model_dump(exclude={"kind", "prompt"})),
         judges=tuple(judge_name(judge) for judge in settings.judges),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from dualview.config.generate import FacetsWriter, GivenWriter, LlmJudge, LlmWriter
+from dualview.config.generate import AttributesWriter, LlmJudge, LlmWriter, PrecomputedWriter
 from dualview.engines import Completion, Engine, Request
 from dualview.records import (
     ACCEPTED,
@@ -164,7 +164,7 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
     ]
     shared: list[Verdict] = []  # on the example itself, whatever the draft
     if settings.accept and not all(broken):
-        for expected in _expected_labels(row, settings.cells.conditions):
+        for expected in _expected_labels(row, settings.judgements.conditions):
             if expected.condition != "new":
                 shared += await judge_passages(
                     recipe.engine, settings.judges, example.query, expected, _labelled(example)
@@ -184,7 +184,7 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
 
     considered = await asyncio.gather(*map(consider, written, broken))
     best = max(considered, key=lambda each: each.preference)
-    trusted = settings.accept is not None and (settings.accept.judge != "llm" or recipe.exam_passed)
+    trusted = settings.accept is not None and (settings.accept.judge != "llm" or recipe.judges_passed)
     drafts = [
         Draft("new", each.written.answer, each.written.instruction, each.status, each.surplus)
         for each in considered
@@ -203,13 +203,13 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
 async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[Written]:
     target = next(passage for passage in row.example.instruction_negatives if passage.id == row.target_id)
     match recipe.settings.writer:
-        case FacetsWriter() as writer:
+        case AttributesWriter() as writer:
             assert recipe.vocabulary is not None  # check_parts
             return [compose_complement(writer, row.example, target, recipe.vocabulary)]
         case LlmWriter() as writer:
             assert recipe.engine is not None  # check_parts
             return await write_complements(recipe.engine, writer, row.example, target, recipe.vocabulary)
-        case GivenWriter():
+        case PrecomputedWriter():
             assert given is not None  # the source brings them
             read = recipe.vocabulary.read if recipe.vocabulary else lambda _: ()
             return [
@@ -227,8 +227,8 @@ async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
     """An accepted row with labels for its hard negatives and other wordings, where they are asked for."""
     settings, example = recipe.settings, row.example
     labels: list[Verdict] = []
-    if settings.cells.hard_negatives:
-        for expected in _expected_labels(row, settings.cells.conditions):
+    if settings.judgements.hard_negatives:
+        for expected in _expected_labels(row, settings.judgements.conditions):
             labels += await judge_passages(
                 recipe.engine, settings.judges, example.query, expected, example.hard_negatives
             )

@@ -39,7 +39,7 @@ _PLACES = {"run", "shard", "attempt"}
 
 
 @dataclass
-class Cells:
+class VerdictCounts:
     """One judge's verdicts under one condition."""
 
     right: int = 0
@@ -70,13 +70,13 @@ class Stats:
     num_trainable: int = 0
     drafts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (condition, status)
     rewordings: Counter[tuple[str, str]] = field(default_factory=Counter)
-    cells: dict[tuple[str, str], Cells] = field(default_factory=dict)  # (judge, condition)
+    verdict_counts: dict[tuple[str, str], VerdictCounts] = field(default_factory=dict)  # (judge, condition)
     # Words of accepted rows' "query", "original instruction" and "new instruction".
     lengths: dict[str, Counter[int]] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages, without places
-    exam: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
+    validation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
     codes: Sequence[tuple[Code, Mapping[str, str]]] = ()  # that worked on the run, with their libraries
     accepted_examples: list[ShownRow] = field(default_factory=list)
     rejected_examples: list[ShownRow] = field(default_factory=list)  # one for each of the first reasons
@@ -100,7 +100,7 @@ def run_stats(run: GenerateRun) -> Stats:
         num_shards=len(run.plan.shards),
         num_missing_shards=len(run.missing()),
         compared=not run.lacks_near_duplicates,
-        exam=run.exam,
+        validation=run.validation,
         codes=read_codes(run.store),
     )
     minima = min_margins(run.plan)
@@ -128,8 +128,10 @@ def _count(stats: Stats, table: pa.Table, minima: Mapping[str, float]) -> None:
         stats.completion_tokens += row["completion_tokens"]
         stats.origins[_origin(row["lineage"])] += 1
         for verdict in row["verdicts"]:
-            cells = stats.cells.setdefault((verdict["judge"], verdict["condition"]), Cells())
-            _count_verdict(cells, verdict, minima.get(verdict["judge"].partition("@")[0], 0.0))
+            counts_of_judge = stats.verdict_counts.setdefault(
+                (verdict["judge"], verdict["condition"]), VerdictCounts()
+            )
+            _count_verdict(counts_of_judge, verdict, minima.get(verdict["judge"].partition("@")[0], 0.0))
         if row["status"] == ACCEPTED:
             for name, column in (
                 ("query", "query"),
@@ -140,19 +142,19 @@ def _count(stats: Stats, table: pa.Table, minima: Mapping[str, float]) -> None:
         _keep_example(stats, row["status"], table, index)
 
 
-def _count_verdict(cells: Cells, verdict: Mapping[str, Any], min_margin: float) -> None:
+def _count_verdict(counts_of_judge: VerdictCounts, verdict: Mapping[str, Any], min_margin: float) -> None:
     margin = verdict["margin"]
     if verdict["expected"] is None:
-        cells.unlabelled += 1
+        counts_of_judge.unlabelled += 1
     elif margin is None or abs(margin) < min_margin:
-        cells.undecided += 1
+        counts_of_judge.undecided += 1
     else:
         surplus = margin if verdict["expected"] else -margin
-        cells.surpluses[round(surplus, 1)] += 1
+        counts_of_judge.surpluses[round(surplus, 1)] += 1
         if surplus >= 0:
-            cells.right += 1
+            counts_of_judge.right += 1
         else:
-            cells.wrong += 1
+            counts_of_judge.wrong += 1
 
 
 def _origin(lineage: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -228,9 +230,16 @@ def funnel(stats: Stats) -> Rows:
 
 def margins(stats: Stats) -> Rows:
     rows = [["judge", "condition", "right", "wrong", "undecided", "no label", *_headings()]]
-    for (judge, condition), cells in sorted(stats.cells.items()):
-        counts = (cells.right, cells.wrong, cells.undecided, cells.unlabelled)
-        rows.append([judge, condition, *(f"{count:,}" for count in counts), *_cells(cells.surpluses, ".1f")])
+    for (judge, condition), counts_of_judge in sorted(stats.verdict_counts.items()):
+        counts = (
+            counts_of_judge.right,
+            counts_of_judge.wrong,
+            counts_of_judge.undecided,
+            counts_of_judge.unlabelled,
+        )
+        rows.append(
+            [judge, condition, *(f"{count:,}" for count in counts), *_cells(counts_of_judge.surpluses, ".1f")]
+        )
     return rows
 
 
@@ -253,9 +262,9 @@ def parts(stats: Stats) -> Rows:
     ]
 
 
-def exam(stats: Stats) -> Rows:
+def validation(stats: Stats) -> Rows:
     rows = [["judge", "figure", "value"]]
-    for judge, result in stats.exam.items():
+    for judge, result in stats.validation.items():
         for name, value in result.items():
             rows.append(
                 [judge, name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else str(value)]
@@ -304,7 +313,7 @@ def print_stats(stats: Stats, console: Console | None = None) -> None:
         ("verdicts, and by how much they are right (quantiles of the surplus)", margins(stats)),
         ("lengths of accepted rows (quantiles)", lengths(stats)),
         ("drafts and rewordings", parts(stats)),
-        ("exam", exam(stats)),
+        ("judge validation", validation(stats)),
         ("code that made the rows", made_by(stats)),
     ):
         if len(rows) > 1:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import hashlib
 import random
 
-from dualview.config.generate import Bootstrap, FacetsWriter, LlmWriter, Sampling
+from dualview.config.generate import AttributesWriter, Bootstrap, LlmWriter, Sampling
 from dualview.engines import Engine, Request, Turn
 from dualview.records import Passage, Requirement, SourceExample
 from dualview.synthesis import facets, prompts
@@ -58,7 +58,7 @@ async def write_complements(
 
 
 def compose_complement(
-    writer: FacetsWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary
+    writer: AttributesWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary
 ) -> Written:
     """The complement that follows from the attributes; declined where none flips every label."""
     composed = facets.compose(example, target, writer, vocabulary)

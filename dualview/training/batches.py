@@ -12,7 +12,7 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-from dualview.config.train import Batch as BatchSettings
+from dualview.config.train import BatchConfig
 from dualview.errors import InputError
 from dualview.records import all_hold
 from dualview.training.groups import LEFT_OUT, NEGATIVE, POSITIVE
@@ -86,7 +86,7 @@ class Batch:
 def make_batch(
     prepared: Prepared,
     groups: Sequence[TokenGroup],
-    settings: BatchSettings,
+    settings: BatchConfig,
     num_hard_negatives: Sequence[int],
     seed: str,
 ) -> Batch:
@@ -129,7 +129,7 @@ class Sampler:
     do not fill one.
     """
 
-    def __init__(self, prepared: Prepared, settings: BatchSettings, *, homogeneous: bool, seed: int) -> None:
+    def __init__(self, prepared: Prepared, settings: BatchConfig, *, homogeneous: bool, seed: int) -> None:
         self._prepared, self._settings, self._seed = prepared, settings, seed
         lane = prepared.section.astype(np.int64) * (1 + int(prepared.part.max()))
         self._lane = lane + prepared.part if homogeneous else lane

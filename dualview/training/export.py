@@ -23,15 +23,17 @@ def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> S
     if config.encoder.lora is not None:
         encoder[0].model = encoder[0].model.merge_and_unload()
     untouched = untouched_encoder(config)
-    move_back(encoder, untouched.state_dict(), config.move_back)
-    if config.documents == "trained":
+    interpolate_weights(encoder, untouched.state_dict(), config.weight_interpolation)
+    if config.train == "both_encoders":
         return encoder
     both = asymmetric(encoder, untouched)
     both.prompts = config.encoder.prompts.model_dump()
     return both
 
 
-def move_back(encoder: torch.nn.Module, untouched: Mapping[str, torch.Tensor], share: float) -> None:
+def interpolate_weights(
+    encoder: torch.nn.Module, untouched: Mapping[str, torch.Tensor], share: float
+) -> None:
     """Moves every weight this share of the way back to `untouched`, a state dict of the same encoder.
 
     Some of what was learned is given up, and more of what was lost comes back (weight interpolation).
@@ -63,7 +65,7 @@ base_model: {config.encoder.model}
 
 # An encoder that reads instructions
 
-Trained with dualview from `{config.encoder.model}`; documents: {config.documents}.
+Trained with dualview from `{config.encoder.model}`; train: {config.train}.
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -85,10 +87,10 @@ Budget: {result["instances"]:,} instances in {result["steps"]:,} steps of {confi
 Config fingerprint: `{fingerprint(config.deciding())}`. Last loss: {result["losses"][-1]:.4f}.
 {
         f'''
-While it trained, on `{config.watching.benchmark.kind}`:
+While it trained, on `{config.monitor.benchmark.kind}`:
 
 {scores}
 '''
-        if scores and config.watching.benchmark is not None
+        if scores and config.monitor.benchmark is not None
         else ""
     }"""

@@ -63,6 +63,6 @@ def truncated(vectors_NH: torch.Tensor, size: int) -> torch.Tensor:
     return vectors_NH if size == vectors_NH.shape[1] else normalize(vectors_NH[:, :size], dim=1)
 
 
-def retention(vectors_NH: torch.Tensor, untouched_NH: torch.Tensor) -> torch.Tensor:
+def base_distillation(vectors_NH: torch.Tensor, untouched_NH: torch.Tensor) -> torch.Tensor:
     """Sum of 1 - cosine to the untouched encoder's unit vectors of the same plain texts."""
     return (1.0 - (vectors_NH * untouched_NH).sum(dim=1)).sum()

@@ -144,7 +144,7 @@ def _padding_share(shared: Sequence[Texts]) -> float:
 
 
 def retained_of_step(num_texts: int, config: TrainConfig, step: int) -> list[int]:
-    if config.loss.retention == 0:
+    if config.loss.base_distillation == 0:
         return []
     rng = random.Random(f"{config.seed}:{step}")
     return rng.sample(range(num_texts), min(RETAINED_TEXTS_PER_STEP, num_texts))

@@ -13,7 +13,13 @@ from dualview.config.train import TrainConfig
 from dualview.models import Side
 from dualview.retrieval.encoder import inputs_of
 from dualview.training.collectives import gather_vectors
-from dualview.training.losses import distillation, info_nce, leave_out_false_negatives, retention, truncated
+from dualview.training.losses import (
+    base_distillation,
+    distillation,
+    info_nce,
+    leave_out_false_negatives,
+    truncated,
+)
 from dualview.training.model import Learner
 from dualview.training.plan import RETAINED_TEXTS_PER_STEP, Texts, Work
 
@@ -137,8 +143,8 @@ class Step:
         rows = [work.retained[place - num_views] for place in work.queries.places if place >= num_views]
         untouched_RH = self.retained.untouched_RH[rows].to(texts_RH.device)
         num_texts = min(RETAINED_TEXTS_PER_STEP, len(self.retained.tokens))
-        weight = self.config.loss.retention * (self.world_size / num_texts)
-        return weight * retention(texts_RH, untouched_RH)
+        weight = self.config.loss.base_distillation * (self.world_size / num_texts)
+        return weight * base_distillation(texts_RH, untouched_RH)
 
 
 def _of_all_ranks(texts: Texts, vectors_NH: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from dualview.evaluation.page import page
 from dualview.evaluation.report import HEADLINE, Summary, print_table
 from dualview.evaluation.side_by_side import Found, print_found
 from dualview.pipelines.evaluate import evaluate
-from dualview.pipelines.generate.judge_gate import exam_sentences
+from dualview.pipelines.generate.judge_gate import validation_sentences
 from dualview.pipelines.generate.run import generate
 from dualview.pipelines.search import search
 from dualview.pipelines.train.run import train
@@ -134,7 +134,7 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
             with clock.stage(f"generate, {name}"):
                 generating = config(GenerateConfig, name, *assignments)
                 runs[name] = generate(generating)
-                notes += exam_sentences(generating, runs[name]["exam"])
+                notes += validation_sentences(generating, runs[name]["judge_validation"])
         trained = {}
         for arm in story.train:
             with clock.stage(f"train, {arm}"):

@@ -30,7 +30,7 @@ from synthetic import NUM_HARD_NEGATIVES, NUM_INSTRUCTION_NEGATIVES, scripted_co
 from dualview.config.generate import GenerateConfig
 from dualview.engines import Completion, Engine, Request
 from dualview.pipelines.generate.actor import ShardActor
-from dualview.pipelines.generate.judge_gate import set_exam
+from dualview.pipelines.generate.judge_gate import gold_pairs_of
 from dualview.pipelines.generate.run import run_settings
 from dualview.runs.plan import plan_run
 from dualview.runs.run import GenerateRun
@@ -73,7 +73,7 @@ def actor_of(config: GenerateConfig) -> tuple[ShardActor, Timed]:
     store = open_store(config.output)
     inputs = open_source(config.source).inputs()
     run = GenerateRun(store, plan_run(store, run_settings(config), inputs, config.rows_per_shard))
-    actor = ShardActor(config, run, set_exam(config), None)
+    actor = ShardActor(config, run, gold_pairs_of(config), None)
     assert actor.engine is not None
     actor.engine = engine = Timed(actor.engine)
     return actor, engine

@@ -46,7 +46,7 @@ SMALL = (
     "rows_per_shard=2",
     "shards_in_flight=5",
     "judges=[{kind: llm, prompt: judge-v1, query_prompt: null, min_margin: 0.0,"
-    " exam: {num_pairs: 4, min_auc: 0.8, seed: 1, gold: null}}, {kind: attributes}]",
+    " validation: {num_pairs: 4, min_auc: 0.8, seed: 1, gold: null}}, {kind: attributes}]",
 )
 
 
@@ -85,7 +85,7 @@ async def requests_of(config: GenerateConfig) -> list[list[Request]]:
     requests: list[Request] = []
     for row in open_run(config.output).rows():
         replay = Replay(row)
-        recipe = Recipe(config, vocabulary_of(config.source), replay, exam_passed=False)
+        recipe = Recipe(config, vocabulary_of(config.source), replay, judges_passed=False)
         await finish_row(recipe, Task(row.example, row.target_id), row.lineage)
         requests += replay.requests
     return [

@@ -58,7 +58,7 @@ def source(folder: Path, bm25: bool, dense: bool) -> BeirSource:
                 "dense": MINILM if dense else None,
                 "first_rank": 1,
                 "last_rank": 100,
-                "min_margin": 0.05,
+                "relative_margin": 0.05,
                 "num_negatives": 16,
                 "passages_per_shard": PASSAGES_PER_SHARD,
                 "queries_per_shard": 128,

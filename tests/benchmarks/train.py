@@ -51,7 +51,7 @@ def config(cache: bool) -> TrainConfig:
         "encoder.max_query_tokens": MAX_TOKENS,
         "encoder.max_passage_tokens": MAX_TOKENS,
         "encoder.train_word_embeddings": True,
-        "loss.retention": 0.0,
+        "loss.base_distillation": 0.0,
         "batch.instances": 2 * GROUPS_PER_STEP,
         "batch.queries": None,
         "batch.gradient_cache": cache,

@@ -20,7 +20,7 @@ from factbook import (
 import pytest
 
 from dualview.config.evaluate import Flips
-from dualview.config.generate import FacetsWriter, Rules
+from dualview.config.generate import AttributesWriter, Rules
 from dualview.config.sources import TuplesSource
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
@@ -308,11 +308,11 @@ def test_no_instruction_is_taken_for_another_language():
         other_language=0.99,
         benchmarks=None,
     )
-    writer = FacetsWriter(
-        kind="facets",
+    writer = AttributesWriter(
+        kind="attributes",
         seed=1,
         negation_share=0.3,
-        same_facet_share=0.35,
+        same_attribute_share=0.35,
         exclusion_share=0.5,
         compound_share=0.3,
     )

@@ -16,7 +16,7 @@ from dualview.config.base import Actors
 from dualview.distributed import cluster as cluster_module
 from dualview.distributed.cluster import (
     WAIT_VARIABLE,
-    check_room,
+    check_capacity,
     errors_of_workers,
     join_cluster,
     map_in_order,
@@ -37,7 +37,7 @@ LARGE, SMALL, HEAD = {"CPU": 8.0, "GPU": 4.0}, {"CPU": 4.0, "memory": 1.0}, {"me
     ],
 )
 def test_actors_that_fit(nodes: list[dict[str, float]], num: int, cpus: float, gpus: float) -> None:
-    check_room(Actors(num=num, cpus=cpus, gpus=gpus), nodes)
+    check_capacity(Actors(num=num, cpus=cpus, gpus=gpus), nodes)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_actors_that_do_not_fit(
     nodes: list[dict[str, float]], num: int, cpus: float, gpus: float, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(sentence)):
-        check_room(Actors(num=num, cpus=cpus, gpus=gpus), nodes)
+        check_capacity(Actors(num=num, cpus=cpus, gpus=gpus), nodes)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -7,7 +7,7 @@ import pytest
 from dualview.config.evaluate import Beir, Flips
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.evaluation.benchmarks.flips import read_flips
 from dualview.evaluation.benchmarks.plain import read_beir
 from dualview.records import FlipCollection, FlipQuery, Passage
@@ -78,7 +78,7 @@ def test_beir_reads_the_judged_queries(tmp_path, qrels):
         Collection(
             "wings",
             {"a": Passage("a", title="t", text="\u2028 b"), "b": Passage("b", text="")},
-            (Case("1", {"original": View("1", "wing", "", {"a": 2, "b": 0})}),),
+            (Case("1", {"original": QueryView("1", "wing", "", {"a": 2, "b": 0})}),),
         )
     ]
 

@@ -13,7 +13,7 @@ import pytest
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.records import Passage
 
 
@@ -119,9 +119,9 @@ def test_infosearch(tmp_path, with_readme):
         Case(
             "q1",
             {
-                "original": View("q1-original", "gardens", "", {"a": 1, "b": 1, "c": 0}),
-                "instructed": View("q1-instructed", "gardens", "short", {"a": 1, "b": 0, "c": 0}),
-                "reversed": View("q1-reversed", "gardens", "not short", {"a": 0, "b": 1, "c": 0}),
+                "original": QueryView("q1-original", "gardens", "", {"a": 1, "b": 1, "c": 0}),
+                "instructed": QueryView("q1-instructed", "gardens", "short", {"a": 1, "b": 0, "c": 0}),
+                "reversed": QueryView("q1-reversed", "gardens", "not short", {"a": 0, "b": 1, "c": 0}),
             },
             frozenset(["b"]),
         ),
@@ -136,7 +136,7 @@ def test_excluir(tmp_path, query, index):
     [collection] = read_benchmark(_hub("excluir", tmp_path))
     assert collection.passages["1"] == Passage("1", text="about y")
     assert collection.cases == (
-        Case("0", {"original": View("0", "y but not x", "", {"1": 1})}, frozenset(["0"])),
+        Case("0", {"original": QueryView("0", "y but not x", "", {"1": 1})}, frozenset(["0"])),
     )
 
 
@@ -161,7 +161,7 @@ def test_mair_has_a_collection_a_part(tmp_path):
     keywords, length = read_benchmark(mair)
     assert (keywords.name, length.name) == ("ifeval", "ifeval")
     assert (len(keywords.passages), len(length.passages)) == (2, 1)
-    view = View("length/1", "Write.", "In one line.", {"length0": 2})
+    view = QueryView("length/1", "Write.", "In one line.", {"length0": 2})
     assert length.cases == (Case("length/1", {"original": view}, labels={"part": "length"}),)
 
     row["labels"][0]["score"] = float("inf")
@@ -191,7 +191,7 @@ def test_trec(tmp_path, form):
         Collection(
             "trec",
             {id: Passage(id, text=id) for id in "ab"},
-            (Case("301", {"original": View("301", "organized crime", "", {"a": 2, "b": 0})}),),
+            (Case("301", {"original": QueryView("301", "organized crime", "", {"a": 2, "b": 0})}),),
         )
     ]
 

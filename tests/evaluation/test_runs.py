@@ -6,14 +6,14 @@ import pytest
 import pytrec_eval
 
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.evaluation.metrics import average_precision
 from dualview.evaluation.runs import most_moved, read_run, run_lines
 from dualview.records import Passage
 from dualview.retrieval.ranking import Ranking
 
 IDS = [f"d{number}" for number in range(12)]
-VIEWS = [View("1", "q", "", {"d1": 1}), View("2", "q", "", {"d2": 1}, ("d1", "d2"))]
+VIEWS = [QueryView("1", "q", "", {"d1": 1}), QueryView("2", "q", "", {"d2": 1}, ("d1", "d2"))]
 
 
 def _read(folder, text):
@@ -76,7 +76,7 @@ def test_any_id_comes_back_from_a_run_file(query, ids, tmp_path_factory):
     file = tmp_path_factory.mktemp("runs") / "wings.trec"
     ranking = Ranking(sorted(ids, reverse=True), [0.5] * len(ids))
     file.write_text("".join(run_lines({query: ranking}, "our tag")), newline="")
-    assert read_run(str(file), [View(query, "q", "", {})], dict.fromkeys(ids))[query] == ranking
+    assert read_run(str(file), [QueryView(query, "q", "", {})], dict.fromkeys(ids))[query] == ranking
     with file.open() as lines:  # Python's idea of white space is wider than C's
         assert [len(line.split()) for line in lines] == [6] * len(ids)
 
@@ -89,7 +89,7 @@ def test_a_line_with_encoded_ids_says_so_and_others_are_as_they_were():
 def test_in_other_peoples_files_a_percent_sign_is_one(tmp_path):
     (tmp_path / "wings.trec").write_text("1 Q0 a%20b 1 0.5 theirs%\n1 Q0 c\u00a0d 2 0.25 theirs%\n")
     passages = dict.fromkeys(["a%20b", "a b", "c\u00a0d"])
-    ranking = read_run(str(tmp_path / "wings.trec"), [View("1", "q", "", {})], passages)["1"]
+    ranking = read_run(str(tmp_path / "wings.trec"), [QueryView("1", "q", "", {})], passages)["1"]
     assert ranking.ids == ["a%20b", "c\u00a0d"]
 
 
@@ -99,7 +99,7 @@ def test_a_run_that_is_not_there_is_one_sentence(tmp_path):
 
 
 def test_the_passages_that_moved_most():
-    views = {name: View(name, "q", name, {}) for name in ("original", "changed")}
+    views = {name: QueryView(name, "q", name, {}) for name in ("original", "changed")}
     passages = {id: Passage(id, text=id) for id in (f"p{n:02d}" for n in range(30))}
     collection = Collection("moves", passages, (Case("t", views, frozenset(passages)),))
     ids = list(passages)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.evaluation.scores import KINDS, SCORES_SCHEMA, QueryScore, mteb_result, score, scores_to_table
 from dualview.records import FlipCollection, FlipQuery, Passage
@@ -63,8 +63,8 @@ def test_followir_equals_mteb(topics):
         qrels |= {f"{number}-og": before, f"{number}-changed": after}
         diff[str(number)] = dropped
         views = {
-            "original": View(f"{number}-og", "q", "i", before),
-            "changed": View(f"{number}-changed", "q", "j", after),
+            "original": QueryView(f"{number}-og", "q", "i", before),
+            "changed": QueryView(f"{number}-changed", "q", "j", after),
         }
         ours.append(Case(str(number), views, frozenset(dropped)))
     expected = {
@@ -98,7 +98,7 @@ def test_robustness_and_paired_accuracy_equal_mteb(groups):
         ids = [f"{key}_q{number}" for number in range(1, len(group) + 1)]
         runs |= {id: run for id, (run, _) in zip(ids, group, strict=True)}
         qrels |= {id: grades for id, (_, grades) in zip(ids, group, strict=True)}
-        cases.append(Case(str(key), {id: View(id, "q", "i", qrels[id]) for id in ids}))
+        cases.append(Case(str(key), {id: QueryView(id, "q", "i", qrels[id]) for id in ids}))
     all_scores, _ = _mteb(runs, qrels)
     rankings = {id: _ranking(run) for id, run in runs.items()}
     scores = score(KINDS["instructir"], [_collection(*cases)], [rankings])
@@ -121,9 +121,9 @@ def _ranked(*ids):
 
 def _infosearch(original, instructed, reversed):
     views = {
-        "original": View("o", "q", "", {"d1": 1, "d2": 1, "d3": 0}),
-        "instructed": View("i", "q", "yes", {"d1": 1, "d2": 0}),
-        "reversed": View("r", "q", "no", {"d1": 0, "d2": 1}),
+        "original": QueryView("o", "q", "", {"d1": 1, "d2": 1, "d3": 0}),
+        "instructed": QueryView("i", "q", "yes", {"d1": 1, "d2": 0}),
+        "reversed": QueryView("r", "q", "no", {"d1": 0, "d2": 1}),
     }
     collection = _collection(Case("t", views, frozenset(["d2"])))
     return _values(
@@ -164,7 +164,7 @@ def test_infosearch_p_mrr_is_over_what_the_instruction_takes_away():
 
 
 def test_excluir_by_hand():
-    collection = _collection(Case("t", {"original": View("t", "q", "", {"d1": 1})}, frozenset(["d2"])))
+    collection = _collection(Case("t", {"original": QueryView("t", "q", "", {"d1": 1})}, frozenset(["d2"])))
     right = _values(score(KINDS["excluir"], [collection], [{"t": _ranked("d3", "d1", "d2")}]))
     assert right == {
         "recall@1": 0,
@@ -240,7 +240,7 @@ def test_a_run_that_lacks_passages_is_scored_where_that_is_defined():
 
 
 def test_plain_scores():
-    collection = _collection(Case("1", {"original": View("1", "wing", "", {"d2": 2, "d3": 1, "d1": 0})}))
+    collection = _collection(Case("1", {"original": QueryView("1", "wing", "", {"d2": 2, "d3": 1, "d1": 0})}))
     perfect = _values(score(KINDS["beir"], [collection], [{"1": _ranked("d2", "d3", "d1")}]))
     assert perfect == {"nDCG@10": 1, "MAP@1000": 1, "recall@100": 1, "MRR": 1}
     assert _values(score(KINDS["beir"], [collection], [{"1": _ranked("d1", "d2")}])) == pytest.approx(

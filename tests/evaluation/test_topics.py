@@ -9,7 +9,7 @@ import pytest
 
 from dualview.config.evaluate import Beir, Flips, FollowIR, HubBenchmark, Mair, Trec
 from dualview.evaluation.benchmarks import read_benchmark
-from dualview.evaluation.benchmarks.collections import Case, Collection, View, topics_of
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView, topics_of
 from dualview.evaluation.scores import KINDS, score
 from dualview.retrieval.ranking import Ranking
 
@@ -205,7 +205,11 @@ MARKS = st.frozensets(st.sampled_from("abcdefgh"), max_size=3)
 def test_topics_are_what_is_linked_in_any_number_of_steps(asked, cut):
     """Queries and what cases are about link each for itself; a number of collections changes nothing."""
     cases = [
-        Case(str(number), {query: View(f"{number}{query}", query, "", {}) for query in queries}, about=about)
+        Case(
+            str(number),
+            {query: QueryView(f"{number}{query}", query, "", {}) for query in queries},
+            about=about,
+        )
         for number, (queries, about) in enumerate(asked)
     ]
     linked = [{number} for number in range(len(cases))]

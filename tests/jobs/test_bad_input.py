@@ -40,7 +40,7 @@ JUDGE = {
     "prompt": "judge-v1",
     "query_prompt": None,
     "min_margin": 0.0,
-    "exam": {"num_pairs": 2, "min_auc": 0.8, "seed": 1, "gold": None},
+    "validation": {"num_pairs": 2, "min_auc": 0.8, "seed": 1, "gold": None},
 }
 
 

@@ -39,7 +39,7 @@ from dualview.engines.scripted import Scripted, seeded_answers
 from dualview.errors import InputError, Interruption
 from dualview.pipelines.generate.actor import ShardActor
 from dualview.pipelines.generate.dry_run import dry_run
-from dualview.pipelines.generate.judge_gate import exam_sentences, set_exam
+from dualview.pipelines.generate.judge_gate import gold_pairs_of, validation_sentences
 from dualview.pipelines.generate.run import check_accepted_share, generate, run_settings
 from dualview.pipelines.study import spent_on
 from dualview.provenance import code
@@ -139,7 +139,7 @@ def attempt_all(config: GenerateConfig, deadly: tuple[Turn, ...]) -> None:
 
     store = open_store(config.output)
     run = planned(config, store)
-    actor = ShardActor(config, run, set_exam(config), vocabulary_of(config.source), None)
+    actor = ShardActor(config, run, gold_pairs_of(config), vocabulary_of(config.source), None)
     actor.engine = Scripted("scripted@1", answer)
 
     async def all_at_once() -> None:
@@ -213,7 +213,7 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
 ) -> None:
     config = small(LLM, tmp_path / "run")
     judge = prompts.load("judge-v1")
-    (pairs,) = set_exam(config).values()
+    (pairs,) = gold_pairs_of(config).values()
     gold = {prompts.judging_prompt(judge, p.query, p.instruction, p.passage): p.gold for p in pairs}
     targets = {
         (example.query, example.instruction_negatives[0].full_text)
@@ -237,7 +237,7 @@ def test_rows_are_for_training_only_if_the_judge_passes_its_exam(
     accepted = [row for row in rows_of(store) if row.status == ACCEPTED]
     assert accepted
     assert {row.trainable for row in accepted} == {knows_the_gold}
-    (sentence,) = exam_sentences(config, open_run(store).exam)
+    (sentence,) = validation_sentences(config, open_run(store).validation)
     assert f"AUC {float(knows_the_gold):.2f} on 20 gold pairs, the config asks for 0.9" in sentence
     effect = "its verdicts count" if knows_the_gold else "none is marked for training"
     assert sentence.endswith(effect)
@@ -258,7 +258,11 @@ def test_several_targets_are_several_rows_of_a_shard(tmp_path: Path) -> None:
 def test_one_run_writes_and_another_judges(tmp_path: Path) -> None:
     writes = small({**LLM, "judges": [], "accept": None}, tmp_path / "written")
     judges = config_of(
-        {**LLM, "source": {"kind": "drafts", "run": str(tmp_path / "written")}, "writer": {"kind": "given"}},
+        {
+            **LLM,
+            "source": {"kind": "drafts", "run": str(tmp_path / "written")},
+            "writer": {"kind": "precomputed"},
+        },
         tmp_path / "judged",
     )
     with pytest.raises(InputError, match="no generate run at"):

@@ -59,7 +59,7 @@ def test_a_run_takes_up_files_that_came_later(cluster: str, s3: str, tmp_path: P
     folder.mkdir()
     write(folder / "b.jsonl", ["b0", "b1", "b2"])
     output = f"{s3}/growing"
-    judge = {**LLM["judges"][0], "exam": {"num_pairs": 2, "min_auc": 0.9, "seed": 1, "gold": None}}
+    judge = {**LLM["judges"][0], "validation": {"num_pairs": 2, "min_auc": 0.9, "seed": 1, "gold": None}}
     settings = {**LLM, "output": output, "judges": [judge], "rows_per_shard": 2}
     source = {"kind": "tuples", "paths": [str(folder)], "max_bad_share": 0.0, "vocabulary": None}
     config = GenerateConfig.model_validate({**settings, "source": source})
@@ -117,7 +117,7 @@ def test_a_run_on_promptrievers_rows_keeps_the_plain_ones(cluster: str, s3: str,
             for instructed in (True, False)
         ]
         (tmp_path / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    judge = {**LLM["judges"][0], "exam": {"num_pairs": 2, "min_auc": 0.9, "seed": 1, "gold": None}}
+    judge = {**LLM["judges"][0], "validation": {"num_pairs": 2, "min_auc": 0.9, "seed": 1, "gold": None}}
     source = {"kind": "promptriever", "paths": [str(tmp_path)], "max_bad_share": 0.0}
     output = f"{s3}/promptriever"
     config = GenerateConfig.model_validate({**LLM, "output": output, "judges": [judge], "source": source})

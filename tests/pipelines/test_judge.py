@@ -12,7 +12,7 @@ import pytest
 from dualview.config.judge import JudgeConfig
 from dualview.errors import InputError, Interruption
 from dualview.pipelines.judge import PAIRS_SCHEMA, judge, print_judged, threshold_sentences
-from dualview.synthesis.exam import as_floats, measure
+from dualview.synthesis.judge_validation import as_floats, measure
 
 NUM_CLAIMS = 6
 
@@ -26,7 +26,7 @@ def config_of(folder: Path, **changes: Any) -> JudgeConfig:
             "prompt": "judge-v1",
             "query_prompt": None,
             "min_margin": 0.0,
-            "exam": {"num_pairs": 20, "min_auc": 0.8, "seed": 1, "gold": None},
+            "validation": {"num_pairs": 20, "min_auc": 0.8, "seed": 1, "gold": None},
         },
         "gold": [
             demo_examples(40),
@@ -213,6 +213,6 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_more_pairs_than_there_are(tmp_path: Path) -> None:
     config = config_of(tmp_path, gold=[claims(tmp_path)])
-    exam = config.judge.exam.model_copy(update={"num_pairs": 50})
-    with pytest.raises(InputError, match=r"exam.num_pairs: 50 .* but claims has 24 and 24; try 48"):
-        judge(config.model_copy(update={"judge": config.judge.model_copy(update={"exam": exam})}))
+    validation = config.judge.validation.model_copy(update={"num_pairs": 50})
+    with pytest.raises(InputError, match=r"validation.num_pairs: 50 .* but claims has 24 and 24; try 48"):
+        judge(config.model_copy(update={"judge": config.judge.model_copy(update={"validation": validation})}))

@@ -76,7 +76,7 @@ def source(folder: str | Path, **mining: Any) -> BeirSource:
         "dense": DENSE,
         "first_rank": 3,
         "last_rank": 40,
-        "min_margin": 0.1,
+        "relative_margin": 0.1,
         "num_negatives": 8,
         "passages_per_shard": 128,
         "queries_per_shard": 128,
@@ -158,7 +158,7 @@ def plainly(
         decisive = scores["dense" if mining.dense else "bm25"]
         best_first = sorted((id for id in relevant if texts[id]), key=lambda id: -relevant[id])
         for positive in best_first[: settings.max_positives]:
-            limit = decisive[positive] - mining.min_margin * abs(decisive[positive])
+            limit = decisive[positive] - mining.relative_margin * abs(decisive[positive])
             kept = [[id for id in ranking if decisive[id] <= limit] for ranking in rankings]
             negatives: list[str] = []
             seen = {"", *(texts[id] for id in relevant)}
@@ -291,8 +291,8 @@ def test_a_finished_run_is_only_read_and_other_settings_are_refused(
     assert seeds_of(mine(source(folder), str(output))) == mined
     assert "0 to do" in caplog.text
     assert open_store(str(output)).list() == before
-    with pytest.raises(InputError, match=r"other settings \(mining.min_margin: stored 0.1, given 0.2\)"):
-        mine(source(folder, min_margin=0.2), str(output))
+    with pytest.raises(InputError, match=r"other settings \(mining.relative_margin: stored 0.1, given 0.2\)"):
+        mine(source(folder, relative_margin=0.2), str(output))
 
 
 @pytest.mark.usefixtures("cluster")

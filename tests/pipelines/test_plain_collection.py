@@ -70,8 +70,8 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "styles": ["plain", "negated"],
             "max_instruction_negatives": 2,
         },
-        judges=[{**judge, "exam": {**judge["exam"], "gold": demo_examples(40)}}],
-        cells={"conditions": ["query", "original", "new"], "hard_negatives": True},
+        judges=[{**judge, "validation": {**judge["validation"], "gold": demo_examples(40)}}],
+        judgements={"conditions": ["query", "original", "new"], "hard_negatives": True},
     )
     with pytest.raises(InputError, match="are mined when its run begins"):
         dry_run(config)

@@ -49,7 +49,7 @@ from dualview.training.schedule import num_steps_of, operations, sampler_of
 
 STEPS = 8
 DEMO = Path("configs/demo").absolute()
-SLOW = {"watching.hook": "slow_hook:slow_step"}
+SLOW = {"monitor.hook": "slow_hook:slow_step"}
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +259,8 @@ def test_sentence_transformers_reads_the_export_and_embeds_alike(uninterrupted):
 
 @pytest.mark.slow
 def test_with_frozen_documents_an_existing_index_stays_valid(config):
-    settings = {"batch.candidates": "queries", "move_back": 0.25, "workers.num": 1}
-    frozen = config("frozen", documents="frozen", **settings)
+    settings = {"batch.candidates": "queries", "weight_interpolation": 0.25, "workers.num": 1}
+    frozen = config("frozen", train="query_encoder", **settings)
     train(frozen)
     texts = ["main ports", "Chad: Central Africa; landlocked"]
     exported = SentenceTransformer(local_model(f"{frozen.output}/encoder"), device="cpu")
@@ -278,7 +278,7 @@ def test_runs_share_the_vectors_of_frozen_passages(config, s3, faulty_s3, monkey
     def run_of(name: str, num_instances: int) -> TrainConfig:
         sizes = {"mixture.parts.0.num_instances": num_instances, "budget.instances": num_instances}
         sizes["workers.num"] = 1  # which encodes, too
-        return config(f"shares-{name}", documents="frozen", embeddings=shelf, **sizes)
+        return config(f"shares-{name}", train="query_encoder", embeddings=shelf, **sizes)
 
     def kept_by(run: TrainConfig) -> tuple[Prepared, NDArray[np.float32]]:
         prepare(run, *plan_mixture(run))

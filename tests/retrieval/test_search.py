@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 import pytest
 
 from dualview.retrieval.ranking import by_query, inner_products
-from dualview.retrieval.search import Found, Shard, merge, search
+from dualview.retrieval.search import Block, Found, merge, search
 
 
 def vectors(num: int, seed: int) -> NDArray[np.float32]:
@@ -25,8 +25,8 @@ def test_search_equals_a_full_matrix_product_for_any_cut(num_shards: int, k: int
     order = np.random.default_rng(2).permutation(101).astype(np.int32)
     cuts = np.linspace(0, 101, num_shards + 1).astype(int).tolist()
 
-    def shard(numbers: NDArray[np.int32]) -> Shard:
-        return Shard(numbers, lambda block: inner_products(queries[block], passages[numbers]))
+    def shard(numbers: NDArray[np.int32]) -> Block:
+        return Block(numbers, lambda block: inner_products(queries[block], passages[numbers]))
 
     shards = [shard(order[start:stop]) for start, stop in pairwise(cuts)]
     found: Found

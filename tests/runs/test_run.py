@@ -103,8 +103,8 @@ def test_the_summary_counts_each_row_once(store: Store) -> None:
     rows = [row("a"), row("b"), row("c", status="declined", trainable=False)]
     run = finish_run(store, [rows, [row("d", trainable=False)]], ASKED)
     run.put_near_duplicates(repeats("b", of_seed_id="a"))
-    assert run.put_exam({"llm:j@1": {"auc": 0.95}}) == {"llm:j@1": {"auc": 0.95}}
-    assert run.put_exam({"llm:j@1": {"auc": 0.5}}) == {"llm:j@1": {"auc": 0.95}}  # the first one counts
+    assert run.put_validation({"llm:j@1": {"auc": 0.95}}) == {"llm:j@1": {"auc": 0.95}}
+    assert run.put_validation({"llm:j@1": {"auc": 0.5}}) == {"llm:j@1": {"auc": 0.95}}  # the first one counts
     record_lost(store, run.plan.shards[0], "late", Spent(2_000_000, 10, 3600.0))
     price = Price(per_million_prompt_tokens=3.0, per_million_completion_tokens=0.0, per_gpu_hour=0.0)
     assert run.summary(price) == {
@@ -115,7 +115,7 @@ def test_the_summary_counts_each_row_once(store: Store) -> None:
         "tokens": {"prompt_tokens": 2_000_000, "completion_tokens": 10},
         "gpu_hours": 1.0,
         "dollars": 6.0,
-        "exam": {"llm:j@1": {"auc": 0.95}},
+        "judge_validation": {"llm:j@1": {"auc": 0.95}},
     }
 
 

@@ -222,7 +222,7 @@ def test_every_negative_keeps_every_rule(choice: dict[str, Any]) -> None:
         ranks = [1 + rows.index(row) for rows in choice["rankings"] if row in rows]
         assert any(mining.first_rank <= rank <= mining.last_rank for rank in ranks)
         of_positive = scores[choice["positive"]]
-        assert of_positive - scores[row] >= mining.min_margin * abs(of_positive) - 1e-9
+        assert of_positive - scores[row] >= mining.relative_margin * abs(of_positive) - 1e-9
         assert row not in choice["relevant"]
         assert texts[row] not in {texts[relevant] for relevant in choice["relevant"]} | {BLANK}
 

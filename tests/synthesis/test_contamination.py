@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dualview.config.generate import Benchmarks
+from dualview.config.generate import ContaminationTexts
 from dualview.errors import InputError
 from dualview.synthesis.contamination import benchmark_texts, load_benchmarks
 
@@ -25,7 +25,9 @@ ROWS = {
 
 
 def load(*paths: Path | str, max_shared_words: int = 3):
-    return load_benchmarks(Benchmarks(paths=tuple(map(str, paths)), max_shared_words=max_shared_words))
+    return load_benchmarks(
+        ContaminationTexts(paths=tuple(map(str, paths)), max_shared_words=max_shared_words)
+    )
 
 
 def test_the_layouts_of_benchmarks_are_read(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from dualview.config.generate import FacetsWriter
+from dualview.config.generate import AttributesWriter
 from dualview.records import Passage, Requirement, SourceExample, all_hold
 from dualview.synthesis.facets import compose
 from dualview.vocabulary import Vocabulary
@@ -18,11 +18,11 @@ WORLD = {
     "climate": ("arid", "tropical", "cold"),
 }
 VALUES = [(facet, value) for facet, values in WORLD.items() for value in values]
-WRITER = FacetsWriter(
-    kind="facets",
+WRITER = AttributesWriter(
+    kind="attributes",
     seed=1,
     negation_share=0.15,
-    same_facet_share=0.45,
+    same_attribute_share=0.45,
     exclusion_share=0.15,
     compound_share=0.0,
 )
@@ -128,7 +128,7 @@ def test_kinds_and_polarities_come_in_the_shares_asked_for():
 
 @pytest.mark.parametrize(("negation", "same"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_an_impossible_kind_gives_way_to_a_possible_one(negation, same):
-    writer = WRITER.model_copy(update={"negation_share": negation, "same_facet_share": same})
+    writer = WRITER.model_copy(update={"negation_share": negation, "same_attribute_share": same})
     shares = drawn(
         writer, {"climate": "cold"}, {"climate": "arid"}, Requirement(True, "region", "africa"), num=50
     )

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from dualview.config.generate import Exam, LlmJudge
+from dualview.config.generate import JudgeValidation, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
 from dualview.records import Passage, Requirement, Verdict
@@ -14,7 +14,7 @@ JUDGE = LlmJudge(
     prompt="judge-v1",
     query_prompt="judge-query-v1",
     min_margin=0.5,
-    exam=Exam(num_pairs=10, min_auc=0.8, seed=1, gold=None),
+    validation=JudgeValidation(num_pairs=10, min_auc=0.8, seed=1, gold=None),
 )
 
 

@@ -10,14 +10,14 @@ from dualview.arrow import dual_views_from_table, dual_views_to_table
 from dualview.config.generate import (
     Accept,
     AttributesJudge,
+    AttributesWriter,
     Bootstrap,
-    Cells,
-    Exam,
-    FacetsWriter,
-    GivenWriter,
+    Judgements,
+    JudgeValidation,
     LlmJudge,
     LlmRewording,
     LlmWriter,
+    PrecomputedWriter,
     Rules,
     Synthesis,
     VocabularyRewording,
@@ -39,8 +39,13 @@ VOCABULARY = Vocabulary(
     inclusions=("Only keep countries {phrase}.",),
     exclusions=("Leave out countries {phrase}.",),
 )
-FACETS = FacetsWriter(
-    kind="facets", seed=1, negation_share=0.2, same_facet_share=0.4, exclusion_share=0.2, compound_share=0.0
+FACETS = AttributesWriter(
+    kind="attributes",
+    seed=1,
+    negation_share=0.2,
+    same_attribute_share=0.4,
+    exclusion_share=0.2,
+    compound_share=0.0,
 )
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 200, "seed": 1}
 LLM = LlmWriter(kind="llm", prompt="write-v1", drafts=1, **SAMPLING)
@@ -49,7 +54,7 @@ LLM_JUDGE = LlmJudge(
     prompt="judge-v1",
     query_prompt="judge-query-v1",
     min_margin=1.0,
-    exam=Exam(num_pairs=10, min_auc=0.8, seed=1, gold=None),
+    validation=JudgeValidation(num_pairs=10, min_auc=0.8, seed=1, gold=None),
 )
 ATTRIBUTES = AttributesJudge(kind="attributes")
 
@@ -111,7 +116,7 @@ def islands_only(text):
 
 
 def recipe(
-    engine=None, vocabulary=VOCABULARY, exam_passed=True, accept="llm", conditions=("new",), **changes
+    engine=None, vocabulary=VOCABULARY, judges_passed=True, accept="llm", conditions=("new",), **changes
 ):
     settings = {
         "bootstrap": None,
@@ -119,13 +124,13 @@ def recipe(
         "writer": LLM,
         "rules": RULES,
         "judges": (LLM_JUDGE,),
-        "cells": Cells(conditions=conditions, hard_negatives=False),
+        "judgements": Judgements(conditions=conditions, hard_negatives=False),
         "accept": Accept(judge=accept, conditions=conditions) if accept else None,
         "rewording": None,
     }
     made_of = Synthesis(**(settings | changes))
     check_parts(made_of, has_vocabulary=vocabulary is not None, has_engine=engine is not None)
-    return Recipe(made_of, vocabulary, engine, exam_passed)
+    return Recipe(made_of, vocabulary, engine, judges_passed)
 
 
 def finish(made_by, examples=(SEED,)):
@@ -195,17 +200,17 @@ def test_every_other_end_has_its_reason_and_trains_nothing(write, relevant, stat
 
 
 @pytest.mark.parametrize(
-    ("accept", "exam_passed", "status", "trainable"),
+    ("accept", "judges_passed", "status", "trainable"),
     [
         ("attributes", False, "accepted", True),
         ("attributes", True, "accepted", True),
         ("llm", True, "not_flipped", False),
     ],
 )
-def test_only_the_named_judge_decides_and_the_other_is_kept(accept, exam_passed, status, trainable):
+def test_only_the_named_judge_decides_and_the_other_is_kept(accept, judges_passed, status, trainable):
     wrong = engine(block(ISLANDS), lambda text: -islands_only(text))
     (row,) = finish(
-        recipe(engine=wrong, judges=(LLM_JUDGE, ATTRIBUTES), accept=accept, exam_passed=exam_passed)
+        recipe(engine=wrong, judges=(LLM_JUDGE, ATTRIBUTES), accept=accept, judges_passed=judges_passed)
     )
     assert (row.status, row.trainable) == (status, trainable)
     assert len(row.verdicts) == 6
@@ -216,14 +221,14 @@ def test_only_the_named_judge_decides_and_the_other_is_kept(accept, exam_passed,
 )
 def test_without_verification_all_that_the_rules_let_through_is_trained_on(write, status, trainable):
     wrong = engine(write, lambda text: -islands_only(text))
-    (row,) = finish(recipe(engine=wrong, accept="none", exam_passed=False))
+    (row,) = finish(recipe(engine=wrong, accept="none", judges_passed=False))
     assert (row.status, row.trainable) == (status, trainable)
     assert bool(row.verdicts) == trainable
     assert all(verdict.surplus < 0 for verdict in row.verdicts)
 
 
 def test_an_llm_judge_that_failed_its_exam_accepts_but_trains_nothing():
-    (row,) = finish(recipe(engine=engine(block(ISLANDS), islands_only), exam_passed=False))
+    (row,) = finish(recipe(engine=engine(block(ISLANDS), islands_only), judges_passed=False))
     assert (row.status, row.trainable) == ("accepted", False)
 
 
@@ -331,7 +336,10 @@ def test_a_poison_row_carries_the_seed_and_nothing_else():
             "vocabulary",
         ),
         ({"conditions": ("original",)}, "expected `new`"),
-        ({"cells": Cells(conditions=("query",), hard_negatives=False)}, "only what cells.conditions holds"),
+        (
+            {"judgements": Judgements(conditions=("query",), hard_negatives=False)},
+            "only what judgements.conditions holds",
+        ),
         (
             {"conditions": ("query", "new"), "judges": (ATTRIBUTES,), "accept": "attributes"},
             "nothing about the query alone",
@@ -472,8 +480,8 @@ def test_the_whole_matrix_decides_where_all_conditions_count(judged, status):
 
 
 def test_conditions_that_do_not_decide_are_judged_and_kept():
-    cells = Cells(conditions=("query", "new"), hard_negatives=False)
-    (row,) = finish(recipe(engine=by_condition(query=-3.0), cells=cells))
+    judgements = Judgements(conditions=("query", "new"), hard_negatives=False)
+    (row,) = finish(recipe(engine=by_condition(query=-3.0), judgements=judgements))
     assert (row.status, len(row.verdicts)) == ("accepted", 6)
 
 
@@ -481,8 +489,10 @@ def test_hard_negatives_of_accepted_rows_get_labels_that_nobody_gave():
     example = replace(
         SEED, hard_negatives=(country("cuba", "america", "island"), country("peru", "america", "coastal"))
     )
-    cells = Cells(conditions=("original", "new"), hard_negatives=True)
-    (row,) = finish(recipe(engine=by_condition(), judges=(LLM_JUDGE, ATTRIBUTES), cells=cells), [example])
+    judgements = Judgements(conditions=("original", "new"), hard_negatives=True)
+    (row,) = finish(
+        recipe(engine=by_condition(), judges=(LLM_JUDGE, ATTRIBUTES), judgements=judgements), [example]
+    )
 
     labels = {
         (v.judge.partition(":")[0], v.condition, v.passage_id): v.margin
@@ -499,7 +509,7 @@ def test_hard_negatives_of_accepted_rows_get_labels_that_nobody_gave():
         ("attributes", "new", "cuba"): 1.0,
         ("attributes", "new", "peru"): -1.0,
     }
-    (rejected,) = finish(recipe(engine=engine("None", islands_only), cells=cells), [example])
+    (rejected,) = finish(recipe(engine=engine("None", islands_only), judgements=judgements), [example])
     assert rejected.verdicts == ()
 
 
@@ -517,7 +527,9 @@ def test_writing_and_judging_apart_gives_what_both_at_once_give():
     assert {row.status for row in written} <= {"written", "bad_length", "near_original"}
     assert not any(row.trainable for row in written)
 
-    judges = recipe(engine=Scripted("another", seeded_answers(3)), writer=GivenWriter(kind="given"))
+    judges = recipe(
+        engine=Scripted("another", seeded_answers(3)), writer=PrecomputedWriter(kind="precomputed")
+    )
     origin = lineage(judges, run="second", shard=0, attempt="a", code_version="1")
     tasks = [Task(row.example, row.target_id, row) for row in written]
     judged = asyncio.run(finish_shard(judges, tasks, origin))
@@ -528,7 +540,7 @@ def test_writing_and_judging_apart_gives_what_both_at_once_give():
 
 
 def test_a_row_that_poisoned_the_writing_pass_stays_what_it_is():
-    judges = recipe(engine=engine("", islands_only), writer=GivenWriter(kind="given"))
+    judges = recipe(engine=engine("", islands_only), writer=PrecomputedWriter(kind="precomputed"))
     origin = lineage(judges, run="second", shard=0, attempt="a", code_version="1")
     (task,) = tasks_of(SEED, 1)
     given = poison_row(task, origin)

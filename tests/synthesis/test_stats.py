@@ -14,7 +14,7 @@ from dualview.records import Draft, Rewording, Verdict
 from dualview.runs.run import open_run
 from dualview.storage import open_store
 from dualview.synthesis.duplicates import mark_near_duplicates
-from dualview.synthesis.stats import Cells, made_by, print_stats, quantiles, run_stats, state
+from dualview.synthesis.stats import VerdictCounts, made_by, print_stats, quantiles, run_stats, state
 
 NEAR = NearDuplicates(threshold=0.9, num_perm=64, ngram=2)
 SETTINGS = {"judges": [{"kind": "llm", "prompt": "j", "min_margin": 0.5}, {"kind": "attributes"}]}
@@ -61,12 +61,12 @@ def test_everything_is_counted_however_it_is_cut(tmp_path, cut):
     assert (stats.prompt_tokens, stats.completion_tokens) == (600, 60)
     assert stats.drafts == {("new", "accepted"): 5, ("new", "declined"): 1}
     assert stats.rewordings == {("new", "accepted"): 4, ("new", "near_original"): 1}
-    assert stats.cells["llm:j@1", "new"] == Cells(
+    assert stats.verdict_counts["llm:j@1", "new"] == VerdictCounts(
         right=2, wrong=0, undecided=2, unlabelled=0, surpluses=Counter([2.0, 1.0])
     )
-    assert stats.cells["llm:j@1", "original"] == Cells(wrong=1, surpluses=Counter([-3.0]))
-    assert stats.cells["llm:j@1", "query"] == Cells(undecided=0, unlabelled=2)
-    assert stats.cells["attributes", "new"] == Cells(right=2, surpluses=Counter([1.0, 1.5]))
+    assert stats.verdict_counts["llm:j@1", "original"] == VerdictCounts(wrong=1, surpluses=Counter([-3.0]))
+    assert stats.verdict_counts["llm:j@1", "query"] == VerdictCounts(undecided=0, unlabelled=2)
+    assert stats.verdict_counts["attributes", "new"] == VerdictCounts(right=2, surpluses=Counter([1.0, 1.5]))
     assert stats.lengths["new instruction"] == {3: 2, 6: 1}
     assert stats.lengths["query"] == {2: 3}
     assert [dict(origin)["writer"] for origin in stats.origins] == ["demo"]

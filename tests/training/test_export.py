@@ -15,7 +15,7 @@ from tiny import (
 import torch
 import transformers
 
-from dualview.training.export import finished_encoder, model_card, move_back
+from dualview.training.export import finished_encoder, interpolate_weights, model_card
 from dualview.training.model import encoder_to_train, learner_of
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
@@ -64,7 +64,7 @@ def test_embeddings_of_words_learn_only_if_asked(config_of):
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(config_of, tmp_path, lora):
     config = config_of(
-        documents="frozen", encoder__lora=lora, encoder__prompts={"query": "what ", "document": "exports "}
+        train="query_encoder", encoder__lora=lora, encoder__prompts={"query": "what ", "document": "exports "}
     )
     encoder = moved(encoder_to_train(config))
     finished_encoder(config, encoder.state_dict()).save(str(tmp_path / "export"))
@@ -163,6 +163,6 @@ def test_moving_back_is_a_share_of_the_way(tmp_path):
     with torch.no_grad():
         for weight in encoder.parameters():
             weight.add_(4.0)
-    move_back(encoder, untouched, 0.25)
+    interpolate_weights(encoder, untouched, 0.25)
     for name, weight in encoder.named_parameters():
         torch.testing.assert_close(weight.detach(), untouched[name] + 3.0)

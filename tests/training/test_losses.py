@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dualview.training.losses import (
+    base_distillation,
     distillation,
     info_nce,
     leave_out_false_negatives,
-    retention,
     truncated,
 )
 
@@ -81,8 +81,8 @@ def test_a_view_without_a_positive_is_refused():
 
 def test_retention_is_zero_for_an_untouched_vector_and_two_for_an_opposite_one():
     vectors = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
-    assert float(retention(vectors, vectors)) == pytest.approx(0, abs=1e-6)
-    assert float(retention(-vectors, vectors)) == pytest.approx(2 * len(vectors), abs=1e-5)
+    assert float(base_distillation(vectors, vectors)) == pytest.approx(0, abs=1e-6)
+    assert float(base_distillation(-vectors, vectors)) == pytest.approx(2 * len(vectors), abs=1e-5)
 
 
 def test_unlabelled_passages_above_the_best_positive_are_left_out():

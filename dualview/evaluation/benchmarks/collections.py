@@ -17,7 +17,7 @@ Grades = Mapping[str, int]  # passage -> relevance, as judged
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class QueryView:
     """One search."""
 
     id: str  # the query's name in run files
@@ -30,7 +30,7 @@ class View:
 @dataclass(frozen=True, slots=True)
 class Case:
     id: str
-    views: Mapping[str, View]
+    views: Mapping[str, QueryView]
     dropped: frozenset[str] = frozenset()  # passages that the instruction takes away: p-MRR is over them
     labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
     about: frozenset[str] = frozenset()  # besides its queries: cases that share one of these are of one topic
@@ -43,7 +43,7 @@ class Collection:
     cases: tuple[Case, ...]
 
     @property
-    def views(self) -> list[View]:
+    def views(self) -> list[QueryView]:
         return [view for case in self.cases for view in case.views.values()]
 
 

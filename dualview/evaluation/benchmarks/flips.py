@@ -6,7 +6,7 @@ from typing import Any
 from dualview.beir import Row
 from dualview.config.evaluate import Flips
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.evaluation.benchmarks.plain import read_corpus, rows_by_id
 from dualview.models import open_data
 from dualview.records import FlipCollection, FlipQuery, Passage
@@ -21,7 +21,7 @@ def from_flips(flips: FlipCollection) -> Collection:
             Case(
                 query.id,
                 {
-                    name: View(
+                    name: QueryView(
                         f"{query.id}-{name}",
                         query.query,
                         query.instructions[name],

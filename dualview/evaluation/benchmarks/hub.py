@@ -7,7 +7,7 @@ from typing import Any
 from dualview.beir import Row, by_id, whole_grade
 from dualview.config.evaluate import FollowIR, HubBenchmark, Mair
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Case, Collection, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, QueryView
 from dualview.evaluation.benchmarks.mirrors import Mirror, rows_of_json, rows_of_mirrored
 from dualview.models import local_data
 from dualview.records import Passage
@@ -52,10 +52,10 @@ class _MtebData:
             else {}
         )
 
-    def view(self, id: str) -> View:
+    def view(self, id: str) -> QueryView:
         if self.candidates is not None and id not in self.candidates:
             raise InputError(f"the query {id!r} has no candidate in top_ranked")
-        return View(
+        return QueryView(
             id,
             self.queries[id],
             self.instructions.get(id, ""),
@@ -161,7 +161,7 @@ def _read_infosearch(settings: HubBenchmark) -> Collection:
         if id in qrels["original"]:
             before, after = qrels["original"][id], qrels["instructed"].get(id, {})
             views = {
-                mode: View(
+                mode: QueryView(
                     f"{id}-{mode}", row.text("text"), row.text(f"instruction_{name}"), qrels[mode].get(id, {})
                 )
                 for mode, name in modes.items()
@@ -191,7 +191,7 @@ def _read_excluir(settings: HubBenchmark) -> Collection:
         )
         match places:
             case [int(unwanted), int(wanted)] if isinstance(query, str) and max(places) < len(texts):
-                view = View(str(number), query, "", {str(wanted): 1})
+                view = QueryView(str(number), query, "", {str(wanted): 1})
                 cases.append(Case(str(number), {"original": view}, frozenset([str(unwanted)])))
             case _:
                 raise InputError(
@@ -234,7 +234,7 @@ def read_mair(settings: Mair) -> list[Collection]:
                 raise InputError(
                     f"{row.where}: `labels` must be a list of objects with an id and a score"
                 ) from None
-            view = View(prefix + id, row.text("query"), row.text("instruction"), grades)
+            view = QueryView(prefix + id, row.text("query"), row.text("instruction"), grades)
             cases.append(
                 Case(prefix + id, {"original": view}, labels={"part": prefix[:-1]} if prefix else {})
             )

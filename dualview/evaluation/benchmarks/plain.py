@@ -7,7 +7,7 @@ import re
 from dualview.beir import Row, by_id, check_qrels, fields_of, read_lines, read_qrels, read_rows
 from dualview.config.evaluate import Beir, Trec
 from dualview.errors import InputError
-from dualview.evaluation.benchmarks.collections import Case, Collection, Grades, View
+from dualview.evaluation.benchmarks.collections import Case, Collection, Grades, QueryView
 from dualview.models import open_data
 from dualview.records import Passage
 from dualview.storage import holds
@@ -56,7 +56,9 @@ def _plain(
         if max(grades.values()) <= 0:
             raise InputError(f"{url}: the query {query_id!r} has no relevant passage")
     cases = (
-        Case(id, {"original": View(id, text, "", qrels[id])}) for id, text in texts.items() if id in qrels
+        Case(id, {"original": QueryView(id, text, "", qrels[id])})
+        for id, text in texts.items()
+        if id in qrels
     )
     return Collection(name, passages, tuple(cases))
 

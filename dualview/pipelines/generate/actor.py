@@ -19,7 +19,7 @@ from dualview.config.generate import GenerateConfig
 from dualview.costs import Spent
 from dualview.engines import EngineDied, EngineUnavailable, open_engine
 from dualview.errors import InputError, Interruption
-from dualview.pipelines.generate.judge_gate import Exam, exam_passed, sit_exams
+from dualview.pipelines.generate.judge_gate import GoldPairs, judges_passed, validate_judges
 from dualview.provenance import code
 from dualview.records import ACCEPTED, WRITTEN, DualView, Lineage
 from dualview.runs.attempts import begin_attempt, crashing_rows, leave_breadcrumb, record_lost
@@ -46,18 +46,18 @@ class ShardActor:
         self,
         config: GenerateConfig,
         run: GenerateRun,
-        exam: Exam,
+        pairs: GoldPairs,
         vocabulary: Vocabulary | None,
         account: ActorHandle | None,
     ) -> None:
         self.accounted_until = time.monotonic()
-        self.config, self.run, self.exam, self.account = config, run, exam, account
+        self.config, self.run, self.pairs, self.account = config, run, pairs, account
         self.vocabulary = vocabulary  # as the driver read it: a path may mean another file on this node
         self.source = open_source(config.source)
         self.engine = open_engine(config.engine) if config.engine else None
         self.recipe: Recipe | None = None
         self.turns = Turns()
-        self.examining = asyncio.Lock()
+        self.validating = asyncio.Lock()
         self.metrics = Metrics() if ray.is_initialized() else None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class ShardActor:
         if self.account is not None and await self.account.used_up.remote():
             return _report(0.0, 0, [], Spent())
         try:
-            recipe = await self._examined_recipe()
+            recipe = await self._validated_recipe()
             start = time.monotonic()
             rows, spent = await self._finish(recipe, shard)
         except EngineUnavailable as error:
@@ -147,20 +147,20 @@ class ShardActor:
         await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, len(tasks))
         return rows
 
-    async def _examined_recipe(self) -> Recipe:
+    async def _validated_recipe(self) -> Recipe:
         """The recipe, after the judges' exam: the first actor sits it, all go by its one result."""
-        async with self.examining:
+        async with self.validating:
             if self.recipe is None:
-                results = await asyncio.to_thread(lambda: self.run.exam)
-                if self.exam and not results:
+                results = await asyncio.to_thread(lambda: self.run.validation)
+                if self.pairs and not results:
                     assert self.engine is not None  # check_parts: no LLM judge without an engine
-                    own = await sit_exams(self.engine, self.config, self.exam)
-                    results = await asyncio.to_thread(self.run.put_exam, own)
+                    own = await validate_judges(self.engine, self.config, self.pairs)
+                    results = await asyncio.to_thread(self.run.put_validation, own)
                 self.recipe = Recipe(
                     self.config,
                     vocabulary=self.vocabulary,
                     engine=self.engine,
-                    exam_passed=exam_passed(self.config, results),
+                    judges_passed=judges_passed(self.config, results),
                 )
         return self.recipe
 

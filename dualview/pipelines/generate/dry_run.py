@@ -13,7 +13,7 @@ from dualview.engines.chat import chat_of
 from dualview.pipelines.generate.run import check
 from dualview.runs.plan import Plan
 from dualview.sources import open_source
-from dualview.synthesis.preview import Prompt, estimate, fill_prompts
+from dualview.synthesis.preview import Conversation, estimate, fill_prompts
 
 SAMPLE = 20  # examples
 TOKENS_PER_WORD = 1.4  # where no tokenizer is at hand; English, with a chat template's extras
@@ -51,12 +51,12 @@ def dry_run(config: GenerateConfig) -> None:
     console.print(table)
 
 
-def _counter(config: GenerateConfig) -> tuple[Callable[[Prompt], int], str]:
+def _counter(config: GenerateConfig) -> tuple[Callable[[Conversation], int], str]:
     """How many tokens a prompt has, and in words how that is known."""
     if isinstance(config.engine, VllmEngine):
         chat = chat_of(config.engine)
 
-        def count(prompt: Prompt) -> int:
+        def count(prompt: Conversation) -> int:
             return len(chat.token_ids(prompt))
 
         return count, "by the model's tokenizer"

@@ -10,11 +10,11 @@ from dualview.errors import Interruption
 from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.sources import Source, open_source
-from dualview.synthesis.exam import ExamPair, exam_pairs, sit_exam
+from dualview.synthesis.judge_validation import GoldPair, draw_gold_pairs, validate_judge
 from dualview.synthesis.judging import judge_name
 
-Exam = dict[str, list[ExamPair]]  # judge -> the pairs it must answer
-Results = Mapping[str, Mapping[str, float]]  # judge -> ExamResult as JSON
+GoldPairs = dict[str, list[GoldPair]]  # judge -> the pairs it must answer
+Results = Mapping[str, Mapping[str, float]]  # judge -> ValidationResult as JSON
 
 
 def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
@@ -30,28 +30,32 @@ def first_examples(source: Source, inputs: Sequence[Input], num: int) -> list[So
     return examples
 
 
-def set_exam(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> Exam:
+def gold_pairs_of(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> GoldPairs:
     """Gold pairs for each LLM judge, from the labels of the first examples of its exam's gold source.
 
     `inputs` of the config's own source are not listed again where they are given.
     """
-    exam = {}
+    pairs: GoldPairs = {}
     for judge in _llm_judges(config):
-        source = open_source(judge.exam.gold or config.source)
-        own = None if judge.exam.gold else inputs
-        examples = first_examples(source, source.inputs() if own is None else own, 10 * judge.exam.num_pairs)
-        exam[judge_name(judge)] = exam_pairs(examples, judge.exam.num_pairs, random.Random(judge.exam.seed))
-    return exam
+        source = open_source(judge.validation.gold or config.source)
+        own = None if judge.validation.gold else inputs
+        examples = first_examples(
+            source, source.inputs() if own is None else own, 10 * judge.validation.num_pairs
+        )
+        pairs[judge_name(judge)] = draw_gold_pairs(
+            examples, judge.validation.num_pairs, random.Random(judge.validation.seed)
+        )
+    return pairs
 
 
-async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Results:
+async def validate_judges(engine: Engine, config: GenerateConfig, pairs: GoldPairs) -> Results:
     """Every LLM judge's result. Raises Interruption where the engine dies.
 
     No row is to blame for that, so none could be left out: with a new actor it would go on for ever.
     """
     try:
         return {
-            judge_name(judge): asdict(await sit_exam(engine, judge, exam[judge_name(judge)]))
+            judge_name(judge): asdict(await validate_judge(engine, judge, pairs[judge_name(judge)]))
             for judge in _llm_judges(config)
         }
     except EngineDied as error:
@@ -60,21 +64,21 @@ async def sit_exams(engine: Engine, config: GenerateConfig, exam: Exam) -> Resul
         ) from error
 
 
-def exam_passed(config: GenerateConfig, results: Results) -> bool:
+def judges_passed(config: GenerateConfig, results: Results) -> bool:
     """Whether every LLM judge reached its minimum; the absence of a result is no pass."""
     return all(
-        judge_name(judge) in results and results[judge_name(judge)]["auc"] >= judge.exam.min_auc
+        judge_name(judge) in results and results[judge_name(judge)]["auc"] >= judge.validation.min_auc
         for judge in _llm_judges(config)
     )
 
 
-def exam_sentences(config: GenerateConfig, results: Results) -> list[str]:
+def validation_sentences(config: GenerateConfig, results: Results) -> list[str]:
     """One sentence a judge: how it did, and what follows for the rows."""
     sentences = []
     for judge in _llm_judges(config):
         if judge_name(judge) in results:
             result = results[judge_name(judge)]
-            if result["auc"] >= judge.exam.min_auc:
+            if result["auc"] >= judge.validation.min_auc:
                 effect = "its verdicts count"
             elif config.accept is not None and config.accept.judge == "llm":
                 effect = "its rows are kept, but none is marked for training"
@@ -82,6 +86,6 @@ def exam_sentences(config: GenerateConfig, results: Results) -> list[str]:
                 effect = "its verdicts are kept, but do not count"
             sentences.append(
                 f"judge {judge_name(judge)}: AUC {result['auc']:.2f} on {result['num_pairs']:.0f} gold pairs,"
-                f" the config asks for {judge.exam.min_auc}; {effect}"
+                f" the config asks for {judge.validation.min_auc}; {effect}"
             )
     return sentences

@@ -28,6 +28,7 @@ import ray
 from ray.data import TaskPoolStrategy
 
 from dualview.arrow import EXAMPLE_SCHEMA, examples_to_table
+from dualview.config.renames import with_new_names
 from dualview.config.sources import BeirSource, DenseRetriever, Mining
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.distributed.embeddings import ensure_embeddings
@@ -37,7 +38,7 @@ from dualview.records import SourceExample
 from dualview.retrieval import bm25
 from dualview.retrieval.embeddings import EmbeddingSpec, Unit, Wanted, gather, keys_of, locate
 from dualview.retrieval.ranking import by_query
-from dualview.retrieval.search import QUERIES_AT_A_TIME, Shard, by_vectors, search
+from dualview.retrieval.search import QUERIES_AT_A_TIME, Block, by_vectors, search
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.sources.beir import (
     BeirCollection,
@@ -80,7 +81,9 @@ def mine(source: BeirSource, output: str) -> Mined:
         if source.mining.dense.embeddings is not None:
             pin_embedding_cache(open_store(source.mining.dense.embeddings))
     collection = read_collection(source)
-    pin_manifest(store, PLAN_KEY, _plan(source, collection), metadata={})
+    pin_manifest(
+        store, PLAN_KEY, _plan(source, collection), metadata={}, deciding=partial(with_new_names, BeirSource)
+    )
     num_parts = -(-len(collection.queries) // source.mining.queries_per_shard)
     to_do = _missing(store, _part_key, num_parts)
     logger.info(
@@ -355,7 +358,7 @@ def _candidates(
     rankings: list[list[list[int]]] = [[] for _ in queries]
     scores: list[Mapping[int, float]] = []
 
-    def rank(shards: Iterable[Shard], *, shares_a_word: bool) -> None:
+    def rank(shards: Iterable[Block], *, shares_a_word: bool) -> None:
         nonlocal scores
         found = search(shards, len(texts), k=mining.last_rank, listed=[np.array(rows) for rows in listed])
         best = bm25.with_a_word(found.best) if shares_a_word else found.best
@@ -405,10 +408,10 @@ def _examples(
     ]
 
 
-def _by_bm25(work: _Work, queries: Sequence[Sequence[int]]) -> Iterator[Shard]:
+def _by_bm25(work: _Work, queries: Sequence[Sequence[int]]) -> Iterator[Block]:
     for number in range(work.num_shards):
         index = bm25.from_bytes(work.store.get(_index_key(number)))
         rows = work.rows_of("document", number)
-        yield Shard(
+        yield Block(
             np.arange(rows.start, rows.stop, dtype=np.int32), partial(bm25.scores_of_all, index, queries)
         )

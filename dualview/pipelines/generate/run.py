@@ -13,14 +13,14 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy
 
 from dualview.config.engines import Price, VllmEngine
-from dualview.config.generate import Budget, GenerateConfig, GivenWriter
+from dualview.config.generate import Budget, GenerateConfig, PrecomputedWriter
 from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
 from dualview.costs import Spent, used_up
 from dualview.distributed.cluster import errors_of_workers, join_cluster, map_on_cluster
 from dualview.engines import check_engine
 from dualview.errors import InputError, Interruption
 from dualview.pipelines.generate.actor import ShardActor
-from dualview.pipelines.generate.judge_gate import Exam, set_exam
+from dualview.pipelines.generate.judge_gate import GoldPairs, gold_pairs_of
 from dualview.pipelines.generate.mine import mine
 from dualview.progress import Progress
 from dualview.runs.plan import Shard, known_inputs, plan_run
@@ -50,13 +50,13 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     check_reachable(store)
     check(config)
     config = _with_mined_examples(config)
-    run, exam = _plan(config, store)
+    run, pairs = _plan(config, store)
     to_do = run.missing()
     logger.info(f"{config.output}: {len(run.plan.shards)} shards planned, {len(to_do)} to do")
     if to_do:
         join_cluster(config.actors)
         with errors_of_workers():
-            _finish_all(config, run, exam, to_do)
+            _finish_all(config, run, pairs, to_do)
     if config.near_duplicates and run.lacks_near_duplicates and not run.missing():
         mark_near_duplicates(run, config.near_duplicates, partial(map_on_cluster, config.actors))
     return run.summary(config.price)
@@ -71,17 +71,17 @@ def _with_mined_examples(config: GenerateConfig) -> GenerateConfig:
     return config.model_copy(update={"source": examples})
 
 
-def _plan(config: GenerateConfig, store: Store) -> tuple[GenerateRun, Exam]:
+def _plan(config: GenerateConfig, store: Store) -> tuple[GenerateRun, GoldPairs]:
     """Plans the run, or goes on with its plan. A mistake in prompts or gold pairs shows before anything is written."""
     source, settings = open_source(config.source), run_settings(config)
     each = partial(map_on_cluster, config.actors)
     inputs = source.inputs(known_inputs(store, settings), each)
     fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
-    exam = set_exam(config, inputs)
+    pairs = gold_pairs_of(config, inputs)
     run = GenerateRun(store, plan_run(store, settings, inputs, config.rows_per_shard))
     if isinstance(config.source, PromptrieverSource):
         keep_plain(store, run.plan.all_inputs, each)
-    return run, exam
+    return run, pairs
 
 
 def check(config: GenerateConfig) -> None:
@@ -92,9 +92,9 @@ def check(config: GenerateConfig) -> None:
         has_vocabulary=vocabulary_of(config.source) is not None,
         has_engine=engine is not None,
     )
-    if isinstance(config.source, DraftsSource) != isinstance(config.writer, GivenWriter):
+    if isinstance(config.source, DraftsSource) != isinstance(config.writer, PrecomputedWriter):
         raise InputError(
-            "writer: kind given and a source of kind drafts belong together; found only one of them"
+            "writer: kind precomputed and a source of kind drafts belong together; found only one of them"
         )
     if isinstance(engine, VllmEngine) and actors.gpus and engine.tensor_parallel != actors.gpus:
         raise InputError(
@@ -121,7 +121,7 @@ def run_settings(config: GenerateConfig) -> dict[str, Any]:
     }
 
 
-def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: list[Shard]) -> None:
+def _finish_all(config: GenerateConfig, run: GenerateRun, pairs: GoldPairs, to_do: list[Shard]) -> None:
     """INPUT shard numbers -> FAN-OUT actors with an engine -> OUTPUT one put and one small report each."""
     actors = config.actors
     account = _account(config, run)
@@ -129,7 +129,7 @@ def _finish_all(config: GenerateConfig, run: GenerateRun, exam: Exam, to_do: lis
         [{"shard": shard.index} for shard in to_do], override_num_blocks=len(to_do)
     ).map_batches(
         ShardActor,
-        fn_constructor_args=(config, run, exam, vocabulary_of(config.source), account),
+        fn_constructor_args=(config, run, pairs, vocabulary_of(config.source), account),
         batch_size=1,
         compute=ActorPoolStrategy(
             **actors.size(len(to_do)),

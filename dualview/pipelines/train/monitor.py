@@ -28,7 +28,7 @@ from dualview.pipelines.evaluate import (
 from dualview.retrieval.embeddings import EmbeddingSpec
 from dualview.retrieval.encoder import encode
 from dualview.retrieval.ranking import inner_products, rankings_of
-from dualview.retrieval.search import Shard
+from dualview.retrieval.search import Block
 from dualview.training.export import finished_encoder
 from dualview.training.plan import Work
 from dualview.training.prepared import view_text
@@ -40,12 +40,12 @@ SECONDS_BETWEEN_LINES = 10
 Figures = dict[str, float]
 
 
-class Watch:
+class Monitor:
     """Rank 0's eyes. Rates are those since the step before; evaluation runs beside the training."""
 
     def __init__(self, config: TrainConfig, num_steps: int, *, num_parameters: int) -> None:
         self._config, self._num_steps, self._num_parameters = config, num_steps, num_parameters
-        self._hook = hook_of(config.watching.hook)
+        self._hook = hook_of(config.monitor.hook)
         # For Prometheus, through Ray's own exporter: the latest value of each figure.
         self._gauge = ray.util.metrics.Gauge(
             "dualview_training",
@@ -53,8 +53,8 @@ class Watch:
             tag_keys=("figure",),
         )
         self._writer, self._trail = None, None
-        if config.watching.logs is not None:
-            folder = Path(config.watching.logs)
+        if config.monitor.logs is not None:
+            folder = Path(config.monitor.logs)
             self._writer = SummaryWriter(str(folder))
             self._trail = (folder / "trail.jsonl").open("a")
         self._started = self._last_step = self._last_line = time.monotonic()
@@ -77,7 +77,7 @@ class Watch:
         }
         if gradient_norm is not None:
             figures["gradient_norm"] = float(gradient_norm)
-        if (peak := self._config.watching.peak_tflops) is not None:
+        if (peak := self._config.monitor.peak_tflops) is not None:
             done = operations(self._config, self._num_parameters, work.num_tokens)
             figures["mfu"] = done / seconds / (peak * 1e12 * self._config.workers.num)
         self._note(step, figures)
@@ -144,10 +144,10 @@ def hook_of(name: str | None) -> Callable[[dict[str, float]], object] | None:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"watching.hook: {name} cannot be imported ({error}); expected package.module:function"
+            f"monitor.hook: {name} cannot be imported ({error}); expected package.module:function"
         ) from None
     if not callable(found):
-        raise InputError(f"watching.hook: {name} is not a function")
+        raise InputError(f"monitor.hook: {name} is not a function")
     hook: Callable[[dict[str, float]], object] = found
     return hook
 
@@ -159,8 +159,8 @@ def _score_weights(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -
 
 def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
     """Means of an encoder on the config's benchmark."""
-    assert config.watching.benchmark is not None
-    benchmark = open_benchmark(config.watching.benchmark)
+    assert config.monitor.benchmark is not None
+    benchmark = open_benchmark(config.monitor.benchmark)
     [collection] = benchmark.collections
     settings = config.encoder
     spec = EmbeddingSpec(
@@ -173,7 +173,7 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
     texts = [view_text(settings.query_template, view.query, view.instruction) for view in collection.views]
     queries_VE = encode(encoder, spec, texts).vectors_NE
     numbers_D = np.arange(len(passages_DE), dtype=np.int32)
-    shard = Shard(numbers_D, lambda block: inner_products(queries_VE[block], passages_DE))
+    shard = Block(numbers_D, lambda block: inner_products(queries_VE[block], passages_DE))
     found = search_among([shard], len(texts), candidates_of(collection, collection.views))
     hits = hits_of(found, collection.views[0])
     rankings = rankings_of(hits, len(texts), sorted(collection.passages))

@@ -34,7 +34,7 @@ ROWS_LOOKED_AT = 64  # for an estimate
 
 
 @dataclass(frozen=True)
-class Source:
+class ShardDraw:
     """One shard of one part, and what is drawn from it."""
 
     part: int
@@ -46,7 +46,7 @@ class Source:
     piece: str  # named by all of this: where the data has grown, another piece is made
 
 
-def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]]]:
+def plan_mixture(config: TrainConfig) -> tuple[list[ShardDraw], list[dict[str, Any]]]:
     """Which rows of which shards the mixture takes, and for people the counts of each part.
 
     Raises InputError where a part's data is not a finished generate run or holds too little.
@@ -72,7 +72,7 @@ def plan_mixture(config: TrainConfig) -> tuple[list[Source], list[dict[str, Any]
                     {id: asdict(of_example) for id, of_example in own.items()},
                 ]
                 piece = f"prepared/part-{number:02d}-{Path(key).stem}-{fingerprint(decides)}.arrow"
-                sources.append(Source(number, part.data, key, left_out, own, num_sections, piece))
+                sources.append(ShardDraw(number, part.data, key, left_out, own, num_sections, piece))
         counts.append(
             {
                 "data": part.data,
@@ -91,7 +91,7 @@ def _num_rows_of_examples(data: str, left_out: frozenset[tuple[str, str]], key: 
     return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of an example follow each other
 
 
-def prepare(config: TrainConfig, sources: Sequence[Source], counts: Sequence[dict[str, Any]]) -> None:
+def prepare(config: TrainConfig, sources: Sequence[ShardDraw], counts: Sequence[dict[str, Any]]) -> None:
     """Puts a piece of groups for each source, where it does not stand yet, and last their list with the counts."""
     store = open_store(config.output)
     if store.list(INDEX_KEY):
@@ -131,7 +131,7 @@ def expected_tokens(config: TrainConfig) -> int:
         for group in groups:
             always = len(group.passages) - group.num_hard_negatives
             shown = [passage.full_text for passage in group.passages]
-            if config.documents == "trained":
+            if config.train == "both_encoders":
                 seen += num_tokens(shown[:always], settings.max_passage_tokens)
                 share = min(1.0, part.num_hard_negatives / max(1, group.num_hard_negatives))
                 seen += share * num_tokens(shown[always:], settings.max_passage_tokens)
@@ -154,7 +154,7 @@ def _tokenizer(settings: EncoderConfig) -> Any:
     return load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
 
 
-def _prepare_one(config: TrainConfig, source: Source) -> None:
+def _prepare_one(config: TrainConfig, source: ShardDraw) -> None:
     part, settings = config.mixture.parts[source.part], config.encoder
     table = trainable_rows(read_shard(open_store(source.data), source.key), source.left_out)
     table = table.filter(pa.array([id in source.draws for id in table["id"].to_pylist()], pa.bool_()))

@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
         _print_plan(config, prepared)
-        if config.documents == "frozen":
+        if config.train == "query_encoder":
             keep_vectors(placed, prepared)
         with errors_of_workers():
             _trainer(placed).fit()
@@ -110,14 +110,14 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
     parts = tuple(
         part.model_copy(update={"data": open_store(part.data).url}) for part in config.mixture.parts
     )
-    logs = config.watching.logs
+    logs = config.monitor.logs
     return config.model_copy(
         update={
             "output": open_store(config.output).url,
             "embeddings": config.embeddings and open_store(config.embeddings).url,
             "mixture": config.mixture.model_copy(update={"parts": parts}),
             "encoder": config.encoder.model_copy(update={"model": model}),
-            "watching": config.watching.model_copy(update={"logs": logs and str(Path(logs).absolute())}),
+            "monitor": config.monitor.model_copy(update={"logs": logs and str(Path(logs).absolute())}),
         }
     )
 

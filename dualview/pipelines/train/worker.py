@@ -30,7 +30,7 @@ from dualview.pipelines.train.engine import (
     step_of,
 )
 from dualview.pipelines.train.frozen import look_up_vectors
-from dualview.pipelines.train.monitor import Watch
+from dualview.pipelines.train.monitor import Monitor
 from dualview.pipelines.train.prepare import open_prepared, read_counts
 from dualview.retrieval.encoder import encode_tokens, num_dense_parameters
 from dualview.runs.publishing import LAST_KEY, offer, publish
@@ -74,13 +74,13 @@ class Worker:
         self.num_steps = num_steps_of(config, self.sampler)
         self.learner = learner_of(config)
         self.num_parameters = num_dense_parameters(self.learner.encoder)
-        self.frozen = look_up_vectors(config, self.prepared) if config.documents == "frozen" else None
+        self.frozen = look_up_vectors(config, self.prepared) if config.train == "query_encoder" else None
         self.engine, self.start = _resume(config, store, self.learner, self.num_steps)
         self.retained = _retain(config, self.prepared, self.engine.device)
         self.step = step_of(self.engine, config, self.retained, self.world_size)
         self.checkpoints = Checkpoints(store, self.attempt, self.rank, self.world_size)
-        self.watch = (
-            Watch(config, self.num_steps, num_parameters=self.num_parameters) if self.rank == 0 else None
+        self.monitor = (
+            Monitor(config, self.num_steps, num_parameters=self.num_parameters) if self.rank == 0 else None
         )
         self.first_step = len(self.start.losses)
         self.losses = list(self.start.losses)
@@ -96,7 +96,7 @@ class Worker:
             is_last = step + 1 == self.num_steps
             if (step + 1) % self.config.checkpoint_every_steps == 0 and not is_last:
                 self._save_checkpoint()
-            every = self.config.watching.evaluate_every_steps
+            every = self.config.monitor.evaluate_every_steps
             if every is not None and ((step + 1) % every == 0 or is_last):
                 self._evaluate(step)
         self.seconds = time.monotonic() - self.began
@@ -106,8 +106,8 @@ class Worker:
         self.checkpoints.wait()
         weights = all_weights(self.learner, self.config)
         temperature = float(self.learner.temperature())
-        if self.watch is not None:
-            result = self._result(temperature, self.watch.close())
+        if self.monitor is not None:
+            result = self._result(temperature, self.monitor.close())
             _export(self.store, self.attempt, self.config, weights, result)
             publish(self.store)
 
@@ -137,8 +137,8 @@ class Worker:
         self.losses.append(loss)
         self.num_groups += len(work.batch.group_ids)
         self.num_tokens += work.num_tokens
-        if self.watch is not None:
-            self.watch.step(step, loss, learning_rate, self.engine.get_global_grad_norm(), work)
+        if self.monitor is not None:
+            self.monitor.step(step, loss, learning_rate, self.engine.get_global_grad_norm(), work)
 
     def _save_checkpoint(self) -> None:
         position = Position(
@@ -152,8 +152,8 @@ class Worker:
 
     def _evaluate(self, step: int) -> None:
         weights = all_weights(self.learner, self.config)
-        if self.watch is not None:
-            self.watch.evaluate(step, weights)
+        if self.monitor is not None:
+            self.monitor.evaluate(step, weights)
 
     def _result(self, temperature: float, evaluations: list[dict[str, Any]]) -> dict[str, Any]:
         """The content of result.json."""
@@ -210,7 +210,7 @@ def _resume(
 
 
 def _retain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Retained:
-    if config.loss.retention == 0:
+    if config.loss.base_distillation == 0:
         return Retained([], torch.empty(0))
     tokens = prepared.retained()
     encoder = untouched_encoder(config).to(device)  # the one in training may have learned something already

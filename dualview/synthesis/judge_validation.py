@@ -32,56 +32,56 @@ Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class ExamPair:
+class GoldPair:
     query: str
     instruction: str
     passage: Passage
     gold: bool
 
 
-def exam_pairs(examples: Sequence[SourceExample], num_pairs: int, rng: random.Random) -> list[ExamPair]:
+def draw_gold_pairs(examples: Sequence[SourceExample], num_pairs: int, rng: random.Random) -> list[GoldPair]:
     """Original instructions with the passages that the examples' own labels call relevant or not.
 
     Half of them (rounded down) are relevant. Raises InputError where the examples do not hold as many.
     """
-    relevant = [ExamPair(example.query, example.instruction, example.positive, True) for example in examples]
+    relevant = [GoldPair(example.query, example.instruction, example.positive, True) for example in examples]
     irrelevant = [
-        ExamPair(example.query, example.instruction, passage, False)
+        GoldPair(example.query, example.instruction, passage, False)
         for example in examples
         for passage in example.instruction_negatives
     ]
     return _half_of_each(relevant, irrelevant, num_pairs, rng, "the examples have")
 
 
-def flip_pairs(collection: FlipCollection, num_pairs: int, rng: random.Random) -> list[ExamPair]:
+def flip_pairs(collection: FlipCollection, num_pairs: int, rng: random.Random) -> list[GoldPair]:
     """Both instructions of a query with the passages that are relevant under one of them.
 
     A passage is gold under an instruction if it is relevant under it, and no if it is so only under
     the other. Half (rounded down) are relevant. Raises InputError where the collection lacks pairs.
     """
-    relevant: list[ExamPair] = []
-    irrelevant: list[ExamPair] = []
+    relevant: list[GoldPair] = []
+    irrelevant: list[GoldPair] = []
     for query in collection.queries:
         for view, instruction in query.instructions.items():
             own = query.relevant[view]
             others = {id: None for ids in query.relevant.values() for id in ids if id not in own}
             for ids, gold, pairs in ((own, True, relevant), (others, False, irrelevant)):
-                pairs += [ExamPair(query.query, instruction, collection.passages[id], gold) for id in ids]
+                pairs += [GoldPair(query.query, instruction, collection.passages[id], gold) for id in ids]
     return _half_of_each(relevant, irrelevant, num_pairs, rng, f"{collection.name} has")
 
 
 def _half_of_each(
-    relevant: Sequence[ExamPair],
-    irrelevant: Sequence[ExamPair],
+    relevant: Sequence[GoldPair],
+    irrelevant: Sequence[GoldPair],
     num_pairs: int,
     rng: random.Random,
     holder: str,
-) -> list[ExamPair]:
+) -> list[GoldPair]:
     num_relevant = num_pairs // 2
     num_irrelevant = num_pairs - num_relevant
     if len(relevant) < num_relevant or len(irrelevant) < num_irrelevant:
         raise InputError(
-            f"exam.num_pairs: {num_pairs} pairs need {num_relevant} positives and {num_irrelevant}"
+            f"validation.num_pairs: {num_pairs} pairs need {num_relevant} positives and {num_irrelevant}"
             f" instruction negatives, but {holder} {len(relevant)} and {len(irrelevant)};"
             f" try {2 * min(len(relevant), len(irrelevant))}"
         )
@@ -92,7 +92,7 @@ def _half_of_each(
 
 
 @dataclass(frozen=True, slots=True)
-class ExamResult:
+class ValidationResult:
     auc: float  # area under the ROC curve, 0.5 for a coin
     agreement: float  # share of pairs where (margin > 0) is the gold answer
     ece: float | None  # expected calibration error of p(yes); None where no pair is decided
@@ -100,13 +100,13 @@ class ExamResult:
     num_undecided: int
 
 
-async def sit_exam(engine: Engine, settings: LlmJudge, pairs: Sequence[ExamPair]) -> ExamResult:
+async def validate_judge(engine: Engine, settings: LlmJudge, pairs: Sequence[GoldPair]) -> ValidationResult:
     """Asks the judge about every pair, and grades what it says."""
     margins = await ask_pairs(engine, settings, pairs)
     return grade(as_floats(margins), np.array([pair.gold for pair in pairs]))
 
 
-async def ask_pairs(engine: Engine, settings: LlmJudge, pairs: Sequence[ExamPair]) -> list[float | None]:
+async def ask_pairs(engine: Engine, settings: LlmJudge, pairs: Sequence[GoldPair]) -> list[float | None]:
     """The judge's margin for every pair, all of them asked at the same time."""
     return await asyncio.gather(
         *(ask(engine, settings, pair.query, pair.instruction, pair.passage) for pair in pairs)
@@ -118,11 +118,11 @@ def as_floats(margins: Sequence[float | None]) -> Floats:
     return np.array([np.nan if margin is None else margin for margin in margins], dtype=np.float64)
 
 
-def grade(margins_P: Floats, golds_P: Bools) -> ExamResult:
+def grade(margins_P: Floats, golds_P: Bools) -> ValidationResult:
     """An undecided pair (NaN) counts as answered wrongly and surely, but has no probability to calibrate."""
     bins = reliability(margins_P, golds_P)
     num_decided = sum(bin.num_pairs for bin in bins)
-    return ExamResult(
+    return ValidationResult(
         auc=float(roc_auc_score(golds_P, _answered(margins_P, golds_P))),
         agreement=float(np.mean(_right(margins_P, golds_P))),
         ece=sum(abs(bin.mean_probability - bin.share_relevant) * bin.num_pairs for bin in bins) / num_decided
@@ -171,7 +171,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    result: ExamResult
+    result: ValidationResult
     auc_low: float  # 95% interval
     auc_high: float
     bins: tuple[Bin, ...]

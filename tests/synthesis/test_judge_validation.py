@@ -8,22 +8,22 @@ from prompted import inside
 import pytest
 from scipy.stats import binomtest
 
-from dualview.config.generate import Exam, LlmJudge
+from dualview.config.generate import JudgeValidation, LlmJudge
 from dualview.engines import Completion
 from dualview.engines.scripted import Scripted
 from dualview.errors import InputError
 from dualview.records import FlipCollection, FlipQuery, Passage, SourceExample
-from dualview.synthesis.exam import (
+from dualview.synthesis.judge_validation import (
     as_floats,
     auc_interval,
-    exam_pairs,
+    draw_gold_pairs,
     flip_pairs,
     grade,
     kept,
     measure,
     reliability,
-    sit_exam,
     smallest_threshold,
+    validate_judge,
 )
 
 JUDGE = LlmJudge(
@@ -31,7 +31,7 @@ JUDGE = LlmJudge(
     prompt="judge-v1",
     query_prompt="judge-query-v1",
     min_margin=0.0,
-    exam=Exam(num_pairs=20, min_auc=0.8, seed=1, gold=None),
+    validation=JudgeValidation(num_pairs=20, min_auc=0.8, seed=1, gold=None),
 )
 SEEDS = [
     SourceExample(
@@ -76,17 +76,17 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_and_an_undecided_one_is_in
 
 
 def test_pairs_are_balanced_distinct_and_the_seeds_own_labels():
-    pairs = exam_pairs(SEEDS, 21, random.Random(1))
+    pairs = draw_gold_pairs(SEEDS, 21, random.Random(1))
     assert [pair.gold for pair in pairs].count(True) == 10
     assert len({(pair.query, pair.passage.id) for pair in pairs}) == 21
     assert all(pair.gold == (pair.passage.text == "an island") for pair in pairs)
-    assert pairs == exam_pairs(SEEDS, 21, random.Random(1))
-    assert pairs != exam_pairs(SEEDS, 21, random.Random(2))
+    assert pairs == draw_gold_pairs(SEEDS, 21, random.Random(1))
+    assert pairs != draw_gold_pairs(SEEDS, 21, random.Random(2))
 
 
 def test_more_pairs_than_there_are_is_refused_with_what_would_do():
-    with pytest.raises(InputError, match=r"exam.num_pairs: 100 .* 12 and 24; try 24"):
-        exam_pairs(SEEDS, 100, random.Random(1))
+    with pytest.raises(InputError, match=r"validation.num_pairs: 100 .* 12 and 24; try 24"):
+        draw_gold_pairs(SEEDS, 100, random.Random(1))
 
 
 def test_pairs_of_a_collection_are_relevant_under_one_instruction_and_not_under_the_other():
@@ -126,7 +126,7 @@ def answering(answer):
 
 
 def exam(answer):
-    return asyncio.run(sit_exam(answering(answer), JUDGE, exam_pairs(SEEDS, 20, random.Random(1))))
+    return asyncio.run(validate_judge(answering(answer), JUDGE, draw_gold_pairs(SEEDS, 20, random.Random(1))))
 
 
 def test_a_perfect_judge_a_coin_and_a_mute_one():
