@@ -36,7 +36,7 @@ def row(seed_id: str, query: str = "main ports", new_instruction: str = "Leave o
         requirements=(Requirement(True, "region", "Africa"),),
     )
     whole = DualView(
-        seed=example,
+        example=example,
         target_id="peru",
         new_instruction=new_instruction,
         new_requirements=(Requirement(False, "region", "Africa"),),

@@ -181,7 +181,7 @@ def test_pieces_of_a_plan_before_the_data_grew_are_not_used(cluster, tmp_path):
     assert len(ids_of("run")) == 10
     open_store(str(tmp_path / "run")).remove("prepared.json")
     later = [row(f"later-{number}") for number in range(10)]
-    for shard in extend_run(data, later).shards[2:]:
+    for shard in extend_run(data, later).missing():
         put_shard(data, shard, later[shard.start : shard.stop])
     assert ids_of("run") == ids_of("fresh")
 

@@ -149,7 +149,7 @@ conditions = st.sampled_from(["query", "original", "new"])
 margins = st.none() | st.floats(width=32, allow_nan=False)  # float32, as they are stored
 dual_views = st.builds(
     DualView,
-    seed=examples,
+    example=examples,
     target_id=texts,
     new_instruction=texts,
     new_requirements=requirements,
@@ -177,7 +177,7 @@ dual_views = st.builds(
         shard=st.just(0),
         attempt=st.just("one"),
     ),
-) | examples.map(lambda example: replace(ROWS[0], seed=example))
+) | examples.map(lambda example: replace(ROWS[0], example=example))
 
 
 @settings(max_examples=30)

@@ -6,7 +6,7 @@ from finished_run import ExtendedAfterReading, extend_run, finish_run, row
 import pytest
 
 from dualview.errors import InputError
-from dualview.sources import drafts
+from dualview.runs import run
 from dualview.sources.drafts import Drafts
 from dualview.storage import open_store
 
@@ -22,7 +22,7 @@ def test_a_run_that_is_extended_meanwhile_is_read_as_it_was(
         ("data/shard-000001.parquet", 1),
     ]
     with monkeypatch.context() as patched:
-        patched.setattr(drafts, "open_store", lambda url: ExtendedAfterReading(Path(url), (row("d"),)))
+        patched.setattr(run, "open_store", lambda url: ExtendedAfterReading(Path(url), (row("d"),)))
         assert source.inputs() == before
     extend_run(open_store(str(tmp_path)), [row("e")])
     with pytest.raises(InputError, match=r"source.run: the generate run at .* is not finished"):
