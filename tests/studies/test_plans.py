@@ -92,3 +92,11 @@ def test_two_points_that_are_one_run_are_told(tmp_path):
         InputError, match=r"\(recipe dual, seed 0\) and \(recipe other, seed 0\) are the same run"
     ):
         plan_study(study(tmp_path, axes=axes, compare=[]))
+
+
+def test_a_small_number_reaches_the_run_as_a_number(tmp_path):
+    """1e-05, as JSON writes it, is a text in YAML 1.1."""
+    axes = yaml.safe_load(SMOKE.read_text())["axes"]
+    changes = {**yaml.safe_load(SMOKE.read_text())["train_changes"], "optimizer.learning_rate": 0.00001}
+    [run, *_] = plan_study(study(tmp_path, axes=axes, train_changes=changes))
+    assert run.train.optimizer.learning_rate == 0.00001
