@@ -14,6 +14,7 @@ from faulty_s3 import FaultyS3, bucket
 import hypothesis
 import pytest
 import ray
+from xdist.scheduler import LoadScopeScheduling
 
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import load
@@ -22,12 +23,22 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process has all tests that use the cluster, as two clusters would disturb each other; others go by file."""
-    for item in items:
-        group = "ray" if "cluster" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+# What starts no cluster, though it is a test of those that do.
+WITHOUT_RAY = ("tests/pipelines/test_checkpoints.py", "tests/pipelines/test_deepspeed_gradients.py")
+
+
+class OneCluster(LoadScopeScheduling):
+    """One process has all tests that start clusters, as two would disturb each other; others are dealt by file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        is_on_ray = file.startswith(("tests/pipelines/", "tests/distributed/")) and file not in WITHOUT_RAY
+        return "ray" if is_on_ray else file
+
+
+# Groups of xdist would say it by fixture, but xdist 3.8 adds them to ids that pytest 9.2 does not read.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return OneCluster(config, log)
 
 
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.

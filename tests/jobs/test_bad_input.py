@@ -64,7 +64,7 @@ def error_of(job: str, assignments: dict[str, object], **environment: str) -> st
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", command(job, assignments))
-        patch.setattr("dualview.logs.show_logs", lambda: None)  # for all of this process
+        patch.setattr("dualview.cli.show_logs", lambda: None)  # for all of this process
         patch.chdir(ROOT)
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(sys.argv[0], run_name="__main__")
