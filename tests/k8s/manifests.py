@@ -60,13 +60,11 @@ def build(overlay: str, option: str | None, k8s: Path = ROOT / "k8s") -> Build:
 def clusters(build: Build) -> Iterator[Object]:
     """Specs of the RayCluster, and of those that jobs bring."""
     for one in build.objects:
-        match one["kind"]:
-            case "RayCluster":
-                yield one["spec"]
-            case "RayJob":
-                yield one["spec"]["rayClusterSpec"]
-            case "RayCronJob":
-                yield one["spec"]["jobTemplate"]["rayClusterSpec"]
+        spec = one.get("spec", {})
+        spec = spec.get("jobTemplate", spec)
+        spec = spec.get("rayClusterSpec", spec)
+        if "headGroupSpec" in spec:
+            yield spec
 
 
 def ray_pods(build: Build) -> Iterator[Pod]:

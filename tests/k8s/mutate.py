@@ -1,18 +1,16 @@
 """How many mistakes do the tests catch? python tests/k8s/mutate.py --mistakes 200 --seed 1
 
-Each mistake is made in a file under k8s/ as a hurried person would make it: a key misspelt or lost, a word misspelt, a
-switch turned, a number that makes no sense, an item lost or twice. Prose (titles, summaries) is left out: what it says
-breaks nothing. All overlays, and those with an option on top, are then built and checked by every test that takes a build.
+Each mistake is made in a line under k8s/ as a hurried person would make it: the line lost or twice, a word misspelt, a
+switch turned, a number that makes no sense. Prose is left out, as what it says breaks nothing, and so is what is no YAML
+any more, as an editor shows it. Overlays and options are then built, and checked by every test that takes a build.
 """
 
 from argparse import ArgumentParser
 from collections import Counter
-from collections.abc import Iterator
-import copy
 import inspect
-import json
 from pathlib import Path
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +23,8 @@ import test_pods
 import test_watching
 import yaml
 
-PROSE = {"summary", "action", "description", "title", "label", "tags"}
+K8S = manifests.ROOT / "k8s"
+PROSE = re.compile(r"\W*(#|$|(summary|action|description|title|label|tags|apiVersion)\b)")
 # Options fit all overlays or none.
 BUILDS = [(overlay, option) for overlay, option in manifests.BUILDS if overlay == "aws" or not option]
 TESTS = [
@@ -34,83 +33,38 @@ TESTS = [
     for name, test in inspect.getmembers(module, inspect.isfunction)
     if name.startswith("test_")
 ]
-Place = tuple[str | int, ...]
 
 
-class Patch(list[Any]):
-    """A patch, which stands as a text in a kustomization."""
+def mistaken(line: str, dice: random.Random) -> str:
+    code = re.sub(r"(^|\s)#.*", "", line)
+    words = [match.span() for match in re.finditer(r"[A-Za-z]+|\d+", code)]
+    match dice.choice(["lost", "twice", "word", "word", "word"]):
+        case "lost":
+            return ""
+        case "twice":
+            return line + line
+    start, end = dice.choice(words or [(0, 0)])
+    return line[:start] + wrong(line[start:end], dice) + line[end:]
 
 
-yaml.SafeDumper.add_representer(
-    Patch, lambda dumper, patch: dumper.represent_str(yaml.safe_dump(list(patch)))
-)
+def wrong(word: str, dice: random.Random) -> str:
+    if word in ("true", "false"):
+        return "false" if word == "true" else "true"
+    if word.isdigit():
+        return dice.choice([f"-{word}", f"{word}x", f"{word}000"])
+    index = dice.randrange(len(word) or 1)
+    return word[:index] + dice.choice(["", word[index : index + 1] * 2, "x", "7"]) + word[index + 1 :]
 
 
-def read(path: Path) -> list[Any]:
-    documents = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
-    if path.name == "kustomization.yaml":
-        for patch in documents[0].get("patches", ()):
-            if "patch" in patch:
-                patch["patch"] = Patch(yaml.safe_load(patch["patch"]))
-    return documents
+def parsed(text: str) -> list[Any] | None:
+    try:
+        return list(yaml.load_all(text, yaml.CSafeLoader))
+    except yaml.YAMLError:
+        return None
 
 
-def write(path: Path, documents: list[Any]) -> None:
-    is_json = path.suffix == ".json"
-    path.write_text(json.dumps(documents[0]) if is_json else yaml.safe_dump_all(documents, sort_keys=False))
-
-
-def places(value: Any, path: Place, seen: set[int]) -> Iterator[Place]:
-    """Every key and item below, once where an alias repeats it."""
-    if isinstance(value, dict | list) and id(value) not in seen:
-        seen.add(id(value))
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            if key not in PROSE:
-                yield (*path, key)
-                yield from places(part, (*path, key), seen)
-
-
-def misspelt(word: str, dice: random.Random) -> str:
-    letters = [index for index, letter in enumerate(word) if letter.isalnum()]
-    index = dice.choice(letters) if letters else 0
-    instead = ("", word[index : index + 1] * 2, None)[dice.randrange(3)]
-    return word[:index] + (dice.choice("xq7") if instead is None else instead) + word[index + 1 :]
-
-
-def mistake(documents: list[Any], place: Place, dice: random.Random) -> str:
-    """Makes one, in place, and says which."""
-    *above, last = place
-    parent: Any = documents
-    for key in above:
-        parent = parent[key]
-    value = parent[last]
-    kinds = ["lost", "key" if isinstance(parent, dict) else "twice"]
-    if not isinstance(value, dict | list):
-        kinds += ["value"] * 2
-    match dice.choice(kinds), value:
-        case "lost", _:
-            del parent[last]
-            return f"without {last}"
-        case "twice", _:
-            parent.insert(last, copy.deepcopy(value))
-            return f"item {last} twice"
-        case "key", _:
-            wrong = misspelt(str(last), dice)
-            items = [(wrong if key == last else key, part) for key, part in parent.items()]
-            parent.clear()
-            parent.update(items)
-            return f"{last} -> {wrong}"
-        case _, bool():
-            parent[last] = not value
-        case _, int() | float():
-            parent[last] = dice.choice([-value or -1, f"{value}x", value * 1000 or 1000])
-        case _:
-            parent[last] = misspelt(str(value), dice) if value else "x"
-    return f"{value!r} -> {parent[last]!r}"
-
-
-def found(k8s: Path, right: list[manifests.Build]) -> str:
-    """What notices a mistake, and how; `harmless` where no object is another one, `missed` where nothing does."""
+def noticed(k8s: Path, right: list[manifests.Build]) -> str:
+    """By what, and how; `harmless` where no object is another one, `missed` where nothing notices."""
     result = "harmless"  # for example a kind that a patch's target need not name
     for (overlay, option), expected in zip(BUILDS, right, strict=True):
         try:
@@ -134,27 +88,29 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="each mistake and what was found")
     arguments = parser.parse_args()
     dice = random.Random(arguments.seed)
-    original = manifests.ROOT / "k8s"
-    files = sorted(path for path in original.rglob("*") if path.suffix in (".yaml", ".json"))
-    everywhere = [
-        (path, place) for path in files for place in places(read(path), (), set()) if len(place) > 1
+    places = [
+        (path, number)
+        for path in sorted(K8S.rglob("*"))
+        if path.suffix in (".yaml", ".json")
+        for number, line in enumerate(path.read_text().splitlines())
+        if not PROSE.match(line)
     ]
     right = [manifests.build(overlay, option) for overlay, option in BUILDS]
     counts = Counter[str]()
     while counts.total() - counts["harmless"] < arguments.mistakes:
-        path, place = dice.choice(everywhere)
-        documents = read(path)
-        what = mistake(documents, place, dice)
-        if documents == read(path):  # a letter for the same one
+        path, number = dice.choice(places)
+        lines = path.read_text().splitlines(keepends=True)
+        before, lines[number] = lines[number], mistaken(lines[number], dice)
+        if parsed("".join(lines)) in (None, parsed(path.read_text())):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            k8s = Path(shutil.copytree(original, Path(folder) / "k8s"))
-            write(k8s / path.relative_to(original), documents)
-            noticed = found(k8s, right)
-        counts[noticed.partition(":")[0]] += 1
-        if arguments.show or noticed == "missed":
-            where = ".".join(map(str, place))
-            print(f"{path.relative_to(original)} {where}: {what}\n    {noticed}", flush=True)
+            k8s = Path(shutil.copytree(K8S, Path(folder) / "k8s"))
+            (k8s / path.relative_to(K8S)).write_text("".join(lines))
+            found = noticed(k8s, right)
+        counts[found.partition(":")[0]] += 1
+        if arguments.show or found == "missed":
+            place = f"{path.relative_to(K8S)}:{number + 1}"
+            print(f"{place}: {before.strip()} -> {lines[number].strip()}\n    {found}", flush=True)
     share = 1 - counts["missed"] / arguments.mistakes
     print(f"{arguments.mistakes} mistakes, {share:.1%} caught: {dict(counts)}")
     sys.exit(share < 0.95)

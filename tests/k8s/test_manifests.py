@@ -38,7 +38,6 @@ def validate(text: str) -> None:
     if one["kind"] in KUBERAY:
         assert one.keys() == {"apiVersion", "kind", "metadata", "spec"}
         assert one["apiVersion"] == "ray.io/v1"
-        assert one["metadata"].keys() == {"name", "namespace", "labels"}
         jsonschema.Draft202012Validator(KUBERAY[one["kind"]]).validate(one["spec"])
     else:
         kubernetes_validate.validate(one, KUBERNETES, strict=True)
@@ -57,9 +56,11 @@ def test_nothing_is_listed_twice(build: Build) -> None:
     """Of mounts, variables and ports of one name Kubernetes takes one or the other."""
 
     def lists(value: Any) -> Iterator[list[Any]]:
-        if isinstance(value, list):
+        if isinstance(value, dict):
+            value = list(value.values())
+        elif isinstance(value, list):
             yield value
-        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        for part in value if isinstance(value, list) else ():
             yield from lists(part)
 
     for items in lists(build.objects):
@@ -81,12 +82,15 @@ OPTION_LABELS = {
 def test_objects_are_labelled_as_the_commands_of_readme_pick_them(build: Build) -> None:
     for one in build.objects:
         kind, metadata, labels = one["kind"], one["metadata"], dict(one["metadata"]["labels"])
+        assert metadata.keys() <= {"name", "namespace", "labels", "annotations"}
         assert metadata.get("namespace") == (None if kind in ("Namespace", "PriorityClass") else "dualview")
         assert labels.pop("app.kubernetes.io/name") == "dualview"
         component = {"RayCluster": "interactive", "RayJob": metadata["name"], "RayCronJob": "nightly"}
         assert labels.pop("app.kubernetes.io/component") == component.get(kind, "platform")
         if kind in component:
             assert labels == OPTION_LABELS.get(build.option or "", {})
+        elif kind not in ("Namespace", "ConfigMap"):
+            assert not labels
 
 
 def test_the_namespace_takes_hardened_pods_only(build: Build) -> None:
@@ -143,10 +147,11 @@ FLOWS = {
     "ray heads from KubeRay: TCP 8265",
     "ray heads to outside: TCP 6443",
 }
-FLOWS_OF_KIND = {"ray nodes to s3: TCP 9000", "s3 from ray nodes: TCP 9000"}
-FLOWS_ELSEWHERE = {
-    "ray nodes to outside: TCP 443",
-    "ray nodes from Prometheus: TCP 44217, TCP 44227, TCP 8080",
+PROMETHEUS = "ray nodes from Prometheus: TCP 44217, TCP 44227, TCP 8080"
+FLOWS_OF = {
+    "kind": {"ray nodes to s3: TCP 9000", "s3 from ray nodes: TCP 9000"},
+    "aws": {"ray nodes to outside: TCP 443", PROMETHEUS},
+    "onprem": {"ray nodes to outside: TCP 443", PROMETHEUS},
 }
 
 
@@ -166,7 +171,7 @@ def test_nothing_talks_but_what_must(build: Build) -> None:
     policies = {name: one["spec"] for name, one in build.of("NetworkPolicy").items()}
     assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     opened = {flow for policy in policies.values() for flow in flows(policy)}
-    assert opened == FLOWS | (FLOWS_OF_KIND if build.overlay == "kind" else FLOWS_ELSEWHERE)
+    assert opened == FLOWS | FLOWS_OF[build.overlay]
     for policy in policies.values():  # rules of a type that is not listed hold back nothing
         types = {name.lower() for name in policy["policyTypes"]}
         assert policy.keys() & {"ingress", "egress"} <= types <= {"ingress", "egress"}
@@ -191,10 +196,10 @@ def test_a_cluster_grows_by_itself_unless_kueue_gives_it_room(build: Build) -> N
     for cluster in clusters(build):
         assert cluster["enableInTreeAutoscaling"] is grows
         assert ("autoscalerOptions" in cluster) is grows
-        options = cluster.get("autoscalerOptions", {})
-        assert options.get("version", "v2") == "v2"
-        assert options.get("upscalingMode", "Default") == "Default"
-        assert 60 <= options.get("idleTimeoutSeconds", 60) <= 3600
+        if grows:
+            options = cluster["autoscalerOptions"]
+            assert (options["version"], options["upscalingMode"]) == ("v2", "Default")
+            assert 60 <= options["idleTimeoutSeconds"] <= 3600
 
 
 def test_the_interactive_cluster_has_a_group_for_every_job(build: Build) -> None:

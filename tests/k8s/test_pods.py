@@ -115,8 +115,10 @@ def test_what_is_written_to_is_mounted_and_bounded(build: Build) -> None:
         # Configs of one's own, which need not be there.
         assert pod.volumes["configs"]["configMap"] == {"name": "dualview-configs", "optional": True}
         if build.overlay == "onprem":
-            claim = pod.volumes["models"]["persistentVolumeClaim"]["claimName"]
-            assert build.of("PersistentVolumeClaim")[claim]["spec"]["accessModes"] == ["ReadWriteMany"]
+            name = pod.volumes["models"]["persistentVolumeClaim"]["claimName"]
+            claim = build.of("PersistentVolumeClaim")[name]["spec"]
+            assert claim["accessModes"] == ["ReadWriteMany"]
+            assert gibibytes(claim["resources"]["requests"]["storage"])
     for pod in pods(build):
         disks = [volume["emptyDir"] for volume in pod.volumes.values() if "emptyDir" in volume]
         assert all(gibibytes(disk["sizeLimit"]) for disk in disks)

@@ -86,6 +86,7 @@ def test_panels_are_alike_and_ask_for_what_there_is(build: Build) -> None:
     for one in [] if build.overlay == "kind" else [build.of("ConfigMap")["dualview-dashboard"]]:
         assert one["metadata"]["labels"]["grafana_dashboard"] == "1"  # Grafana's sidecar looks for it
         dashboard = json.loads(one["data"]["dualview.json"])
+        assert dashboard.keys() >= {"title", "uid", "schemaVersion", "editable", "refresh", "time"}
         datasource, cluster, price = dashboard["templating"]["list"]
         names = {datasource["name"], cluster["name"], price["name"]}
         assert names == set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard)))
