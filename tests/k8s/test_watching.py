@@ -14,13 +14,7 @@ from test_pods import METRICS
 
 POD_LABELS = ["ray.io/cluster", "ray.io/node-type", "ray.io/group"]
 # Those of pods as Prometheus writes them, and those of metrics themselves.
-LABELS = {re.sub(r"\W", "_", label) for label in POD_LABELS} | {
-    "instance",
-    "status",
-    "kind",
-    "State",
-    "figure",
-}
+LABELS = {"instance", "status", "kind", "State", "figure", *(re.sub(r"\W", "_", name) for name in POD_LABELS)}
 VALUES = {"Name": '"GPU"', "State": '"USED"', "ray_io_cluster": '"$cluster"'}
 # Where the others stand in our code.
 VALUES_IN = {"status": ["records.py"], "figure": ["on_ray/watch.py", "evaluation/scores.py"]}
@@ -98,9 +92,9 @@ def test_panels_are_alike_and_ask_for_what_there_is(build: Build) -> None:
             assert (panel["id"], panel["type"]) == (number + 1, "timeseries")
             assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
             assert panel["gridPos"] == {"x": number % 2 * 12, "y": number // 2 * 8, "w": 12, "h": 8}
-            look = panel["fieldConfig"]["defaults"]
+            look, others = panel["fieldConfig"]["defaults"], panel["fieldConfig"]["overrides"]
             assert look.pop("unit") in ("percentunit", "reqps", "short", "currencyUSD")
-            assert look in ({}, {"min": 0})
+            assert (look, others) in (({}, []), ({"min": 0}, []))
             assert [target["refId"] for target in panel["targets"]] in (["A"], ["A", "B"])
             for target in panel["targets"]:
                 check(target["expr"].replace("$price", "2.5"))
