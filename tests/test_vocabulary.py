@@ -196,5 +196,5 @@ def test_a_vocabulary_that_has_changed_is_another_run(shoes: Path, tmp_path: Pat
     changed = yaml.safe_load(SHOES)
     changed["facets"]["colour"]["red"]["phrases"] = ["of a red colour"]
     shoes.write_text(yaml.safe_dump(changed, sort_keys=False))
-    with pytest.raises(InputError, match=r"settings\.vocabulary: there \"vocabulary@"):
+    with pytest.raises(InputError, match=r"settings\.vocabulary: stored \"vocabulary@"):
         finish_without_ray(config, open_store(config.output))

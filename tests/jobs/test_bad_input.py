@@ -101,17 +101,18 @@ def test_an_unknown_key(job: str) -> None:
 # --- examples ----------------------------------------------------------------------------------------
 
 
+def judged_by_llm(file: Path) -> dict[str, object]:
+    """A run over this file, without a vocabulary."""
+    return {
+        "output": str(file.parent / "run"),
+        "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0, "vocabulary": None},
+        "judges": [JUDGE],
+        "accept.judge": "llm",
+    }
+
+
 def error_of_examples(file: Path) -> str:
-    return error_of(
-        "generate",
-        {
-            "output": str(file.parent / "run"),
-            "source": {"kind": "tuples", "paths": [str(file)], "max_bad_share": 0.0, "vocabulary": None},
-            "judges": [JUDGE],
-            "accept.judge": "llm",
-            "engine": {"kind": "scripted", "seed": 1},
-        },
-    )
+    return error_of("generate", {**judged_by_llm(file), "engine": {"kind": "scripted", "seed": 1}})
 
 
 def test_a_broken_line(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_an_unreachable_server_and_a_key_that_is_not_set(tmp_path: Path) -> None
     settings = {"output": str(tmp_path), "engine": engine}
     error = error_of("judge", settings, OUR_KEY=SECRET)
     assert error.startswith(f"engine.base_url: the server at {host} cannot be reached (ConnectError)")
-    error = error_of("generate", settings, OUR_KEY="")
+    error = error_of("generate", {**judged_by_llm(tmp_path / "examples.jsonl"), "engine": engine}, OUR_KEY="")
     assert error == "engine.api_key_env: the environment variable OUR_KEY is not set"
 
 
@@ -211,14 +212,10 @@ def test_an_unreachable_server_and_a_key_that_is_not_set(tmp_path: Path) -> None
 
 
 def test_a_prompt_for_another_use(tmp_path: Path) -> None:
-    error = error_of(
-        "generate",
-        {
-            "output": str(tmp_path),
-            "engine": {"kind": "scripted", "seed": 1},
-            "writer.prompt": "judge-v1",
-        },
-    )
+    file = tmp_path / "examples.jsonl"
+    file.write_text(json.dumps(SEED))
+    engine = {"kind": "scripted", "seed": 1}
+    error = error_of("generate", {**judged_by_llm(file), "engine": engine, "writer.prompt": "judge-v1"})
     assert re.match(r"prompt judge-v1@\w+: has no value for \$passage; this use of a prompt offers", error)
 
 

@@ -12,7 +12,6 @@ import re
 from typing import Any
 from urllib.request import urlopen
 
-from demo_data import demo_examples
 import factbook
 from faulty_s3 import FaultyS3
 from generate_runs import (
@@ -432,7 +431,6 @@ def test_a_finished_run_is_only_read(finished: tuple[GenerateConfig, dict[str, A
             "settings.writer.temperature: stored 0.7, given 0.9",
         ),
         ({"rows_per_shard": 5}, "rows_per_shard: stored 4, given 5"),
-        ({"source": {**demo_examples(60), "vocabulary": None}}, "settings.source.vocabulary: stored "),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(
