@@ -75,8 +75,10 @@ def test_p_mrr_equals_a_plain_computation_with_sentence_transformers(finished):
     model = SentenceTransformer(local_model(MINILM), device="cpu")
     collection = factbook.collection("development", NUM_QUERIES, 1)
     scores = scores_of(finished)
+    ids = sorted(collection.passages)  # of which most are candidates of several queries
+    vectors = dict(zip(ids, model.encode([collection.passages[id].full_text for id in ids]), strict=True))
     for query in collection.queries:
-        passages = model.encode([collection.passages[id].full_text for id in query.candidates])
+        passages = np.stack([vectors[id] for id in query.candidates])
         rankings = {}
         for view, instruction in query.instructions.items():
             similarity = passages @ model.encode(f"{query.query}. {instruction}")
@@ -284,7 +286,7 @@ def test_a_model_that_changes_at_its_path_is_refused_and_an_untouched_one_is_not
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
     with pytest.raises(
-        InputError, match=r"other settings \(content.models..*/model.query: there \"\w+\", here"
+        InputError, match=r"other settings \(content.models..*/model.query: stored \"\w+\", given"
     ):
         evaluate(own)
     weights.write_bytes(before)  # another stamp, the same content
@@ -321,7 +323,7 @@ def test_run_files_that_change_are_refused(instructed, tmp_path):
     summary = evaluate(own)
     assert evaluate(own) == summary
     (theirs / "instructir.trec").write_text("".join(lines[1:]))
-    with pytest.raises(InputError, match=r"content.runs..*/theirs/instructir.trec: there \"\w+\", here"):
+    with pytest.raises(InputError, match=r"content.runs..*/theirs/instructir.trec: stored \"\w+\", given"):
         evaluate(own)
 
 
