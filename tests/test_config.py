@@ -386,7 +386,7 @@ def test_old_names_work_in_what_changes_a_file(tmp_path: Path) -> None:
     child = write(tmp_path / "child.yaml", "extends: base.yaml\nwatching.logs: there\nparts.1.part: third\n")
     assert load(Toy, child).logging == {"folder": "there", "hook": "a:b"}
     assert load(Toy, child).parts == [{"data": "first"}, {"data": "third"}]
-    assert load(Toy, base, ["monitor.logs=there"]).logging == {"folder": "there", "hook": "a:b"}
+    assert load(Toy, base, ["watching.logs=there"]).logging == {"folder": "there", "hook": "a:b"}
     assert load(Toy, base, ["loss.scale=3.0"]).temperature == 3.0
     assert load(Toy, base, ["parts=[{part: only}]"]).parts == [{"data": "only"}]
 

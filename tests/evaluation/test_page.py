@@ -44,7 +44,7 @@ def _row(status):
     positive = Passage("p1", text=f"{NASTY} positive", title="Gambia")
     target = Passage("n1", text="far from the sea", title="Mongolia")
     return DualView(
-        seed=SourceExample("s", "q", f"dry season {NASTY}", f"Only Africa {NASTY}", positive, (target,)),
+        example=SourceExample("s", "q", f"dry season {NASTY}", f"Only Africa {NASTY}", positive, (target,)),
         target_id="n1",
         new_instruction=f"Landlocked only {NASTY}",
         new_requirements=(),

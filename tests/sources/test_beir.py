@@ -34,7 +34,7 @@ def source(folder: Path, **changes: Any) -> BeirSource:
         "dense": None,
         "first_rank": 1,
         "last_rank": 10,
-        "min_margin": 0.05,
+        "relative_margin": 0.05,
         "num_negatives": 4,
         "passages_per_shard": 128,
         "queries_per_shard": 128,
@@ -196,7 +196,7 @@ def choices(draw: st.DrawFn) -> dict[str, Any]:
     mining = {
         "first_rank": first_rank,
         "last_rank": draw(st.integers(first_rank, NUM_PASSAGES)),
-        "min_margin": draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])),
+        "relative_margin": draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])),
         "num_negatives": draw(st.integers(1, NUM_PASSAGES)),
     }
     # Few different texts and scores, so that copies and ties abound.
@@ -250,7 +250,7 @@ def test_fewer_negatives_are_the_first_of_more(choice: dict[str, Any]) -> None:
 
 
 def test_retrievers_take_turns(tmp_path: Path) -> None:
-    mining = source(tmp_path, mining={"first_rank": 2, "num_negatives": 6, "min_margin": 0.1}).mining
+    mining = source(tmp_path, mining={"first_rank": 2, "num_negatives": 6, "relative_margin": 0.1}).mining
     scores = dict.fromkeys(range(10), 0.5) | {0: 1.0, 5: 0.91, 6: 0.9}
     texts = np.arange(10, dtype=np.uint64)
     # 1 and 7 rank before the window, 5 is too near the positive, 3 is ranked by both.

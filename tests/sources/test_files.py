@@ -102,7 +102,7 @@ def test_of_parquet_only_the_row_groups_that_hold_the_rows_are_read(tmp_path: Pa
         f"s{n}" for n in range(1250, 1410)
     ]
     for start in (1199, 1500):
-        with pytest.raises(InputError, match=r"seeds\.parquet: is not a Parquet file"):
+        with pytest.raises(InputError, match=r"examples\.parquet: is not a Parquet file"):
             source.read(announced, start, start + 1)
     spoil(file, begins[12], begins[13])
     assert source.read(announced, 1255, 1256)[0].id == "s1255"  # the next shard finds its row group unpacked
@@ -116,7 +116,7 @@ def test_of_jsonl_only_the_lines_around_the_rows_are_read(tmp_path: Path) -> Non
     spoil(file, 0, 256 * 4 * length)
     spoil(file, 256 * 6 * length, 5000 * length)
     assert [example.id for example in source.read(announced, 1279, 1281)] == ["s001279", "s001280"]
-    with pytest.raises(InputError, match=r"seeds\.jsonl line 1537: is not a JSON object"):
+    with pytest.raises(InputError, match=r"examples\.jsonl line 1537: is not a JSON object"):
         source.read(announced, 1535, 1537)
 
 

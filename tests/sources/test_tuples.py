@@ -74,7 +74,7 @@ def seed_rows(draw):
 seed_lists = st.lists(seed_rows(), min_size=1, max_size=3, unique_by=lambda example: example.id)
 
 
-@given(seeds=seed_lists)
+@given(examples=seed_lists)
 @settings(deadline=None)
 def test_jsonl_and_parquet_give_back_what_was_written(examples, tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples")

@@ -38,11 +38,11 @@ def by_comparing_all(rows, settings):
             (len(own & other) / len(own | other), earlier)
             for earlier in stays
             for other in [shingles(earlier.new_instruction, settings.ngram)]
-            if earlier.seed.query == each.example.query
+            if earlier.example.query == each.example.query
         ]
         best, of = max(indices, key=lambda pair: pair[0], default=(0.0, None))
         if best >= settings.threshold:
-            repeated[each.example.id, each.target_id] = ((of.seed.id, of.target_id), best)
+            repeated[each.example.id, each.target_id] = ((of.example.id, of.target_id), best)
         else:
             stays.append(each)
     return repeated

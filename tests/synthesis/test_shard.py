@@ -262,7 +262,7 @@ def test_facets_rows_are_accepted_or_declined_without_any_engine():
     assert {row.status for row in rows} == {"accepted", "declined"}
     assert sum(row.trainable for row in rows) > 70
     assert all((row.status == "declined") == (row.new_instruction == "") for row in rows)
-    assert rows[0].lineage.writer == "facets"
+    assert rows[0].lineage.writer == "attributes"
     assert rows[0].lineage.prompt.startswith("vocabulary@")
     assert dual_views_from_table(dual_views_to_table(rows)) == rows
 

@@ -13,7 +13,7 @@ LINEAGE = Lineage("facets", "", "{}", (), "", "0", "", "run", 0, "a")
 def row(target_id="fiji", **changes):
     return replace(
         DualView(
-            seed=SourceExample(
+            example=SourceExample(
                 id="example-1",
                 query_id="exports",
                 query="main exports",
@@ -81,7 +81,7 @@ def test_over_many_seeds_one_of_the_views_is_each_of_them():
     drawn = set()
     for number in range(40):
         one = row()
-        [group] = groups_of([replace(one, seed=replace(one.example, id=f"seed-{number}"))], part("one"))
+        [group] = groups_of([replace(one, example=replace(one.example, id=f"seed-{number}"))], part("one"))
         drawn.add(group.views[0].wordings[0])
     assert drawn == {"Only Africa.", "Only islands."}
 
@@ -135,13 +135,13 @@ def test_accepted_rewordings_are_wordings_of_their_view():
 )
 def test_passages_that_cannot_be_trained_on_are_one_sentence(passage, message):
     broken = row()
-    broken = replace(broken, seed=replace(broken.seed, hard_negatives=(passage,)))
+    broken = replace(broken, example=replace(broken.example, hard_negatives=(passage,)))
     with pytest.raises(InputError, match=message):
         list(groups_of([broken], part()))
 
 
 def seed_with(**passages):
-    return row(seed=replace(row().seed, **passages))
+    return row(example=replace(row().example, **passages))
 
 
 def test_a_hard_negative_with_the_text_of_another_passage_is_left_out():
