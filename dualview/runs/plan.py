@@ -178,7 +178,7 @@ def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]
     if not store.list(PLAN_KEY):
         return ()
     plan = read_plan(store)
-    return plan.all_inputs if plan.settings == json.loads(canonical_json(settings)) else ()
+    return () if differences(plan.settings, json.loads(canonical_json(settings))) else plan.all_inputs
 
 
 def read_plan(store: Store) -> Plan:

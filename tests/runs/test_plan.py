@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 import json
 import os
 from pathlib import Path
@@ -240,3 +240,28 @@ def test_a_strange_extension_is_told(tmp_path: Path) -> None:
     (tmp_path / "plan-0001.json").write_bytes(b"[]")
     with pytest.raises(InputError, match=r"plan-0001.json: is not the plan of a generate run"):
         read_plan(open_store(str(tmp_path)))
+
+
+def test_a_run_of_an_earlier_version_is_still_the_same_run(tmp_path: Path) -> None:
+    """Its settings have the old names of keys, and lack a key that is null today."""
+    store = open_store(str(tmp_path))
+    old = {
+        "source": {"kind": "tuples"},
+        "cells": {"conditions": ["new"], "hard_negatives": False},
+        "judges": [{"kind": "llm", "exam": {"num_pairs": 20}}],
+        "writer": {"kind": "facets", "same_facet_share": 0.4},
+    }
+    new = {
+        "source": {"kind": "tuples", "vocabulary": None},
+        "judgements": {"conditions": ["new"], "hard_negatives": False},
+        "judges": [{"kind": "llm", "validation": {"num_pairs": 20}}],
+        "writer": {"kind": "attributes", "same_attribute_share": 0.4},
+    }
+    inputs = [asdict(source) for source in INPUTS]
+    content = {"settings": old, "rows_per_shard": 2, "inputs": inputs, "fingerprint": "", "num_shards": 1}
+    store.put_new("plan.json", json.dumps(content).encode(), attempt="earlier")
+    plan = plan_run(store, new, INPUTS, 2)
+    assert read_plan(store) == plan
+    assert known_inputs(store, new) == tuple(INPUTS)
+    with pytest.raises(InputError, match=r"settings\.writer\.same_attribute_share: stored 0\.4, given 0\.5"):
+        plan_run(store, {**new, "writer": {"kind": "attributes", "same_attribute_share": 0.5}}, INPUTS, 2)
