@@ -146,8 +146,8 @@ def test_a_wrong_value_is_named_with_its_file_and_key(
     [
         ("actors.num", "--set actors.num: expected KEY=VALUE, for example --set actors.num=2"),
         ("=2", "--set =2: expected KEY=VALUE"),
-        ("output.bucket=x", "--set output.bucket=x: `output` holds a value, not further keys"),
-        ("judges.7.kind=llm", "--set judges.7.kind=llm: there is no item `7` in this list"),
+        ("output.bucket=x", "--set output.bucket=x: `output` has a single value"),
+        ("judges.7.kind=llm", "--set judges.7.kind=llm: no item `7` in a list"),
         ("output=[", "--set output=[: `[` is not a YAML value"),
         ("output=2026-13-01", "--set output=2026-13-01: `2026-13-01` is not a YAML value"),
     ],
@@ -300,16 +300,16 @@ def test_more_or_less_than_one_of_exclusive_keys_is_refused() -> None:
         ),
         (
             {"top.yaml": "extends: [a.yaml]"},
-            "top.yaml: `extends`: expected another file, for example `extends: base.yaml`",
+            "top.yaml: `extends`: expected the path of a file, for example `extends: base.yaml`",
         ),
         ({"top.yaml": f"extends: {FACETS}\ncolour: red"}, "top.yaml: unknown key `colour`"),
         (
             {"top.yaml": f"extends: {FACETS}\njudges.7.kind: llm"},
-            "top.yaml: `judges.7.kind`: there is no item `7` in this list",
+            "top.yaml: `judges.7.kind`: no item `7` in a list",
         ),
         (
             {"top.yaml": f"extends: {FACETS}\noutput.bucket: x"},
-            "top.yaml: `output.bucket`: `output` holds a value, not further keys",
+            "top.yaml: `output.bucket`: `output` has a single value",
         ),
     ],
 )
@@ -370,10 +370,10 @@ NEW = {
 def test_old_names_are_read_with_a_line_for_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path / "old.yaml", yaml.safe_dump(OLD))
     assert load(Toy, path).model_dump() == NEW
-    told = caplog.messages
-    assert f"{path}: `move_back` is called `interpolate` since 0.2; rename it, 0.3 will refuse it" in told
-    assert any("`parts.0.part` is called `parts.0.data`" in line for line in told)
-    assert any("`kind: drafts` is called `kind: candidates`" in line for line in told)
+    warnings = "\n".join(caplog.messages)
+    assert f"{path}: `move_back` was renamed to `interpolate` in 0.2; 0.3 will refuse" in warnings
+    assert "`parts.0.part` was renamed to `parts.0.data`" in warnings
+    assert "`kind: drafts` was renamed to `kind: candidates`" in warnings
     caplog.clear()
     load(Toy, path)
     assert not caplog.messages  # once is enough
@@ -393,7 +393,7 @@ def test_old_names_work_in_what_changes_a_file(tmp_path: Path) -> None:
 
 def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "both.yaml", "move_back: 0.5\ninterpolate: 0.5\n")
-    with pytest.raises(InputError, match=f"^{path}: `move_back` and `interpolate` are the same key"):
+    with pytest.raises(InputError, match=f"^{path}: `move_back` and `interpolate` .* same key"):
         load(Toy, path)
 
 

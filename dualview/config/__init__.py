@@ -1,1 +1,1 @@
-"""Each verb's settings, frozen and strict, and how YAML becomes them."""
+"""Strict, frozen settings of each verb, and how they are loaded from YAML."""

@@ -1,4 +1,4 @@
-"""What all settings share: strictness, common types, actors, fingerprints."""
+"""Base class and common types of all settings, and the JSON and fingerprints of their values."""
 
 from collections.abc import Mapping
 import hashlib
@@ -10,18 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 
 class Settings(BaseModel):
-    """Values that matter have no default. Frozen, so that a run is its config.
+    """A strict, frozen set of keys: a value that matters has no default, and an unknown key is an error.
 
-    The docstring below a key is its meaning: `--describe` and configs/reference.md show it.
+    The docstring below a key documents it: `--describe` and configs/reference.md show it.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    # Keys of which exactly one is set. The others are absent, or null in files of version 0.1.
+    # Exactly one of these keys is set. The others are absent, or null as in files of version 0.1.
     one_of: ClassVar[tuple[str, ...]] = ()
-    # Of a whole config: keys and values that were renamed, as dualview/config/renames.py reads them.
+    # Renamed keys and values of a whole config, in the syntax of dualview/config/renames.py.
     renamed: ClassVar[Mapping[str, str]] = {}
 
     @model_validator(mode="after")
@@ -39,11 +39,11 @@ Several = Annotated[tuple[T, ...], Strict(False)]  # a YAML list
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern="^[^/]+$")]  # of files, too
+Name = Annotated[str, Field(pattern="^[^/]+$")]  # also used as a file name
 
 
 class Actors(Settings):
-    """How many Ray actors, and what each of them asks of the cluster."""
+    """Number of Ray actors, and the resources of each."""
 
     num: Positive
     """Number of actors."""
@@ -54,10 +54,10 @@ class Actors(Settings):
 
 
 class Pool(Actors):
-    """Of `num` actors, or of more while the cluster has room for them."""
+    """A pool of `num` actors that may grow while the cluster has room."""
 
     max_num: Positive | None
-    """Largest number of actors while the cluster has room; null keeps the pool at `num`."""
+    """Maximum number of actors; null keeps the pool at `num`."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -66,26 +66,25 @@ class Pool(Actors):
         return self
 
     def size(self, num_pieces: int) -> dict[str, int]:
-        """The smallest and the largest number of actors for so many pieces of work, as Ray Data names them."""
+        """Ray Data's `min_size` and `max_size` for a pool with this many pieces of work."""
         return {
             "min_size": min(self.num, num_pieces),
             "max_size": min(self.max_num or self.num, num_pieces),
         }
 
 
-# Texts are encoded in fixed groups of this many, so that a vector does not depend, in its last bits, on how
-# large a shard is.
+# Texts are encoded in groups of this fixed size: otherwise the last bits of a vector would depend on the shard size.
 ENCODING_GROUP = 128
 WholeGroups = Annotated[int, Field(gt=0, multiple_of=ENCODING_GROUP)]
 
 
 def canonical_json(value: Any) -> str:
-    """One text for equal values: sorted keys, no spaces."""
+    """JSON with sorted keys and no spaces: equal values give equal strings."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def plain_json(value: Any, indent: int | None = None) -> str:
-    """For figures that may be no numbers or without bounds, such as an interval over one topic: they are null."""
+    """JSON in which NaN and infinities, such as the interval over a single topic, are null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

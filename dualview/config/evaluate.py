@@ -10,10 +10,10 @@ from dualview.config.sources import Bm25
 
 
 class Flips(Settings):
-    """A folder with corpus.jsonl and queries.jsonl: query, instructions, relevant ids per instruction.
+    """A folder with corpus.jsonl and queries.jsonl: query, instructions, and relevant ids for each instruction.
 
-    Queries about one thing may name it as their `topic`: the bootstrap draws them together. `candidates` and
-    `labels` of a query are optional too: see dualview/evaluation/benchmarks/flips.py.
+    Queries may share a `topic`: the bootstrap draws them together. A query may also have `candidates` and `labels`: see
+    dualview/evaluation/benchmarks/flips.py.
     """
 
     kind: Literal["flips"]
@@ -28,7 +28,7 @@ class Flips(Settings):
 
 
 class Beir(Settings):
-    """A folder with corpus.jsonl, queries.jsonl and qrels.tsv or qrels/test.tsv: no instruction."""
+    """A folder with corpus.jsonl, queries.jsonl and qrels.tsv or qrels/test.tsv; no instructions."""
 
     kind: Literal["beir"]
     name: Name
@@ -38,21 +38,21 @@ class Beir(Settings):
 
 
 class Trec(Settings):
-    """Files of TREC: topics (`<top>` or a topic a line, id and title between a tab) and qrels of four columns."""
+    """TREC files: topics (`<top>` elements, or one tab-separated id and title per line) and qrels of four columns."""
 
     kind: Literal["trec"]
     name: Name
     """Name of the benchmark in the results."""
     corpus: str
-    """Passages: corpus.jsonl, as in BEIR."""
+    """File of passages: corpus.jsonl, as in BEIR."""
     topics: str
     """File of topics."""
     qrels: str
-    """File of judgements."""
+    """File of relevance judgements."""
 
 
 class FollowIR(Settings):
-    """Robust04, News21 or Core17 as mteb has them on the hub, or a language of mFollowIR."""
+    """Robust04, News21 or Core17 in mteb's layout on the hub, or a language of mFollowIR."""
 
     kind: Literal["followir"]
     name: Name
@@ -60,13 +60,13 @@ class FollowIR(Settings):
     path: str
     """A mirror: a folder, s3://..., or hub:mteb/Core17InstructionRetrieval."""
     subset: str | None
-    """Language of mFollowIR: fas, rus or zho; null for the others."""
+    """Language of mFollowIR: fas, rus or zho; null for the other benchmarks."""
     score: Literal["MAP@1000", "nDCG@5", "nDCG@20"]
-    """Its ranking metric: MAP@1000 for Robust04 and Core17, nDCG@5 for News21, nDCG@20 for mFollowIR."""
+    """Ranking metric: MAP@1000 for Robust04 and Core17, nDCG@5 for News21, nDCG@20 for mFollowIR."""
 
 
 class HubBenchmark(Settings):
-    """Any other benchmark that comes as one folder, in its makers' layout (InstructIR and NevIR: in mteb's)."""
+    """Another benchmark that is one folder, in its authors' layout (InstructIR and NevIR: in mteb's)."""
 
     kind: Literal["infosearch", "instructir", "nevir", "excluir"]
     name: Name
@@ -76,7 +76,7 @@ class HubBenchmark(Settings):
 
 
 class Mair(Settings):
-    """One task of MAIR, all its parts."""
+    """One task of MAIR, with all its parts."""
 
     kind: Literal["mair"]
     name: Name
@@ -90,25 +90,25 @@ class Mair(Settings):
 
 
 class EncoderModel(Settings):
-    """Any encoder that sentence-transformers loads."""
+    """An encoder that sentence-transformers can load."""
 
     kind: Literal["encoder"]
     model: str
     """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
     query_prompt: str | None
-    """Text before every query; null takes the model's own."""
+    """Text before every query; null uses the model's own prompt."""
     passage_prompt: str | None
-    """Text before every passage; null takes the model's own."""
+    """Text before every passage; null uses the model's own prompt."""
 
 
 class Bm25Model(Bm25):
-    """The baseline that reads words."""
+    """The lexical baseline."""
 
     kind: Literal["bm25"]
 
 
 class RunFiles(Settings):
-    """Rankings made elsewhere: BENCHMARK.trec for every benchmark of the evaluation."""
+    """Rankings from elsewhere: a file BENCHMARK.trec for every benchmark of the evaluation."""
 
     kind: Literal["runs"]
     path: str
@@ -119,7 +119,7 @@ BenchmarkConfig = Annotated[Flips | Beir | Trec | FollowIR | HubBenchmark | Mair
 
 
 def named_encoder(model: Any) -> Any:
-    """A name alone is an encoder with its own prompts."""
+    """An encoder with its own prompts, if only its name is given."""
     if isinstance(model, str):
         return EncoderModel(kind="encoder", model=model, query_prompt=None, passage_prompt=None)
     return model
@@ -140,7 +140,9 @@ def _of_different_names(benchmarks: tuple[BenchmarkConfig, ...]) -> tuple[Benchm
 def _of_query_and_instruction(template: str) -> str:
     fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     if "query" not in fields or fields - {"query", "instruction"}:
-        raise ValueError("must hold {query}, may hold {instruction}, and nothing else in {}")
+        raise ValueError(
+            'expected {query}, optionally {instruction}, and no other fields, for example "{query}. {instruction}"'
+        )
     return template
 
 
@@ -148,38 +150,38 @@ Template = Annotated[str, AfterValidator(_of_query_and_instruction)]
 
 
 class EvaluateConfig(Settings):
-    """Ranks benchmarks with models and reports scores, intervals and differences."""
+    """Ranks benchmarks with models, and reports scores, intervals and differences."""
 
     output: str
-    """Where the result goes: s3://bucket/prefix, file:///folder or a plain path."""
+    """Location of the output: s3://bucket/prefix, file:///folder or a plain path."""
     embeddings: str | None = None
-    """Where vectors are kept for other evaluations; null keeps them under the output."""
+    """Embedding cache that evaluations share: a folder or s3://...; null keeps it under the output."""
     encoders: dict[Name, RankingModel]
-    """Models to rank with, by name; a text alone is an encoder's `model` with its own prompts."""
+    """Models to rank with, by name; a string is the `model` of an encoder with its own prompts."""
     benchmarks: Annotated[Several[BenchmarkConfig], AfterValidator(_of_different_names)]
     """Benchmarks to rank."""
     compare: Several[Annotated[tuple[str, str], Strict(False)]]
-    """Pairs of names whose difference is reported: first minus second."""
+    """Pairs of model names whose difference is reported: first minus second."""
     query_template: Template | None
-    """How query and instruction become one text, for example "{query}. {instruction}"; null does what the
-    makers of each benchmark do."""
+    """How query and instruction become one text, for example "{query}. {instruction}"; null follows the authors of each
+    benchmark."""
     max_query_tokens: Positive
-    """Tokens of a query and its instruction that are read; the rest is cut off."""
+    """Maximum number of tokens of a query with its instruction; the rest is cut off."""
     max_passage_tokens: Positive
-    """Tokens of a passage that are read; the rest is cut off."""
+    """Maximum number of tokens of a passage; the rest is cut off."""
     precision: Literal["bf16", "fp32"]
     """Precision of the matrix products."""
     bootstrap_samples: Positive
-    """Bootstrap samples of each interval."""
+    """Number of bootstrap samples of each interval."""
     seed: int
     """Random seed of the bootstrap."""
     trust_remote_code: bool
-    """Run Python code that a model's repository brings."""
+    """Allow Python code from a model's repository to run."""
     rows_per_shard: WholeGroups
-    """Texts whose vectors are one object."""
+    """Number of texts whose embeddings are stored in one object."""
     actors: Pool
-    """Actors that encode."""
+    """Actors that encode texts."""
 
     def deciding(self) -> dict[str, Any]:
-        """What decides the scores, and where they lie: all but how the work is done."""
+        """The settings, as JSON values, that decide the scores and where they are stored."""
         return self.model_dump(mode="json", exclude={"actors", "rows_per_shard", "embeddings"})

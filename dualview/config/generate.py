@@ -12,208 +12,202 @@ from dualview.records import Condition
 
 
 class AttributesWriter(Settings):
-    """No LLM: the complement is composed from the attributes of the passages."""
+    """Composes complements from the attributes of the passages, without an LLM."""
 
     kind: Literal["attributes"]
     seed: int
-    """Random seed of the choices."""
+    """Random seed of all choices."""
     negation_share: Share
-    """Share of the complements that negate the original requirement."""
+    """Share of complements that negate the original requirement."""
     same_attribute_share: Share
-    """Share of the complements that ask for another value of the same attribute; what is left takes another
+    """Share of complements that ask for another value of the same attribute; the remaining ones use another
     attribute."""
     exclusion_share: Share
-    """Share of exclusions among the complements that are no negation."""
+    """Share of exclusions among the complements that are not negations."""
     compound_share: Share
-    """Share of the complements with a second requirement, which N* meets as well."""
+    """Share of complements with a second requirement, which N* also meets."""
 
 
 class Sampling(Settings):
-    """How an LLM is asked."""
+    """Prompt and sampling parameters of an LLM."""
 
     prompt: str
-    """A file of dualview/synthesis/prompts, without .txt."""
+    """Name of a file in dualview/synthesis/prompts, without .txt."""
     temperature: Annotated[float, Field(ge=0)]
     """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0, le=1)]
-    """Nucleus sampling: the probability mass that is sampled from."""
+    """Nucleus sampling: the probability mass to sample from."""
     max_tokens: Positive
-    """Longest answer, in tokens."""
+    """Maximum length of an answer, in tokens."""
     seed: int
-    """Random seed of the sampling."""
+    """Random seed of sampling."""
 
 
 class LlmWriter(Sampling):
-    """An LLM writes the complement."""
+    """An LLM writes the complements."""
 
     kind: Literal["llm"]
     drafts: Positive
-    """Drafts for each target; of the accepted ones the one with the largest surplus is taken."""
+    """Drafts for each target; the accepted draft with the largest surplus is used."""
 
 
 class PrecomputedWriter(Settings):
-    """Nothing is written: the source brings the drafts."""
+    """Writes nothing: the drafts come from the source."""
 
     kind: Literal["precomputed"]
 
 
 class Bootstrap(Sampling):
-    """For examples without an instruction: an LLM writes one, and the judge finds what breaks it."""
+    """For examples without an instruction: an LLM writes one, and the judge finds the passages that violate it."""
 
     lengths: Annotated[Several[Literal["short", "medium", "long"]], Field(min_length=1)]
-    """Lengths of instruction to ask for; one is drawn for each example."""
+    """Instruction lengths to ask for; one is drawn for each example."""
     styles: Annotated[Several[Literal["plain", "negated", "background", "persona"]], Field(min_length=1)]
-    """Styles of instruction to ask for; one is drawn for each example."""
+    """Instruction styles to ask for; one is drawn for each example."""
     max_instruction_negatives: Positive
-    """Most instruction negatives that an example gets."""
+    """Maximum number of instruction negatives per example."""
 
 
 class LlmRewording(Sampling):
-    """An LLM rewords the instruction."""
+    """An LLM rewords instructions."""
 
     kind: Literal["llm"]
     num: Positive
-    """Rewordings of each instruction."""
+    """Number of rewordings of each instruction."""
 
 
 class VocabularyRewording(Settings):
-    """Other templates and phrases for the same requirements: exact by construction."""
+    """Says the same requirements in other templates and phrases: exact by construction."""
 
     kind: Literal["vocabulary"]
     num: Positive
-    """Rewordings of each instruction."""
+    """Number of rewordings of each instruction."""
     seed: int
-    """Random seed of the choices."""
+    """Random seed of all choices."""
 
 
 class JudgeValidation(Settings):
-    """Gold pairs that an LLM judge answers before the first shard."""
+    """Validation of an LLM judge on gold pairs, before the first shard."""
 
     num_pairs: Annotated[int, Field(ge=2)]
     """Number of gold pairs, half of them relevant and half not."""
     min_auc: Share
-    """Lowest ROC AUC to pass; below it the run's rows are written but not marked trainable."""
+    """Minimum ROC AUC; below it, the run's rows are written but not marked trainable."""
     seed: int
-    """Random seed of the draw."""
+    """Random seed of the choice of pairs."""
     gold: Annotated[TuplesSource | PromptrieverSource, Field(discriminator="kind")] | None
-    """Whose labels are the gold; null takes those of this run's own source."""
+    """Source of the gold labels; null uses this run's own source."""
 
 
 class LlmJudge(Settings):
-    """An LLM answers yes or no at its first token."""
+    """An LLM judges by the first token of its answer, yes or no."""
 
     kind: Literal["llm"]
     prompt: str
-    """A file of dualview/synthesis/prompts, without .txt: query, instruction and passage."""
+    """Prompt for query, instruction and passage: a file in dualview/synthesis/prompts, without .txt."""
     query_prompt: str | None
-    """The prompt for a query without an instruction; null where `query` is none of the conditions."""
+    """Prompt for a query without an instruction; null if `query` is not among the conditions."""
     min_margin: Annotated[float, Field(ge=0)]
-    """Margin log p(yes) - log p(no) below which, in absolute value, a verdict is undecided."""
+    """Minimum absolute margin, log p(yes) - log p(no), of a verdict; below it the verdict is undecided."""
     validation: JudgeValidation
-    """Gold pairs that the judge answers before the first shard."""
+    """Validation on gold pairs, before the first shard."""
 
 
 class AttributesJudge(Settings):
-    """Reads the requirements of an instruction and looks them up in the passage's attributes."""
+    """Checks the requirements of an instruction against the attributes of the passage."""
 
     kind: Literal["attributes"]
 
 
 class Judgements(Settings):
-    """Which cells of the relevance matrix are judged: passages of the example x these conditions."""
+    """The judged cells of the relevance matrix: passages of the example x conditions."""
 
     conditions: Annotated[Several[Condition], Field(min_length=1)]
-    """What passages are judged under: the query alone, the original instruction, the new one."""
+    """Conditions that passages are judged under: the query alone, the original instruction, the new instruction."""
     hard_negatives: bool
-    """Judge the hard negatives too, besides the positive and the instruction negatives."""
+    """Also judge the hard negatives, not only the positive and the instruction negatives."""
 
 
 class Accept(Settings):
-    """Whose verdicts decide, and on which conditions; on each, every labelled passage must be right.
-
-    With `none` no verdict decides: what the rules let through is trained on, to learn what verification buys.
-    """
+    """The verdicts that accept a row."""
 
     judge: Literal["llm", "attributes", "none"]
-    """Whose verdicts decide; `none` accepts what the rules let through, to measure what verification buys."""
+    """The judge that decides; `none` accepts every draft that passes the rules, to measure what verification gains."""
     conditions: Annotated[Several[Condition], Field(min_length=1)]
-    """Conditions under which every labelled passage must be right."""
+    """Conditions under which the verdict on every labelled passage must be right."""
 
 
 class ContaminationTexts(Settings):
-    """Texts that must not be trained on: queries and instructions of what will be evaluated."""
+    """Texts that must not be in training data: queries and instructions of the benchmarks."""
 
     paths: Annotated[Several[str], Field(min_length=1)]
-    """JSONL files (keys as in synthesis/contamination.py) or .txt files (a text a line), local or at
-    s3://."""
+    """JSONL files (keys as in synthesis/contamination.py) or .txt files (one text per line), local or at s3://."""
     max_shared_words: Positive
-    """Longest run of words that a row may share with a benchmark's text."""
+    """Maximum length of a word sequence that a row may share with a benchmark text."""
 
 
 class Rules(Settings):
     min_words: Positive
-    """Fewest words of an instruction."""
+    """Minimum number of words of an instruction."""
     max_words: Positive
-    """Most words of an instruction."""
+    """Maximum number of words of an instruction."""
     max_sentences: Positive
-    """Most sentences of an instruction."""
+    """Maximum number of sentences of an instruction."""
     max_copied_words: Positive
-    """Longest run of words that an instruction may take from a passage; a longer one is a leak."""
+    """Maximum length of a word sequence that an instruction may copy from a passage; a longer one is a leak."""
     max_similarity_to_original: Share
-    """Largest Jaccard index of the word sets of the new and the original instruction."""
+    """Maximum Jaccard index of the word sets of the new and the original instruction."""
     other_language: Annotated[float, Field(gt=0, lt=1)] | None
-    """Probability from which instruction and query count as different languages; null does not check. 0.99
-    rejected none of 13,000 English pairs (the largest value was 0.88) and every sentence in ten other
-    languages."""
+    """Probability from which instruction and query count as being in different languages; null does not check.
+    0.99 rejected none of 13,000 English pairs (largest value 0.88) and every sentence in ten other languages."""
     benchmarks: ContaminationTexts | None
     """Benchmark texts that must not appear in training data; null does not check."""
 
 
 class NearDuplicates(Settings):
-    """Rows of the same query whose new instructions are nearly the same: only a run's first is trained on."""
+    """Rows of the same query with nearly the same new instruction: only the first of a run is trained on."""
 
     threshold: Annotated[float, Field(ge=0.5, le=1)]
-    """Jaccard index of two instructions' word n-grams from which they are near-duplicates."""
+    """Jaccard index of word n-grams from which two instructions are near-duplicates."""
     num_perm: Annotated[int, Field(ge=16)]
-    """Hash functions of MinHash; each takes 4 bytes of memory a row."""
+    """Number of MinHash permutations; each takes 4 bytes of memory per row."""
     ngram: Positive
-    """Words in an n-gram."""
+    """Number of words in an n-gram."""
 
 
 class Budget(Settings):
-    """Limits over all attempts and resumes of the run, any number of them.
+    """Limits over all attempts of a run; any number may be set.
 
-    When one is used up, the run ends and can go on later.
+    The run stops when it reaches a limit, and can be resumed later.
     """
 
     tokens: Positive | None = None
-    """Most tokens, of prompts and answers."""
+    """Maximum number of tokens, of prompts and answers."""
     dollars: Annotated[float, Field(gt=0)] | None = None
-    """Most dollars; needs `price`."""
+    """Maximum cost in dollars; needs `price`."""
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    """Most GPU hours."""
+    """Maximum number of GPU hours."""
 
 
 class Synthesis(Settings):
-    """What decides a row, given its example and the engine."""
+    """The settings that decide a row, given its example and the engine."""
 
     bootstrap: Bootstrap | None
-    """How examples without an instruction get one; null where all examples have theirs."""
+    """How examples without an instruction get one; null if all examples have one."""
     targets: Positive | Literal["all"]
-    """Instruction negatives of an example that get a complement each, in order; `all` for every one."""
+    """Number of instruction negatives per example that get a complement, in order; `all` for all of them."""
     writer: Annotated[AttributesWriter | LlmWriter | PrecomputedWriter, Field(discriminator="kind")]
-    """Who writes the complementary instructions."""
+    """Writer of the complementary instructions."""
     rules: Rules
-    """What a written instruction must look like."""
+    """Rules that a written instruction must pass."""
     judges: Several[Annotated[LlmJudge | AttributesJudge, Field(discriminator="kind")]]
     """Judges of the relevance matrix; [] for none."""
     judgements: Judgements
-    """Which cells of the relevance matrix are judged."""
+    """The cells of the relevance matrix to judge."""
     accept: Accept | None
-    """Which verdicts accept a row; null only writes, and a later run with a source of kind `drafts`
-    judges."""
+    """The verdicts that accept a row; null only writes, for a later run with a source of kind `drafts` to judge."""
     rewording: Annotated[LlmRewording | VocabularyRewording, Field(discriminator="kind")] | None
-    """Other wordings of accepted instructions; null makes none."""
+    """Rewordings of accepted instructions; null makes none."""
 
 
 class GenerateConfig(Synthesis):
@@ -229,34 +223,34 @@ class GenerateConfig(Synthesis):
     }
 
     output: str
-    """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
+    """Location of the output: s3://bucket/prefix, file:///folder or a plain path."""
     source: Annotated[
         TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
         Field(discriminator="kind"),
     ]
-    """Where examples come from."""
+    """Source of the examples."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
-    """The LLM that writes and judges; null where none does."""
+    """The LLM that writes and judges; null if none does."""
     near_duplicates: NearDuplicates | None
-    """Near-duplicates within the run; null does not look for them."""
+    """Near-duplicates within the run; null does not search for them."""
     price: Price | None
-    """Prices for the account in dollars; null keeps none."""
+    """Prices, to report costs in dollars; null reports none."""
     budget: Budget | None
     """Limits of the run; null sets none."""
     rows_per_shard: Positive
-    """SourceExamples of a shard, which is one Parquet file."""
+    """Number of source examples per shard, which is one Parquet file."""
     shards_in_flight: Positive
-    """Shards that an actor works on at once."""
+    """Number of shards that an actor works on at once."""
     actors: Pool
     """Actors that hold the engine."""
     min_accepted_share: Share
-    """Smallest accepted share of the last 500 rows; below it the run stops, because the engine may be
-    answering nonsense."""
+    """Minimum share of accepted rows among the last 500; below it the run stops, because the engine may be answering
+    nonsense."""
     trail: str | None
-    """Local JSONL file for the progress of the run; null writes none."""
+    """Local JSONL file that records the progress of the run; null writes none."""
 
     def deciding(self) -> dict[str, Any]:
-        """The settings, as JSON values, that decide what the rows will be."""
+        """The settings, as JSON values, that decide the rows."""
         return self.model_dump(mode="json", exclude=_NOT_DECIDING)
 
     @model_validator(mode="after")
@@ -271,7 +265,7 @@ _NOT_DECIDING: dict[str, bool | set[str]] = {
     **dict.fromkeys(
         ("output", "shards_in_flight", "actors", "price", "budget", "min_accepted_share", "trail"), True
     ),
-    # The plan compares these itself: the size of shards, and inputs one by one, so that more may come.
+    # The plan checks these itself: the shard size, and each input separately, so that inputs may be added.
     "rows_per_shard": True,
     "source": {"paths", "max_bad_share"},
     "engine": CONNECTION,

@@ -1,4 +1,4 @@
-"""YAML to settings: unknown keys are refused, every error is one sentence."""
+"""Loads settings from YAML. Unknown keys are errors, and every error is one sentence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,10 +27,10 @@ def load(
     assignments: Sequence[str] = (),
     changes: Sequence[Mapping[str, Any]] = (),
 ) -> SettingsType:
-    """Reads `path` and what it extends, applies changes and then `a.b=c` assignments, and checks everything.
+    """Reads `path` and the files it extends, applies `changes` and then `assignments`, and validates the result.
 
-    Each of `changes` is merged as the keys of a file that extends `path`. An assignment replaces what its key
-    names; c is YAML. Raises InputError that names the file, the key, what was expected and what was found.
+    Each mapping in `changes` is merged like a file that extends `path`. An assignment `a.b=c` replaces the value of its
+    key; c is YAML. Raises InputError with the file, the key, the expected and the found value.
     """
     content = _change_all(schema, _read(schema, path), changes, path)
     for assignment in assignments:
@@ -44,7 +44,7 @@ def settings_of(
     config: str | Path | Mapping[str, Any] | SettingsType,
     changes: Mapping[str, Any],
 ) -> SettingsType:
-    """Settings from a YAML file, from a mapping, or as they are, with changes as in a file that extends them."""
+    """Settings from a YAML file, a mapping or a config, with changes merged like a file that extends it."""
     if isinstance(config, schema) and not changes:
         return config
     if isinstance(config, str | Path):
@@ -65,14 +65,14 @@ def _checked(schema: type[SettingsType], content: dict[str, Any], path: str) -> 
 
 
 def _read(schema: type[Settings], path: str, extending: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The content of a file, merged onto the file that it extends; `extending`: the files that led here."""
+    """The content of a file, merged onto the file it extends; `extending` is the chain of files that extend it."""
     content = _parse(path, extending)
     if "extends" not in content:
         _rename(schema, content, path)
         return content
     base = content.pop("extends")
     if not isinstance(base, str):
-        raise InputError(f"{path}: `extends`: expected another file, for example `extends: base.yaml`")
+        raise InputError(f"{path}: `extends`: expected the path of a file, for example `extends: base.yaml`")
     found = str(Path(path).parent / base)
     chain = (*extending, path)
     if Path(found).resolve() in [Path(file).resolve() for file in chain]:
@@ -110,7 +110,7 @@ def _rename(schema: type[Settings], content: Any, where: str) -> None:
     try:
         for old, new in rename(schema, content):
             _warn(
-                f"{where}: `{old}` is called `{new}` since {SINCE}; rename it, {REFUSED_FROM} will refuse it"
+                f"{where}: `{old}` was renamed to `{new}` in {SINCE}; {REFUSED_FROM} will refuse the old name"
             )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -118,7 +118,7 @@ def _rename(schema: type[Settings], content: Any, where: str) -> None:
 
 @cache
 def _warn(sentence: str) -> None:
-    """Once, however often a study reads the same file."""
+    """Logs a warning once, even if a study reads the same file several times."""
     logger.warning(sentence)
 
 
@@ -127,13 +127,13 @@ def _warn(sentence: str) -> None:
 
 @dataclass(frozen=True)
 class _Whole:
-    """Replaces what is there, a mapping too."""
+    """A value that replaces the old one instead of being merged, even if both are mappings."""
 
     value: Any
 
 
 class _Path(dict[str, Any]):
-    """The nesting of a dotted key, to tell it from a mapping of the file."""
+    """The nesting of a dotted key, to distinguish it from a mapping in a file."""
 
 
 def _change_all(
@@ -157,10 +157,10 @@ def _change(
 
 
 def _merged(base: Any, change: Any, types: Sequence[Any], name: str, where: str) -> Any:
-    """`change` over `base`: mappings merge, numbers name items of a list, all else replaces.
+    """`change` merged onto `base`: mappings merge, numbers index lists, everything else replaces.
 
-    A mapping of another `kind` replaces too. `types`: what the schema has in this place, of which a key that is set
-    takes away those that it excludes.
+    A mapping of another `kind` also replaces. `types` are the schema's types for this value; setting a key removes the
+    keys that are mutually exclusive with it.
     """
     if isinstance(change, _Whole):
         return change.value
@@ -170,11 +170,11 @@ def _merged(base: Any, change: Any, types: Sequence[Any], name: str, where: str)
         items = list(base)
         for key, inner in change.items():
             if not (str(key).isdecimal() and int(key) < len(items)):
-                raise InputError(f"{where}: there is no item `{key}` in this list")
+                raise InputError(f"{where}: no item `{key}` in a list of {len(items)}; items count from 0")
             items[int(key)] = _merged(items[int(key)], inner, _under(types, key), key, where)
         return items
     if isinstance(change, _Path) and not isinstance(base, dict | None):
-        raise InputError(f"{where}: `{name}` holds a value, not further keys")
+        raise InputError(f"{where}: `{name}` has a single value, not keys")
     if not isinstance(base, dict) or (
         not isinstance(change, _Path) and change.get("kind", base.get("kind")) != base.get("kind")
     ):
@@ -195,7 +195,7 @@ def _sets(change: Mapping[str, Any], group: Sequence[str]) -> bool:
 
 
 def _under(types: Sequence[Any], key: Any) -> list[Any]:
-    """What values of these types hold under a key."""
+    """The types that values of these types have under a key."""
     found: list[Any] = []
     for member in types:
         if isinstance(member, type) and issubclass(member, Settings):
@@ -230,7 +230,7 @@ def _first_error(error: ValidationError, content: dict[str, Any]) -> str:
             return f"unknown key `{key}`; remove it or look for a misspelling{more}"
         case "missing":
             return f"missing key `{key}`; it has no default{more}"
-        case "value_error":  # of a validator of ours, which says it all
+        case "value_error":  # from one of our validators
             message = first["msg"].removeprefix("Value error, ")
             return f"`{key}`: {message}{more}" if key else f"{message}{more}"
         case _:
@@ -238,12 +238,12 @@ def _first_error(error: ValidationError, content: dict[str, Any]) -> str:
 
 
 def _key(location: tuple[int | str, ...], content: Any) -> str:
-    """Where pydantic found an error, as dotted keys of the file."""
+    """The location of a pydantic error, as a dotted key of the file."""
     parts = []
     for part in location:
         if isinstance(content, dict) and part == content.get("kind"):
-            continue  # pydantic names the member of a union too
+            continue  # pydantic also names the member of a union
         parts.append(str(part))
-        with suppress(LookupError, TypeError):  # what is missing has nothing below it
+        with suppress(LookupError, TypeError):  # a missing key has no content
             content = content[part]
     return ".".join(parts)

@@ -1,4 +1,4 @@
-"""What a config can say, key by key, from the schemas: `--describe` and configs/reference.md.
+"""Documents every key of the configs from the schemas, for `--describe` and configs/reference.md.
 
 python -m dualview.config.reference > configs/reference.md
 """
@@ -33,29 +33,28 @@ COLUMNS = 100
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a config, or a `kind` that its value may have."""
+    """A key of a config, or one `kind` of its value."""
 
-    path: tuple[str, ...]  # `*` for each item of a list or each name of a mapping
-    kind: str | None  # set: this is not a key, but one of the kinds of its value
+    path: tuple[str, ...]  # `*` for any item of a list or any name of a mapping
+    kind: str | None  # None for the key itself, otherwise one kind of its value
     type: str
     meaning: str
 
 
 def keys_of(schema: type[Settings], path: tuple[str, ...] = ()) -> Iterator[Key]:
-    """All keys, the output first and then in the order of the schema, each followed by what is below it."""
+    """All keys: `output` first, then in the order of the schema, each followed by its nested keys."""
     for name in sorted(schema.model_fields, key=lambda name: name != "output"):
         field = schema.model_fields[name]
         if name == "kind":
             continue
         if name in schema.one_of:
-            told = f"{_type_of(field).removesuffix(' or null')}; exactly one of {', '.join(schema.one_of)}"
-        else:
-            told = (
-                _type_of(field)
-                if field.is_required()
-                else f"{_type_of(field)}; {_json(field.default)} by default"
+            type_text = (
+                f"{_type_of(field).removesuffix(' or null')}; exactly one of {', '.join(schema.one_of)}"
             )
-        yield Key((*path, name), None, told, _one_line(field.description))
+        else:
+            default = "" if field.is_required() else f"; {_json(field.default)} by default"
+            type_text = f"{_type_of(field)}{default}"
+        yield Key((*path, name), None, type_text, _one_line(field.description))
         yield from _below(field.annotation, (*path, name))
 
 
@@ -74,10 +73,10 @@ def _below(annotation: Any, path: tuple[str, ...]) -> Iterator[Key]:
 
 
 def describe(schema: type[Settings]) -> str:
-    """All keys with type, default and meaning, as indented text of COLUMNS columns."""
+    """All keys with type, default and meaning, as indented text, COLUMNS wide."""
     lines = [_one_line(schema.__doc__), ""]
     for key in keys_of(schema):
-        # A key below a kind is one level deeper than its path says.
+        # A key of a kind is indented one level deeper than its path.
         indent = "  " * (2 * len([part for part in key.path if part != "*"]) - 2)
         if key.kind:
             lines.append(f"{indent}  kind: {key.kind}")
@@ -89,13 +88,13 @@ def describe(schema: type[Settings]) -> str:
 
 
 def reference() -> str:
-    """All verbs' keys as Markdown."""
+    """The keys of all verbs as Markdown."""
     parts = [
         "# Keys of the configs",
         "",
         "Generated from the schemas by `python -m dualview.config.reference > configs/reference.md`;",
-        "`dualview VERB --describe` prints the same. A key without a default must be given. `*` stands for each item of",
-        "a list or each name of a mapping.",
+        "`dualview VERB --describe` prints the same. A key without a default is required. `*` stands for any item of a",
+        "list or any name of a mapping.",
     ]
     for verb, schema in SCHEMAS.items():
         parts += ["", f"## {verb}", "", _one_line(schema.__doc__), ""]

@@ -1,8 +1,7 @@
-"""Keys and values that were renamed: read under their old names for one version.
+"""Renamed keys and values, which are accepted under their old names for one version.
 
-A config class lists them in `renamed`, old path -> new path: dotted, with `*` for any item of a list or any name of a
-mapping, and `PATH=VALUE` on both sides for a renamed value. They apply in order, so that a later one finds what an
-earlier one has renamed:
+The `renamed` mapping of a config class is old path -> new path. Paths are dotted; `*` is any item of a list or any name
+of a mapping, and `PATH=VALUE` on both sides renames a value. They apply in order, each to the result of the previous:
 
     renamed = {"watching": "logging", "logging.logs": "logging.folder", "source.kind=drafts": "source.kind=candidates"}
 """
@@ -21,11 +20,11 @@ REFUSED_FROM = "0.3"
 
 
 def rename(schema: type[Settings], content: Any) -> list[tuple[str, str]]:
-    """Renames what `content` has under old names, in place. Returns (old, new) for each, as dotted paths.
+    """Replaces old names in `content`, in place. Returns a pair of dotted paths (old, new) for each.
 
-    Raises InputError where the new name is there as well.
+    Raises InputError if a key is present under both names.
     """
-    found = []
+    renamed = []
     for old, new in schema.renamed.items():
         old_path, _, old_value = old.partition("=")
         new_path, _, new_value = new.partition("=")
@@ -36,23 +35,23 @@ def rename(schema: type[Settings], content: Any) -> list[tuple[str, str]]:
             if old_value:
                 if parent[key] == yaml.safe_load(old_value):
                     parent[key] = yaml.safe_load(new_value)
-                    found.append((f"{'.'.join(path)}: {old_value}", f"{'.'.join(target)}: {new_value}"))
+                    renamed.append((f"{'.'.join(path)}: {old_value}", f"{'.'.join(target)}: {new_value}"))
                 continue
             _put(content, target, parent.pop(key), old=".".join(path))
             _drop_if_empty(content, path[:-1])
-            found.append((".".join(path), ".".join(target)))
-    return found
+            renamed.append((".".join(path), ".".join(target)))
+    return renamed
 
 
 def with_new_names(schema: type[Settings], stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that an earlier version stored with a run, under today's names, so that they can be compared."""
+    """A copy of settings that an earlier version stored with a run, with current names, for comparison."""
     content = deepcopy(dict(stored))
     rename(schema, content)
     return content
 
 
 def _matches(content: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The paths in the content that fit the pattern."""
+    """The paths in `content` that match the pattern."""
     if not pattern:
         yield ()
         return
@@ -69,7 +68,7 @@ def _matches(content: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]
 
 
 def _filled(new: str, old: str, path: tuple[str, ...]) -> tuple[str, ...]:
-    """The new path, with what each `*` of the old one stood for."""
+    """The new path, with each `*` replaced by its match in the old one."""
     stars = iter([part for part, pattern in zip(path, old.split("."), strict=True) if pattern == "*"])
     return tuple(next(stars) if part == "*" else part for part in new.split("."))
 
@@ -84,17 +83,17 @@ def _put(content: Any, path: tuple[str, ...], value: Any, old: str) -> None:
     *parents, last = path
     for part in parents:
         key = _key(content, part)
-        # Of the same type: loading.py tells paths of a change from mappings of a file.
+        # Of the same type, because loading.py distinguishes a _Path from a plain mapping.
         content = content[key] if isinstance(content, list) else content.setdefault(key, type(content)())
     if last in content:
         raise InputError(
-            f"`{old}` and `{'.'.join(path)}` are the same key under its old and its new name; keep the new one"
+            f"`{old}` and `{'.'.join(path)}` are the old and the new name of the same key; keep the new one"
         )
     content[last] = value
 
 
 def _drop_if_empty(content: Any, path: tuple[str, ...]) -> None:
-    """Takes away a mapping of which nothing is left, and then what held nothing else."""
+    """Deletes the mapping at `path` if it is empty, and then its parents that are empty too."""
     while path and _at(content, path) == {} and isinstance(parent := _at(content, path[:-1]), dict):
         del parent[_key(parent, path[-1])]
         path = path[:-1]

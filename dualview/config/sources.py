@@ -1,4 +1,4 @@
-"""Where the examples of a generate run come from."""
+"""Settings of the sources of a generate run, and of mining."""
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
@@ -15,11 +15,11 @@ class TuplesSource(Settings):
     paths: Annotated[Several[str], Field(min_length=1)]
     """Files or folders, local or at s3://."""
     max_bad_share: Share
-    """Largest share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
+    """Maximum share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
     run."""
     vocabulary: str | None
-    """YAML file that says how requirements on the passages' attributes are put in words (dualview/vocabulary.py); null
-    where nothing is known about attributes."""
+    """YAML file that maps requirements on the passages' attributes to words (dualview/vocabulary.py); null if there are
+    no attributes."""
 
 
 class PromptrieverSource(Settings):
@@ -29,12 +29,12 @@ class PromptrieverSource(Settings):
     paths: Annotated[Several[str], Field(min_length=1)]
     """Files, folders, s3://... or hub:OWNER/NAME."""
     max_bad_share: Share
-    """Largest share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
+    """Maximum share of bad rows, which are left out and listed in bad_rows.jsonl; with 0.0 the first one ends the
     run."""
 
 
 class DraftsSource(Settings):
-    """The rows of a finished generate run that only wrote: their drafts are judged by this run."""
+    """The rows of a finished generate run that only wrote; this run judges their drafts."""
 
     kind: Literal["drafts"]
     run: str
@@ -76,42 +76,42 @@ class DenseRetriever(Settings):
     model: str
     """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
     max_query_tokens: Positive
-    """Tokens of a query that are read; the rest is cut off."""
+    """Maximum number of tokens of a query; the rest is cut off."""
     max_passage_tokens: Positive
-    """Tokens of a passage that are read; the rest is cut off."""
+    """Maximum number of tokens of a passage; the rest is cut off."""
     precision: Literal["bf16", "fp32"]
     """Precision of the matrix products."""
     trust_remote_code: bool
-    """Run Python code that the model's repository brings."""
+    """Allow Python code from the model's repository to run."""
     embeddings: str | None = None
-    """Where vectors are kept for other runs: a folder or s3://...; null keeps them under the output."""
+    """Embedding cache that runs share: a folder or s3://...; null keeps it under the output."""
 
 
 class Mining(Settings):
-    """Hard negatives: passages that a retriever ranks high for a query and that no judgement calls relevant."""
+    """Hard negatives: passages that a retriever ranks high for a query and that are not judged relevant."""
 
     bm25: Bm25 | None
-    """Take negatives from a BM25 ranking; null does not."""
+    """Take negatives from a BM25 ranking; null takes none."""
     dense: DenseRetriever | None
-    """Take negatives from an encoder's ranking; null does not."""
+    """Take negatives from an encoder's ranking; null takes none."""
     first_rank: Positive
-    """First rank to take negatives from; 1 is the best, and relevant passages count."""
+    """First rank to take negatives from; 1 is the best. Relevant passages also have ranks."""
     last_rank: Positive
     """Last rank to take negatives from."""
     relative_margin: Share
-    """Share of the positive's score by which a negative must stay below it; others are not taken."""
+    """A negative must score below the positive by at least this share of the positive's score."""
     num_negatives: Positive
-    """Negatives per example, or as many as there are."""
+    """Maximum number of negatives per example."""
     passages_per_shard: WholeGroups
-    """Passages whose index and vectors one process holds at a time."""
+    """Number of passages whose index and embeddings one process holds at a time."""
     queries_per_shard: WholeGroups
-    """Queries that one task ranks."""
+    """Number of queries that one task ranks."""
     actors: Actors
-    """Actors that mine; their GPUs are used for encoding only."""
+    """Actors that mine; their GPUs are used only for encoding."""
 
 
 class BeirSource(Settings):
-    """A folder with corpus.jsonl, queries.jsonl and qrels: examples without instructions, negatives mined."""
+    """A folder with corpus.jsonl, queries.jsonl and qrels: examples without instructions, with mined negatives."""
 
     renamed: ClassVar[Mapping[str, str]] = {"mining.min_margin": "mining.relative_margin"}
 
@@ -119,10 +119,10 @@ class BeirSource(Settings):
     path: str
     """A folder or s3://bucket/prefix."""
     qrels: str
-    """File of the folder with the judgements, for example qrels/train.tsv."""
+    """File in the folder with the relevance judgements, for example qrels/train.tsv."""
     min_grade: Positive
-    """Lowest grade of a positive."""
+    """Minimum grade of a positive."""
     max_positives: Positive
-    """Positives per query, best grades first; each makes an example."""
+    """Maximum number of positives per query, best grades first; each makes an example."""
     mining: Mining
-    """How hard negatives are found."""
+    """Mining of hard negatives."""

@@ -11,7 +11,7 @@ from dualview.config.renames import with_new_names
 
 
 class Prompts(Settings):
-    """What an encoder wants before a text, for example "query: " and "passage: "; saved with the model."""
+    """Prefixes that the encoder expects, for example "query: " and "passage: "; saved with the model."""
 
     query: str
     """Text before every query."""
@@ -20,14 +20,14 @@ class Prompts(Settings):
 
 
 class Lora(Settings):
-    """Low-rank adapters in place of all weights; merged into them on export."""
+    """Low-rank adapters instead of full fine-tuning; merged into the weights on export."""
 
     rank: Positive
     """Rank of the adapters."""
     alpha: Annotated[float, Field(gt=0)]
     """Scale of the adapters: their product is multiplied by alpha / rank."""
     target_modules: Literal["all-linear"] | Several[str]
-    """Names of the layers that get an adapter, or `all-linear`."""
+    """Names of the layers with an adapter, or `all-linear`."""
 
 
 class EncoderConfig(Settings):
@@ -40,101 +40,100 @@ class EncoderConfig(Settings):
     query_template: str
     """How query and instruction become one text; a query without an instruction stays as it is."""
     prompts: Prompts
-    """What the encoder expects before a text."""
+    """Prefixes that the encoder expects."""
     max_query_tokens: Positive
-    """Tokens of a query and its instruction that are read; the rest is cut off."""
+    """Maximum number of tokens of a query with its instruction; the rest is cut off."""
     max_passage_tokens: Positive
-    """Tokens of a passage that are read; the rest is cut off."""
+    """Maximum number of tokens of a passage; the rest is cut off."""
     train_word_embeddings: bool
-    """Train the word embeddings too."""
+    """Also train the word embeddings."""
     dropout: bool
-    """Keep the model's dropout on during training."""
+    """Keep the model's dropout active in training."""
     lora: Lora | None
-    """Train low-rank adapters in place of all weights; null trains all weights."""
+    """Low-rank adapters; null trains all weights."""
     activation_checkpointing: bool
-    """Save memory by computing activations a second time in the backward pass."""
+    """Recompute activations in the backward pass, to save memory."""
     attention: Literal["sdpa", "flash_attention_2"]
-    """`flash_attention_2` computes no padding; it needs a GPU, bf16 and the package flash-attn."""
+    """Attention implementation; `flash_attention_2` skips padding, and needs a GPU, bf16 and the package flash-attn."""
     trust_remote_code: bool
-    """Run Python code that the model's repository brings."""
+    """Allow Python code from the model's repository to run."""
 
 
 Views = Literal["both", "apart", "one", "original", "plain"]
 
 
 class Part(Settings):
-    """What one source gives to a mixture: an exact number of instances, or a share by weight."""
+    """One part of a mixture: an exact number of instances, or a share by weight."""
 
     one_of = ("num_instances", "weight")
 
     data: str
     """Output of a generate run."""
     views: Views
-    """Which views of an example are trained on: `both` the original and the complementary ones in one batch;
-    `apart` the same views, never in one batch; `one` a random one of them, so that the same budget takes
-    twice the examples (the unpaired control); `original` the original instruction only; `plain` the query
-    without an instruction."""
+    """Views of an example to train on: `both` the original and the complementary views in the same batch; `apart` the
+    same views, never in the same batch; `one` a random one of them, so that the same budget covers twice as many
+    examples (the unpaired control); `original` the original instruction only; `plain` the query without an
+    instruction."""
     num_instances: Positive | None = None
-    """Exact number of instances (query, instruction, positive); a group of both views counts two."""
+    """Exact number of instances (query, instruction, positive); a group of two views counts as two."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share by weight of all instances; examples repeat where there are too few."""
+    """Weight of this part's share of all instances; examples repeat if there are too few."""
     num_hard_negatives: Annotated[int, Field(ge=0)]
-    """Hard negatives per example and epoch, besides its instruction negatives."""
+    """Number of hard negatives per example and epoch, in addition to its instruction negatives."""
     rewordings: bool
-    """Show a view in one of its wordings, drawn again each epoch."""
+    """Also use the rewordings of an instruction: each epoch draws one of its wordings."""
     min_judged_margin: NotNegative | None
-    """Smallest margin of a judge's verdict that labels a hard negative; null labels none."""
+    """Minimum margin of a judge's verdict that labels a hard negative; null labels none."""
 
 
 class Mixture(Settings):
     parts: Annotated[Several[Part], Field(min_length=1)]
-    """Sources of groups: all with `num_instances`, or all with `weight`."""
+    """Parts of the mixture: all with `num_instances`, or all with `weight`."""
     homogeneous: bool
-    """Take each batch from one part only."""
+    """Draw each batch from a single part."""
 
     @model_validator(mode="after")
     def _counts_or_weights(self) -> Self:
         counted = [part.num_instances is not None for part in self.parts]
         if any(counted) and not all(counted):
-            raise ValueError("expected num_instances in every part, or weight in every part")
+            raise ValueError("parts: expected num_instances in every part, or weight in every part")
         return self
 
 
 class TrainBudget(Settings):
-    """When a run ends: exactly one key says it."""
+    """Length of a run; exactly one key is set."""
 
     one_of = ("instances", "tokens", "steps", "petaflop")
 
     instances: Positive | None = None
-    """Instances to train on; a multiple of batch.instances."""
+    """Number of instances to train on; a multiple of batch.instances."""
     tokens: Positive | None = None
-    """Tokens of views and passages, counted once for each group."""
+    """Number of tokens of views and passages, counted once for each group."""
     steps: Positive | None = None
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     petaflop: Annotated[float, Field(gt=0)] | None = None
-    """Floating-point operations in units of 10^15, for those tokens, as result.json counts them."""
+    """Floating-point operations for these tokens, in units of 10^15, as result.json counts them."""
 
 
 class BatchConfig(Settings):
     instances: Positive
-    """Instances of a step, over all workers."""
+    """Number of instances per step, over all workers."""
     queries: Positive | None
-    """Number of queries of a batch, each with a block of the same number of groups; null takes groups as they
-    come."""
+    """Number of queries per batch, each with a block of the same number of groups; null does not group by query."""
     candidates: Literal["groups", "queries"]
-    """Passages of a batch: those of its groups, or all passages of its queries."""
+    """Passages of a batch: `groups` those of its groups, `queries` all passages of its queries."""
     negatives: Literal["own", "worker", "batch"]
-    """What a view does not label: `own` leaves it out; `worker` takes the passages of its worker as
-    negatives; `batch` takes those of the whole batch."""
+    """In-batch negatives among the passages that a view does not label: `own` none; `worker` those of its worker;
+    `batch` those of the whole batch."""
     chunk_tokens: Positive
-    """Tokens that are encoded at once, padding included."""
+    """Number of tokens that are encoded at once, including padding."""
     gradient_cache: bool
-    """Hold activations of one chunk instead of the whole batch, at the cost of a second forward pass."""
+    """Keep activations of one chunk instead of the whole batch, at the cost of a second forward pass."""
 
 
 class TemperatureConfig(Settings):
     value: Annotated[float, Field(gt=0)]
-    """The temperature, or its initial value where it is learned."""
+    """The temperature, or its initial value if it is learned."""
     learned: bool
     """Learn the temperature."""
 
@@ -143,53 +142,52 @@ class Loss(Settings):
     temperature: TemperatureConfig
     """Divisor of the similarities."""
     base_distillation: NotNegative
-    """Weight of the loss that keeps plain texts near their untouched embedding; 0.0 for none."""
+    """Weight of the loss that keeps embeddings of plain texts near those of the base encoder; 0.0 for none."""
     false_negative_margin: float | None
-    """Leave out an unlabelled passage that scores higher than the view's best positive plus this margin; null
-    leaves out none."""
+    """Leave out unlabelled passages that score above the view's best positive by more than this margin; null leaves out
+    none."""
     dimensions: Several[Positive]
-    """Matryoshka: the loss is the mean over these leading dimensions; [] uses all dimensions once."""
+    """Matryoshka dimensions: the loss is the mean over these leading dimensions; [] for the full embedding only."""
     distillation: NotNegative
-    """Weight of the judge's margins as soft labels; 0.0 for none."""
+    """Weight of the distillation loss on the judge's margins as soft labels; 0.0 for none."""
 
 
 class Optimizer(Settings):
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate of AdamW."""
     warmup_share: Share
-    """Share of the steps with a rising learning rate; it falls afterwards."""
+    """Share of the steps that warm up the learning rate; it decays afterwards."""
     weight_decay: NotNegative
     """Weight decay of AdamW."""
     max_grad_norm: Annotated[float, Field(gt=0)]
-    """Norm to which gradients are clipped."""
+    """Norm that gradients are clipped to."""
 
 
 class DeepSpeedConfig(Settings):
     stage: Literal[0, 1, 2, 3]
-    """ZeRO stage: what the workers shard. 0 nothing, 1 the optimizer state, 2 also gradients, 3 also
-    weights."""
+    """ZeRO stage: the workers shard 0 nothing, 1 the optimizer state, 2 also gradients, 3 also weights."""
     offload_optimizer: bool
     """Keep the optimizer state in CPU memory."""
 
 
 class MonitorConfig(Settings):
-    """What is seen of a run while it trains."""
+    """Monitoring of a run."""
 
     logs: str | None
     """Folder on the machine of rank 0 for trail.jsonl and TensorBoard files; null writes none."""
     hook: str | None
-    """package.module:function that rank 0 calls with a dict of figures after each step; null calls none."""
+    """Callback package.module:function; rank 0 calls it with a dict of metrics after each step; null for none."""
     peak_tflops: Annotated[float, Field(gt=0)] | None
-    """Peak TFLOPS of one device in this precision, for MFU; null does not show it."""
+    """Peak TFLOPS of one device at this precision, to report MFU; null does not report it."""
     evaluate_every_steps: Positive | None
-    """Steps between evaluations on `benchmark`; null, with it, for none."""
+    """Steps between evaluations on `benchmark`; null, like `benchmark`, for none."""
     benchmark: Flips | None
-    """Development benchmark; it should not be one that is reported later."""
+    """Development benchmark; not one whose scores will be reported."""
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:
         if (self.evaluate_every_steps is None) != (self.benchmark is None):
-            raise ValueError("evaluate_every_steps and benchmark go together: both, or both null")
+            raise ValueError("evaluate_every_steps and benchmark: expected both, or null for both")
         return self
 
 
@@ -206,41 +204,40 @@ class TrainConfig(Settings):
     }
 
     output: str
-    """Where the run goes: s3://bucket/prefix, file:///folder or a plain path."""
+    """Location of the output: s3://bucket/prefix, file:///folder or a plain path."""
     seed: int
-    """Random seed of everything drawn in training."""
+    """Random seed of everything that training draws."""
     encoder: EncoderConfig
-    """The encoder to start from."""
+    """Base encoder, and how it reads texts."""
     train: Literal["both_encoders", "query_encoder"]
-    """`both_encoders` trains the query side and the document side; `query_encoder` trains the query side only, so
-    that an existing index of the base encoder stays valid."""
+    """`both_encoders` trains the query and the document encoder; `query_encoder` does query-side fine-tuning, so that
+    an existing index of the base encoder stays valid."""
     embeddings: str | None = None
-    """Where vectors of frozen passages are kept for other runs; null keeps them under the output."""
+    """Embedding cache of frozen passages that runs share; null keeps it under the output."""
     mixture: Mixture
-    """What is trained on."""
+    """Mixture of training data."""
     budget: TrainBudget
-    """When training ends."""
+    """Length of the run."""
     batch: BatchConfig
-    """What a step sees."""
+    """Composition of a batch."""
     loss: Loss
-    """The loss."""
+    """The contrastive loss and its additional terms."""
     optimizer: Optimizer
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
     weight_interpolation: Share
-    """Share of the way back to the untouched weights that the trained ones are moved at the end; 0.0 does not
-    move them."""
+    """Weight of the base encoder when it is interpolated with the trained one at the end; 0.0 for no interpolation."""
     precision: Literal["bf16", "fp32"]
     """Precision of the matrix products; weights, gradients and their reduction are fp32."""
     deepspeed: DeepSpeedConfig
-    """How workers share the state."""
+    """How workers shard the training state."""
     checkpoint_every_steps: Positive
     """Steps between checkpoints."""
     max_failures: Annotated[int, Field(ge=0)]
-    """Failures of workers after which the run stops."""
+    """Number of worker failures after which the run stops."""
     workers: Actors
     """Training workers, one rank each."""
     monitor: MonitorConfig
-    """What is recorded while the run trains."""
+    """Monitoring of the run."""
 
     def deciding(self) -> dict[str, Any]:
         return deciding(self.model_dump(mode="json"))
@@ -253,36 +250,38 @@ class TrainConfig(Settings):
             )
         if self.embeddings is not None and self.train == "both_encoders":
             raise ValueError(
-                f"embeddings: {self.embeddings} keeps vectors that train: both_encoders does not have; expected null"
+                f"embeddings: {self.embeddings} is for frozen passages, and train: both_encoders has none; expected null"
             )
         if self.budget.petaflop is not None and self.train == "query_encoder":
             raise ValueError(
-                "budget.petaflop counts passages, which train: query_encoder does not read; set steps"
+                "budget.petaflop: counts passages, but train: query_encoder does not encode any; expected steps,"
+                " for example budget: {steps: 4000}"
             )
         counted = self.budget.instances is not None or self.budget.steps is not None
         if not counted and self.mixture.parts[0].weight is not None:
             raise ValueError(
-                "budget.tokens and budget.petaflop need parts with num_instances: weights are shares of instances"
+                "budget.tokens and budget.petaflop: need num_instances in every part, but found weight,"
+                " which is a share of instances; expected budget.instances or budget.steps"
             )
-        each = self.batch.instances
-        if (self.budget.instances or 0) % each:
+        batch = self.batch.instances
+        if (self.budget.instances or 0) % batch:
             raise ValueError(
-                f"budget.instances {self.budget.instances} is not a multiple of batch.instances, {each};"
-                f" for example {-(-(self.budget.instances or 0) // each) * each}"
+                f"budget.instances {self.budget.instances} is not a multiple of batch.instances, {batch};"
+                f" for example {-(-(self.budget.instances or 0) // batch) * batch}"
             )
-        if each % (self.batch.queries or 1):
+        if batch % (self.batch.queries or 1):
             raise ValueError(
-                f"batch.instances {each} cannot be dealt evenly to {self.batch.queries} queries; for example"
-                f" {-(-each // (self.batch.queries or 1)) * (self.batch.queries or 1)}"
+                f"batch.instances {batch} is not a multiple of batch.queries, {self.batch.queries}; for example"
+                f" {-(-batch // (self.batch.queries or 1)) * (self.batch.queries or 1)}"
             )
         if self.batch.negatives == "worker" and self.deepspeed.stage == 3:
             raise ValueError(
-                "batch.negatives: worker needs deepspeed.stage 0, 1 or 2: at stage 3 ranks march in step"
+                "batch.negatives: worker needs deepspeed.stage 0, 1 or 2: at stage 3 all ranks run in lockstep"
             )
         return self
 
 
-# How the work is done, and where. A run may go on after a change of these: to the same encoder but for rounding.
+# Keys that may change when a run resumes: the encoder stays the same except for rounding.
 _NOT_DECIDING = {
     "": (
         "output",
@@ -299,18 +298,18 @@ _NOT_DECIDING = {
 
 
 def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a train config, as JSON values, decides the encoder that comes out of it.
+    """The settings, as JSON values, that decide the trained encoder.
 
-    Settings that an earlier version stored may have old names.
+    `settings` may have the key names of an earlier version.
     """
     settings = with_new_names(TrainConfig, settings)
     kept = {
-        key: {inner: each for inner, each in value.items() if inner not in _NOT_DECIDING[key]}
+        key: {name: inner for name, inner in value.items() if name not in _NOT_DECIDING[key]}
         if key in _NOT_DECIDING
         else value
         for key, value in settings.items()
         if key not in _NOT_DECIDING[""]
     }
     if settings["batch"]["negatives"] == "worker" and "workers" in settings:
-        kept["workers"] = {"num": settings["workers"]["num"]}  # whose passages a view meets
+        kept["workers"] = {"num": settings["workers"]["num"]}  # decides the in-batch negatives of a view
     return kept

@@ -67,12 +67,12 @@ def test_unequal_budgets_are_refused_with_the_difference(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": "repeat"}, "seeds: `repeat` is none of the axes: recipe, budget, seed"),
-        ({"compare": [["dual", "triple"]]}, "`triple` is none of the values of the first axis"),
-        ({"compare": [["untouched", "dual"]]}, "`untouched` is none of the values of the first axis"),
-        ({"baselines": {"dual": "some/model"}}, "`dual` is a value of the first axis too"),
+        ({"seeds": "repeat"}, "seeds: `repeat` .* recipe, budget, seed"),
+        ({"compare": [["dual", "triple"]]}, "compare: `triple` .* first axis"),
+        ({"compare": [["untouched", "dual"]]}, "compare: `untouched` .* first axis"),
+        ({"baselines": {"dual": "some/model"}}, "baselines: `dual` .* first axis"),
         ({"axes": {}}, "at least one axis"),
-        ({"trade_off": ["factbook-test p-MRR", "nDCG"]}, "trade_off: `nDCG` is none of the metrics"),
+        ({"trade_off": ["factbook-test p-MRR", "nDCG"]}, "trade_off: `nDCG` .* metrics"),
     ],
 )
 def test_a_mistake_in_the_study_is_one_sentence(tmp_path, changes, message):
