@@ -1,14 +1,14 @@
 """Instruction-following retrieval: dual-view data, training and evaluation on Ray.
 
-    generate(config), train(config), evaluate(config), search(evaluation)    the verbs, on Ray
+    generate(config), train(config), evaluate(config), search(evaluation)    the verbs; they run on Ray
     open_run(output)    a generate run: rows(), trainable(), summary(), to_huggingface()
-    p_mrr(original, changed, stopped)    how far passages drop that stopped being relevant, -1..1
-    info_nce(scores, relation, temperature)    the loss over a matrix of views and passages; needs torch
-    bootstrap_interval(values, samples, seed)    a mean over queries with its 95% interval, by topic
-    paired_difference(first, second, samples, seed)    two arms over the same queries: interval and p-value
+    p_mrr(original, changed, stopped)    how far passages drop that are no longer relevant, -1..1
+    info_nce(scores, relation, temperature)    contrastive loss over a matrix of views and passages; needs torch
+    bootstrap_interval(values, samples, seed)    mean over queries with its 95% interval, by topic
+    paired_difference(first, second, samples, seed)    interval and p-value of two systems on the same queries
     sign_flip_test(differences, samples, seed)    the p-value alone
 
-A name is imported when it is first used, so that metrics bring neither Ray nor torch.
+Names are imported on first use, so that metrics import neither Ray nor torch.
 """
 
 from importlib import import_module

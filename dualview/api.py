@@ -1,12 +1,12 @@
-"""The verbs as functions, for a program or a notebook.
+"""The verbs as functions, for programs and notebooks.
 
-Each takes the path of a YAML file, the same as a dict, or the config itself, and changes by keyword: mappings merge,
-everything else replaces, as in a file that extends another. A mistake is an InputError of one sentence.
+Each takes a YAML file, a dict or a config object, and changes as keyword arguments. These are merged as in a file that
+extends another: mappings merge, everything else replaces. A user error is an InputError of one sentence.
 
     dualview.train("configs/demo/train-dual.yaml", output="out/run", budget={"steps": 40})
 """
 
-# Pipelines are imported where they are called: Ray and torch take seconds, and may not be installed.
+# Each function imports its pipeline: Ray and torch take seconds to import, and may not be installed.
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def generate(config: str | Path | Mapping[str, Any] | GenerateConfig, **changes: Any) -> dict[str, Any]:
-    """Writes and verifies complementary instructions; a run that was interrupted goes on.
+    """Writes and verifies complementary instructions; resumes an interrupted run.
 
-    Returns the run's summary: rows by status, tokens, and how the judges did on the gold pairs.
+    Returns the summary of the run: rows by status, tokens, and the results of judge validation.
     """
     settings = settings_of(GenerateConfig, config, changes)
     with needs("generate", "generation"):
@@ -37,9 +37,9 @@ def generate(config: str | Path | Mapping[str, Any] | GenerateConfig, **changes:
 
 
 def train(config: str | Path | Mapping[str, Any] | TrainConfig, **changes: Any) -> dict[str, Any]:
-    """Trains an encoder, whose folder is `encoder/` under the output; a run that was interrupted goes on.
+    """Trains an encoder and saves it in `encoder/` under the output; resumes an interrupted run.
 
-    Returns the run's result: steps, instances, losses and throughput.
+    Returns the result of the run: steps, instances, losses and throughput.
     """
     settings = settings_of(TrainConfig, config, changes)
     with needs("train", "training"):
@@ -48,7 +48,7 @@ def train(config: str | Path | Mapping[str, Any] | TrainConfig, **changes: Any) 
 
 
 def evaluate(config: str | Path | Mapping[str, Any] | EvaluateConfig, **changes: Any) -> Summary:
-    """Scores every model on every benchmark; vectors that are kept already are not encoded again.
+    """Scores every model on every benchmark; reuses cached embeddings.
 
     Returns means with bootstrap intervals, and paired differences.
     """
@@ -61,9 +61,9 @@ def evaluate(config: str | Path | Mapping[str, Any] | EvaluateConfig, **changes:
 def search(
     evaluation: str, query: str | None = None, instructions: Sequence[str] = (), num_hits: int = 5
 ) -> list[Found]:
-    """What each encoder of an evaluation finds for a query under each instruction, best first.
+    """The passages that each encoder of an evaluation finds for a query under each instruction, best first.
 
-    Without a query, one of the benchmark's with its own two instructions. `evaluation` is the output of `evaluate`.
+    `evaluation` is the output of `evaluate`. Without a query, uses one from the benchmark with its two instructions.
     """
     with needs("evaluate", "search"):
         from dualview.pipelines.search import search

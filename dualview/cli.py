@@ -1,10 +1,10 @@
 """The command line: dualview VERB --config FILE [--set KEY=VALUE] [--describe] [--dry-run]
 
-jobs/VERB.py does the same, as a file that `ray job submit` can send.
+jobs/VERB.py is the same command as a file, for `ray job submit`.
 """
 
-# What a verb needs is imported when it runs: pydantic takes a moment, Ray and torch take seconds. A config is read
-# before them, so that a mistake in it shows at once.
+# Each verb imports what it needs when it runs: pydantic takes a moment, Ray and torch take seconds. The config is read
+# before them, so that a mistake in it is reported at once.
 
 from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from dualview.logs import show_logs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`dualview ...`: exits with 2 on a mistake of the user's and with 3 where something around the run broke."""
+    """`dualview ...`: exits with 2 on a user error and with 3 if something outside the run failed."""
     with one_sentence():
         show_logs()
         parsed = _parser().parse_args(arguments)
@@ -137,13 +137,13 @@ def _stats(arguments: Namespace) -> None:
     run = open_run(store)
     if arguments.card:
         key, new = put_card(run)
-        print(f"{store.url}/{key}: {'the card is put' if new else 'exists already, and stays as it is'}")
+        print(f"{store.url}/{key}: {'card written' if new else 'already exists, left unchanged'}")
     print_stats(run_stats(run))
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb that is told by a config what to do, or by flags of its own."""
+    """A command that takes a config, or only flags of its own."""
 
     run: Callable[[Namespace], None]
     summary: str  # one line, for --help
@@ -160,57 +160,59 @@ VERBS = {
         flags={
             "--dry-run": {
                 "action": "store_true",
-                "help": "print the plan, the prompts and what it would cost; write nothing",
+                "help": "print the plan, the prompts and the estimated cost; write nothing",
             }
         },
     ),
     "train": Verb(_train, "train an encoder on dual views", "--config configs/demo/train-dual.yaml"),
     "evaluate": Verb(
-        _evaluate, "score encoders that read instructions", "--config configs/demo/evaluate.yaml"
+        _evaluate,
+        "evaluate encoders on instruction-following benchmarks",
+        "--config configs/demo/evaluate.yaml",
     ),
     "judge": Verb(_judge, "measure an LLM judge against gold labels", "--config configs/demo/judge.yaml"),
     "search": Verb(
         _search,
-        "one query under two instructions, side by side",
+        "search one query under two instructions, side by side",
         "--evaluation out/demo/evaluation",
         has_config=False,
         flags={
             "--evaluation": {
                 "required": True,
                 "metavar": "URL",
-                "help": "the output of an evaluation",
+                "help": "output of an evaluation",
             },
-            "--query": {"metavar": "TEXT", "help": "yours; without it, one of the benchmark's"},
+            "--query": {"metavar": "TEXT", "help": "query to search for; by default, one from the benchmark"},
             "--instruction": {
                 "action": "append",
                 "default": [],
                 "metavar": "TEXT",
-                "help": "beside the query; repeat it to compare several",
+                "help": "instruction for the query; repeat to compare several",
             },
         },
     ),
     "study": Verb(
         _study,
-        "run a grid of trainings and report it",
+        "run a grid of trainings and report the results",
         "--config configs/studies/study.yaml",
         flags={
             "--dry-run": {
                 "action": "store_true",
-                "help": "print the grid, its budgets and what they will take; run nothing",
+                "help": "print the grid, its budgets and the estimated cost; run nothing",
             }
         },
     ),
     "stats": Verb(
         _stats,
-        "figures of a generate run, and its data set card",
+        "show the statistics of a generate run",
         "--data s3://bucket/run",
         has_config=False,
         flags={
-            "--data": {"required": True, "metavar": "URL", "help": "the output of a generate run"},
+            "--data": {"required": True, "metavar": "URL", "help": "output of a generate run"},
             "--card": {
                 "action": "store_true",
-                "help": "also put the card beside the data of a finished run: README.md, or README-0001.md after it"
-                " has grown",
+                "help": "also write a data set card beside the data of a finished run: README.md, or README-0001.md if the"
+                " run has grown",
             },
         },
     ),
@@ -221,7 +223,7 @@ VERBS = {
 
 
 class _Describe(Action):
-    """Prints every key of the verb's config, and ends."""
+    """Prints every key of the verb's config and exits."""
 
     def __call__(self, parser: ArgumentParser, *_: object) -> None:
         from dualview.config.reference import SCHEMAS, describe
@@ -234,35 +236,35 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="dualview",
         description="Instruction-following retrieval: dual-view data, training and evaluation on Ray.",
-        epilog="dualview VERB --help shows a verb's options, dualview VERB --describe every key of its config.",
+        epilog="dualview VERB --help shows the options of a verb, dualview VERB --describe every key of its config.",
         formatter_class=RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name, verb in VERBS.items():
-        own = verbs.add_parser(
+        command = verbs.add_parser(
             name,
             help=verb.summary,
             description=f"{verb.summary[0].upper()}{verb.summary[1:]}: dualview {name} {verb.example}",
         )
-        own.set_defaults(run=verb.run)
+        command.set_defaults(run=verb.run)
         if verb.has_config:
-            own.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
-            own.add_argument(
+            command.add_argument("--config", required=True, metavar="FILE", help="a YAML file, see configs/")
+            command.add_argument(
                 "--set",
                 action="append",
                 default=[],
                 metavar="KEY=VALUE",
-                help="change one key of the file, for example --set actors.num=2; may be repeated",
+                help="override one key of the file, for example --set actors.num=2; repeatable",
             )
-            own.add_argument(
+            command.add_argument(
                 "--describe",
                 action=_Describe,
                 nargs=0,
                 const=name,
-                help="print every key of the config with its type and meaning, and end",
+                help="print every key of the config with its type and meaning, and exit",
             )
         for flag, options in verb.flags.items():
-            own.add_argument(flag, **options)
+            command.add_argument(flag, **options)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What a run spends: tokens, GPU time and money, against a budget or beside what another spends."""
+"""Costs of a run in tokens, GPU time and dollars, compared with a budget or with other runs."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,7 +11,7 @@ from dualview.config.generate import Budget
 class Spent:
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    gpu_seconds: float = 0.0  # of actors that hold GPUs, waiting or not
+    gpu_seconds: float = 0.0  # of actors that hold GPUs, including idle time
 
     def __add__(self, other: Self) -> "Spent":
         return Spent(
@@ -21,7 +21,7 @@ class Spent:
         )
 
     def share(self, part: int, whole: int) -> "Spent":
-        """A part's share, rounded down."""
+        """The share `part / whole`, with tokens rounded down."""
         return Spent(
             self.prompt_tokens * part // whole,
             self.completion_tokens * part // whole,
@@ -45,7 +45,7 @@ class Spent:
 
 
 def used_up(spent: Spent, budget: Budget, price: Price | None) -> str | None:
-    """Which limit is reached, in words, or None."""
+    """The limit that is reached, in words, or None."""
     limits = [("tokens", spent.tokens, budget.tokens), ("GPU hours", spent.gpu_hours, budget.gpu_hours)]
     if price is not None:
         limits.append(("dollars", spent.dollars(price), budget.dollars))
@@ -57,7 +57,7 @@ def used_up(spent: Spent, budget: Budget, price: Price | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class TrainingCost:
-    """What a training took, and its share of what writing and judging its data took."""
+    """Cost of a training, with its share of the cost of generating its data."""
 
     instances: int
     tokens: int
@@ -66,7 +66,7 @@ class TrainingCost:
     generation: Spent
 
     def in_units(self, price: Price | None) -> dict[str, float]:
-        """Dollars only where there is a price, and an LLM's figures only where one was asked."""
+        """Cost by unit: dollars only with a price, LLM tokens only if an LLM was used."""
         units = {
             "instances": float(self.instances),
             "tokens": float(self.tokens),

@@ -1,4 +1,4 @@
-"""What a user did wrong, or what broke around a run, in one sentence."""
+"""Errors of the user and failures outside the run, each reported as one sentence."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,30 +6,30 @@ import sys
 
 
 class InputError(ValueError):
-    """Bad input from outside: names the file, key or row, what was expected, and an example.
+    """Invalid input: names the file, key or row, what was expected, and an example.
 
-    Jobs print its one sentence and exit with code 2. Everything else but an Interruption is our own
-    bug and keeps its traceback.
+    Commands print the sentence and exit with code 2. Any other exception except Interruption is a bug of ours and
+    keeps its traceback.
     """
 
 
 class Interruption(Exception):
-    """Something around a run broke in mid-run: its store, a disk, an engine, a machine.
+    """Something outside the run failed while it ran: the store, a disk, an engine, a machine.
 
-    Its sentence names the thing and ends with what to do about it, as a command ("s3://bucket/run: the
-    credentials have expired; renew them"). Whoever raises it has left nothing half written, so the same
-    job may be started again. Jobs print the sentence and exit with code 3.
+    The sentence names the failure and ends with an imperative ("s3://bucket/run: the credentials have expired; renew
+    them"). Raise it only when nothing is half written, so that the same command can be run again. Commands print the
+    sentence and exit with code 3.
     """
 
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Turns an InputError or Interruption into its sentence on stderr and exit code 2 or 3."""
+    """Prints an InputError or Interruption as one sentence on stderr and exits with code 2 or 3."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interruption as error:
-        print(f"stopped: {error}, then give the same command again; what is done stands", file=sys.stderr)
+        print(f"stopped: {error}, then run the same command again; finished work is kept", file=sys.stderr)
         sys.exit(3)

@@ -1,4 +1,4 @@
-"""The base package has what metrics, records, configs and storage need; each verb's extra brings the rest."""
+"""Optional dependencies. Metrics, records, configs and storage work without any; each verb has an extra."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from dualview.errors import InputError
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Turns the import of a package that is not installed into a sentence that names the extra that brings it."""
+    """Turns the failed import of a package into an InputError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""What a job says while it works: plain lines at a terminal; elsewhere each with its time, level and rank.
+"""Log lines of a command: plain on a terminal, elsewhere with time, level and rank.
 
-Modules say it through `logging.getLogger(__name__)`. Whoever imports dualview decides whether and where it is shown;
-jobs show it by show_logs.
+Modules log through `logging.getLogger(__name__)`. A program that imports dualview configures logging itself; commands
+call show_logs.
 """
 
 import logging
@@ -10,21 +10,21 @@ import sys
 
 from dualview.errors import InputError
 
-# How a job shows its lines: plain, or full with time, level and rank. Set for the processes that it starts.
+# Log style: plain, or full with time, level and rank. Worker processes inherit it.
 VARIABLE = "DUALVIEW_LOG"
 
 
 class Printed(logging.Handler):
-    """Prints to what is standard output by then: above a live bar, which takes its place for a while."""
+    """Prints to the current sys.stdout, which a live progress bar replaces so that lines appear above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), flush=True)
 
 
 def show_logs(rank: int | None = None) -> None:
-    """Shows what dualview logs from INFO on, and nothing of what libraries log, on standard output.
+    """Shows dualview's log lines from level INFO, and none of other libraries, on standard output.
 
-    Raises InputError where DUALVIEW_LOG is neither plain nor full.
+    Raises InputError if DUALVIEW_LOG is neither plain nor full.
     """
     style = os.environ.setdefault(VARIABLE, "plain" if sys.stdout.isatty() else "full")
     if style not in ("plain", "full"):
@@ -36,15 +36,15 @@ def show_logs(rank: int | None = None) -> None:
     logger = logging.getLogger("dualview")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # libraries set the root logger up, too, and each line would come twice
+    logger.propagate = False  # libraries configure the root logger, which would repeat each line
 
 
 def worker_environment() -> dict[str, str]:
-    """What the environment of a worker needs for show_logs_of_worker."""
+    """Environment variables that a worker needs for show_logs_of_worker."""
     return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
 
 
 def show_logs_of_worker(rank: int | None = None) -> None:
-    """The same in a process that a job started; nothing where it was started by whoever shows no logs."""
+    """show_logs in a worker process, if the process that started it shows logs."""
     if VARIABLE in os.environ:
         show_logs(rank)

@@ -1,4 +1,4 @@
-"""Counters, rate and time left: a live bar on a terminal, lines of the log elsewhere, a JSONL trail for plots."""
+"""Progress with rate and remaining time: a bar on a terminal, log lines elsewhere, and a JSONL trail for plots."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,9 +25,9 @@ class Progress:
     with Progress("generate", total=40, unit="shards", trail=None) as progress:
         progress.advance(1, accepted_share=0.87)
 
-    `trail` gets one JSON object a line for each advance: time (seconds since 1970), done, total, and the
-    figures. It is appended to, so that a run that goes on keeps its history. `clock` tells the seconds that
-    rates are made of; it must not jump, as `wall_clock`, which stamps the trail, may.
+    Each advance appends a JSON line to `trail`: time (seconds since 1970), done, total, and the figures. A resumed run
+    keeps its history. Rates are computed from `clock`, which must be monotonic; `wall_clock` stamps the trail, and may
+    jump.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Progress:
         return self
 
     def advance(self, num_units: int, **figures: float) -> None:
-        """Counts `num_units` more as done; figures (accepted_share=0.87) stay on show until they change."""
+        """Counts `num_units` more as done; figures (accepted_share=0.87) are shown until they change."""
         self._done += num_units
         self._figures.update(figures)
         self._bar.update(self._task, completed=self._done, description=self._status())
@@ -74,8 +74,10 @@ class Progress:
             try:
                 with self._trail.open("a") as file:
                     file.write(plain_json(line) + "\n")
-            except OSError as error:  # figures to look at must not end a run
-                logger.warning(f"{self._trail}: cannot be written ({error.strerror}); the run goes on")
+            except OSError as error:  # a lost trail must not end the run
+                logger.warning(
+                    f"{self._trail}: cannot be written ({error.strerror}); the run continues without it"
+                )
                 self._trail = None
         now = self._clock()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES:

@@ -1,6 +1,6 @@
-"""Which code this is: a hash of the package's own files, which is always known, and the commit where something says it.
+"""Provenance of the running code: a hash of the package's files and, if known, the commit.
 
-Recorded with whatever the code makes, and never a reason to refuse anything: what decides a result is in its settings.
+It is recorded with every output but never compared: the settings alone decide whether a run can resume.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import subprocess
 
 PACKAGE = Path(__file__).parent
 COMMIT_VARIABLE = "DUALVIEW_COMMIT"
-COMMIT_FILE = "commit.txt"  # which the build of an image writes beside the modules (cluster/Dockerfile)
+COMMIT_FILE = "commit.txt"  # written beside the modules by the image build (cluster/Dockerfile)
 _SUFFIXES = (".py", ".txt", ".yaml")  # modules, prompts, vocabularies
 _LIBRARIES = (
     *(
@@ -36,12 +36,12 @@ _GIT_SECONDS = 30
 @dataclass(frozen=True)
 class Code:
     version: str
-    files: str  # of the package: equal files have equal hashes, wherever they lie
-    commit: str | None  # None: nothing here says it
-    dirty: bool | None  # whether the files are not those of the commit; None: not known
+    files: str  # hash of the package's files, independent of their location
+    commit: str | None  # None: unknown
+    dirty: bool | None  # whether the files differ from the commit; None: unknown
 
     def __str__(self) -> str:
-        """For one column: `0.1.0 files 0a1b2c3d4e5f6a7b commit 3f2a1b9c4d5e dirty`."""
+        """As one value: `0.1.0 files 0a1b2c3d4e5f6a7b commit 3f2a1b9c4d5e dirty`."""
         words = [self.version, "files", self.files]
         if self.commit:
             words += ["commit", self.commit[:12], *(["dirty"] if self.dirty else [])]
@@ -50,7 +50,7 @@ class Code:
 
 @cache
 def code() -> Code:
-    """Of this process. What says a commit: git in a checkout, the image, pip, or DUALVIEW_COMMIT, in this order."""
+    """The code of this process, with the commit from git, the image, pip or DUALVIEW_COMMIT, in this order."""
     installed = _installed()
     commit, dirty = _of_git(PACKAGE) or _of_text(_written(PACKAGE) or _by_pip(installed))
     if commit is None:
@@ -59,7 +59,7 @@ def code() -> Code:
 
 
 def libraries() -> dict[str, str]:
-    """Python, and what else of ours and others' computes."""
+    """Versions of Python and of the installed libraries that compute results."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -70,7 +70,7 @@ def libraries() -> dict[str, str]:
 
 
 def _hash_of_files(package: Path) -> str:
-    """16 hexadecimal digits, over names and contents."""
+    """16 hexadecimal digits of a hash over file names and contents."""
     hashed = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.suffix in _SUFFIXES and path.name != COMMIT_FILE and path.is_file():
@@ -80,7 +80,7 @@ def _hash_of_files(package: Path) -> str:
 
 
 def _of_git(package: Path) -> tuple[str, bool] | None:
-    """None where the package lies in no checkout, or in one of something else, as a virtual environment may."""
+    """Commit and whether it is dirty; None outside a checkout of ours, such as in a venv in another repository."""
     try:
         _git(package, "ls-files", "--error-unmatch", "--", "__init__.py")
         return _git(package, "rev-parse", "HEAD"), bool(
@@ -91,7 +91,7 @@ def _of_git(package: Path) -> tuple[str, bool] | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    # A hook's or an alias's own repository is not ours, and a look must not wait for another's lock.
+    # GIT_* variables of a hook or an alias point to another repository. Reading must not wait for a lock.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     process = subprocess.run(
         ["git", *arguments],
@@ -111,7 +111,7 @@ def _written(package: Path) -> str | None:
 
 
 def _by_pip(installed: Distribution | None) -> str | None:
-    """What `pip install git+https://...` notes, if it is this package that it installed."""
+    """The commit that `pip install git+https://...` recorded, if it installed this package."""
     if installed is None or Path(str(installed.locate_file("dualview"))).resolve() != PACKAGE.resolve():
         return None
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
@@ -120,7 +120,7 @@ def _by_pip(installed: Distribution | None) -> str | None:
 
 
 def _of_text(text: str | None) -> tuple[str | None, bool | None]:
-    """`git describe --always --dirty` says so; a commit alone does not say whether something was changed after it."""
+    """Commit and True or None for dirty: a commit without the suffix -dirty may have later changes."""
     commit = (text or "").strip()
     if not commit:
         return None, None

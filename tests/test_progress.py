@@ -107,7 +107,7 @@ def test_a_full_disk_costs_the_trail_and_not_the_run(caplog: pytest.LogCaptureFi
         progress.advance(1)
         progress.advance(1)
     assert caplog.messages == [
-        "/dev/full: cannot be written (No space left on device); the run goes on",
+        "/dev/full: cannot be written (No space left on device); the run continues without it",
         "train: 2/2 steps, 0:00:00 elapsed",
     ]
 

@@ -38,7 +38,7 @@ class EncoderConfig(Settings):
     pooling: Literal["mean", "cls"]
     """How token vectors become one vector."""
     query_template: str
-    """How query and instruction become one text; a query without an instruction stays as it is."""
+    """How query and instruction become one text; a query without an instruction is unchanged."""
     prompts: Prompts
     """Prefixes that the encoder expects."""
     max_query_tokens: Positive
@@ -250,7 +250,7 @@ class TrainConfig(Settings):
             )
         if self.embeddings is not None and self.train == "both_encoders":
             raise ValueError(
-                f"embeddings: {self.embeddings} is for frozen passages, and train: both_encoders has none; expected null"
+                f"embeddings: {self.embeddings} is for frozen passages; train: both_encoders has none; expected null"
             )
         if self.budget.petaflop is not None and self.train == "query_encoder":
             raise ValueError(

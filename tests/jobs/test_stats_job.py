@@ -26,7 +26,7 @@ def test_it_reads_only_unless_the_card_is_asked_for(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     assert "finished: 2 rows in 2 shards" in process.stdout
     assert files(tmp_path) == before
-    assert "README.md: the card is put" in stats("--data", str(tmp_path), "--card").stdout
+    assert "README.md: card written" in stats("--data", str(tmp_path), "--card").stdout
     assert files(tmp_path) == {*before, "README.md"}
 
 

@@ -33,7 +33,7 @@ def test_credentials_that_expire_end_the_run_and_renewed_ones_finish_it(
     assert "Traceback" not in log
     assert log.splitlines()[-1] == (
         f"stopped: {config.output}: the credentials are no longer accepted (ExpiredToken); renew them,"
-        " then give the same command again; what is done stands"
+        " then run the same command again; finished work is kept"
     )
 
     faulty_s3.faults = []

@@ -589,7 +589,7 @@ def test_a_server_that_goes_down_ends_the_run_and_costs_no_row(tmp_path: Path, c
     is_down = True
     assert Job(config, tmp_path).interruption() == (
         f"stopped: {config.output}: the server at {chat_server.host} answers 503: closed for an hour (tries: 1);"
-        " wait until it answers, then give the same command again; what is done stands"
+        " wait until it answers, then run the same command again; finished work is kept"
     )
     assert not open_run(store).is_complete
 
