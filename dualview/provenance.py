@@ -1,6 +1,6 @@
 """Provenance of the running code: a hash of the package's files and, if known, the commit.
 
-It is recorded with every output but never compared: the settings alone decide whether a run can resume.
+It is recorded with every output. A run may resume under different code: what decides a result is in its settings.
 """
 
 from dataclasses import dataclass
@@ -60,23 +60,23 @@ def code() -> Code:
 
 def libraries() -> dict[str, str]:
     """Versions of Python and of the installed libraries that compute results."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = distribution(name).version
+            versions[name] = distribution(name).version
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def _hash_of_files(package: Path) -> str:
     """16 hexadecimal digits of a hash over file names and contents."""
-    hashed = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.suffix in _SUFFIXES and path.name != COMMIT_FILE and path.is_file():
             content = path.read_bytes()
-            hashed.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
-    return hashed.hexdigest()[:16]
+            digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def _of_git(package: Path) -> tuple[str, bool] | None:

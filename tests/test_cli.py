@@ -1,4 +1,4 @@
-"""`dualview VERB`, and jobs/VERB.py, which are the same."""
+"""`dualview VERB` and jobs/VERB.py, which are the same command."""
 
 from pathlib import Path
 import re
@@ -48,6 +48,6 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         assert ended.value.code == 2
-        told = capsys.readouterr().err
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1

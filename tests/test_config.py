@@ -1,4 +1,4 @@
-"""Settings from YAML: what is read, and the one sentence for each kind of mistake."""
+"""Loading settings from YAML, and the one-sentence error for each kind of mistake."""
 
 from pathlib import Path
 import re
@@ -225,7 +225,7 @@ def write(path: Path, text: str) -> str:
 
 
 def test_a_file_extends_another_and_that_one_a_third(tmp_path: Path) -> None:
-    """Relative to the file that says so. Mappings merge, lists and values replace, dotted keys name what is inside."""
+    """Paths are relative to the extending file. Mappings merge, lists and values replace, dotted keys set nested values."""
     base = write(tmp_path / "base.yaml", f"extends: {TRAIN}\nseed: 7\noptimizer: {{warmup_share: 0.5}}\n")
     write(
         tmp_path / "runs/middle.yaml",
@@ -376,7 +376,7 @@ def test_old_names_are_read_with_a_line_for_each(tmp_path: Path, caplog: pytest.
     assert "`kind: drafts` was renamed to `kind: candidates`" in warnings
     caplog.clear()
     load(Toy, path)
-    assert not caplog.messages  # once is enough
+    assert not caplog.messages  # only one warning per file
     assert load(Toy, write(tmp_path / "new.yaml", yaml.safe_dump(NEW))).model_dump() == NEW
     assert not caplog.messages
 
@@ -399,7 +399,7 @@ def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
 
 def test_settings_that_an_earlier_version_stored_equal_todays() -> None:
     assert with_new_names(Toy, OLD) == with_new_names(Toy, NEW) == NEW
-    assert OLD["move_back"] == 0.5  # what was given stays as it is
+    assert OLD["move_back"] == 0.5  # the argument is not changed
 
 
 # --- reference ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""Links and files in the documents exist."""
 
 from pathlib import Path
 import re

@@ -1,4 +1,4 @@
-"""What a job shows of what dualview and libraries log."""
+"""Which log lines of dualview and of other libraries a job shows."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Counters under a clock that the test turns itself."""
+"""Progress under a clock that the test controls."""
 
 import io
 import json

@@ -73,11 +73,13 @@ def _read(schema: type[Settings], path: str, extending: tuple[str, ...] = ()) ->
     base = content.pop("extends")
     if not isinstance(base, str):
         raise InputError(f"{path}: `extends`: expected the path of a file, for example `extends: base.yaml`")
-    found = str(Path(path).parent / base)
+    base_path = str(Path(path).parent / base)
     chain = (*extending, path)
-    if Path(found).resolve() in [Path(file).resolve() for file in chain]:
-        raise InputError(f"{path}: `extends`: the files extend each other: {' -> '.join((*chain, found))}")
-    return _change_all(schema, _read(schema, found, chain), [content], path)
+    if Path(base_path).resolve() in [Path(file).resolve() for file in chain]:
+        raise InputError(
+            f"{path}: `extends`: the files extend each other: {' -> '.join((*chain, base_path))}"
+        )
+    return _change_all(schema, _read(schema, base_path, chain), [content], path)
 
 
 def _parse(path: str, extending: tuple[str, ...]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def _matches(content: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]
     if not pattern:
         yield ()
         return
-    first, *rest = pattern
+    first, *remaining = pattern
     if isinstance(content, dict):
         keys = [key for key in content if first in ("*", str(key))]
     elif isinstance(content, list):
@@ -63,7 +63,7 @@ def _matches(content: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]
     else:
         return
     for key in keys:
-        for path in _matches(content[key], tuple(rest)):
+        for path in _matches(content[key], tuple(remaining)):
             yield (str(key), *path)
 
 

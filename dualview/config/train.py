@@ -96,7 +96,7 @@ class Mixture(Settings):
     def _counts_or_weights(self) -> Self:
         counted = [part.num_instances is not None for part in self.parts]
         if any(counted) and not all(counted):
-            raise ValueError("parts: expected num_instances in every part, or weight in every part")
+            raise ValueError("expected num_instances in every part, or weight in every part")
         return self
 
 
@@ -254,13 +254,13 @@ class TrainConfig(Settings):
             )
         if self.budget.petaflop is not None and self.train == "query_encoder":
             raise ValueError(
-                "budget.petaflop: counts passages, but train: query_encoder does not encode any; expected steps,"
+                "budget.petaflop counts passages, but train: query_encoder does not encode any; expected steps,"
                 " for example budget: {steps: 4000}"
             )
         counted = self.budget.instances is not None or self.budget.steps is not None
         if not counted and self.mixture.parts[0].weight is not None:
             raise ValueError(
-                "budget.tokens and budget.petaflop: need num_instances in every part, but found weight,"
+                "budget.tokens and budget.petaflop need num_instances in every part, but found weight,"
                 " which is a share of instances; expected budget.instances or budget.steps"
             )
         batch = self.batch.instances
