@@ -126,9 +126,14 @@ def _precisions_as_on_a_gpu(precision, own, rank, world_size):
     config = train_config(precision=precision)
     learner = learner_of(own / "first", config)
     seen = set()
+
+    def note(_module, _inputs, output):
+        if torch.is_grad_enabled():  # else these are the texts of the base distillation, encoded before
+            seen.add(str(output.dtype))
+
     for module in learner.modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(lambda _module, _inputs, output: seen.add(str(output.dtype)))
+            module.register_forward_hook(note)
     is_enabled = torch.is_autocast_enabled
     with pytest.MonkeyPatch.context() as patch:
         # Without a name: of a GPU.

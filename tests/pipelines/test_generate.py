@@ -341,7 +341,7 @@ def test_a_plain_seed_without_a_bootstrap_is_refused(tmp_path: Path) -> None:
     store = open_store(config.output)
     actor = ShardActor(config, planned(config, store), {}, None, None)
     actor.source = PlainExamples()
-    with pytest.raises(InputError, match=r"example plain of .*/examples.parquet: has no instruction"):
+    with pytest.raises(InputError, match=r"example plain of .*parquet: has no instruction"):
         asyncio.run(actor({"shard": np.array([0])}))
 
 

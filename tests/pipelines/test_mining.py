@@ -304,7 +304,7 @@ def test_another_encoder_under_the_same_name_is_refused(folder: Path, tmp_path: 
     with pytest.raises(InputError, match="the cluster has 2 CPUs"):  # and has planned by then
         mine(too_many, str(tmp_path / "run"))
     (model / "config.json").write_text((model / "config.json").read_text() + "\n")
-    with pytest.raises(InputError, match=r"other settings \(encoder\.query: there"):
+    with pytest.raises(InputError, match=r"other settings \(encoder\.query: stored"):
         mine(too_many, str(tmp_path / "run"))
 
 

@@ -58,7 +58,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "actors": {"num": 1, "cpus": 1.0, "gpus": 0.0},
         },
     }
-    (judge, _), sampling = LLM["judges"], ("temperature", "top_p", "max_tokens", "example")
+    (judge, _), sampling = LLM["judges"], ("temperature", "top_p", "max_tokens", "seed")
     config = config_of(
         LLM,
         f"{s3}/plain/run",

@@ -354,7 +354,7 @@ def test_everything_at_once(config, facets_data, tmp_path):
             },
             "budget": {"instances": None, "tokens": None, "steps": 4, "petaflop": None},
             "precision": "bf16",
-            "watching": {
+            "monitor": {
                 "logs": str(tmp_path / "logs"),
                 "hook": "slow_hook:slow_step",
                 "peak_tflops": 0.1,
