@@ -8,7 +8,7 @@ import random
 from dualview.config.generate import AttributesWriter, Bootstrap, LlmWriter, Sampling
 from dualview.engines import Engine, Request, Turn
 from dualview.records import Passage, Requirement, SourceExample
-from dualview.synthesis import facets, prompts
+from dualview.synthesis import attributes, prompts
 from dualview.synthesis.parsing import parse
 from dualview.vocabulary import Vocabulary
 
@@ -61,7 +61,7 @@ def compose_complement(
     writer: AttributesWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary
 ) -> Written:
     """The complement that follows from the attributes; declined where none flips every label."""
-    composed = facets.compose(example, target, writer, vocabulary)
+    composed = attributes.compose(example, target, writer, vocabulary)
     if composed is None:
         return Written("", "", (), "declined")
     instruction, requirements = composed

@@ -28,7 +28,7 @@ from dualview.evaluation.benchmarks.collections import fingerprint_of, topics_of
 from dualview.evaluation.benchmarks.flips import from_flips
 from dualview.records import Requirement, all_hold
 from dualview.sources import open_source, vocabulary_of
-from dualview.synthesis import facets
+from dualview.synthesis.attributes import compose
 from dualview.synthesis.rules import broken_rule
 
 pytestmark = pytest.mark.skipif(
@@ -319,7 +319,7 @@ def test_no_instruction_is_taken_for_another_language():
     for split in SPLITS:
         broken = []
         for seed in seeds(split, 500, 3):
-            complement = facets.compose(seed, seed.instruction_negatives[0], writer, vocabulary(split))
+            complement = compose(seed, seed.instruction_negatives[0], writer, vocabulary(split))
             plain = replace(seed, instruction="")  # as bootstrap writes the original instruction
             broken.append(broken_rule(seed.instruction, plain, rules, None))
             if complement:

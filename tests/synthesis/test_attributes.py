@@ -8,7 +8,7 @@ import pytest
 
 from dualview.config.generate import AttributesWriter
 from dualview.records import Passage, Requirement, SourceExample, all_hold
-from dualview.synthesis.facets import compose
+from dualview.synthesis.attributes import compose
 from dualview.vocabulary import Vocabulary
 
 WORLD = {
