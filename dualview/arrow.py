@@ -1,4 +1,4 @@
-"""SourceExamples and dual views as Arrow tables: their schemas, and the way there and back."""
+"""Schemas of source examples and dual views as Arrow tables, and the conversion in both directions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +27,7 @@ _PASSAGE = pa.struct(
         ("attributes", pa.map_(pa.string(), pa.string())),
     ]
 )
-_SEED_FIELDS = [
+_EXAMPLE_FIELDS = [
     ("id", pa.string()),
     ("query_id", pa.string()),
     ("query", pa.string()),
@@ -71,11 +71,11 @@ _LINEAGE = pa.struct(
     ]
 )
 
-EXAMPLE_SCHEMA = pa.schema(_SEED_FIELDS)
+EXAMPLE_SCHEMA = pa.schema(_EXAMPLE_FIELDS)
 
 
 def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
-    """The type with each map of attributes as a list of structs (facet, value), at any depth."""
+    """Replace each map of attributes, at any depth, with a list of structs (facet, value)."""
     if pa.types.is_map(kind):
         return pa.list_(pa.struct([("facet", kind.key_type), ("value", kind.item_type)]))
     if pa.types.is_struct(kind):
@@ -84,11 +84,11 @@ def _maps_as_lists(kind: pa.DataType) -> pa.DataType:
 
 
 _ATTRIBUTES = _maps_as_lists(pa.map_(pa.string(), pa.string()))
-# Of what we write: Hugging Face datasets 5 cannot read an Arrow map.
+# No maps in what we write: Hugging Face datasets 5 cannot read Arrow maps.
 DUAL_VIEW_SCHEMA = pa.schema(
     (name, _maps_as_lists(kind))
     for name, kind in [
-        *_SEED_FIELDS,
+        *_EXAMPLE_FIELDS,
         ("target_id", pa.string()),
         ("new_instruction", pa.string()),
         ("new_requirements", pa.list_(_REQUIREMENT)),
@@ -105,12 +105,12 @@ DUAL_VIEW_SCHEMA = pa.schema(
 
 
 def examples_to_table(examples: Iterable[SourceExample]) -> pa.Table:
-    """One row each, in EXAMPLE_SCHEMA."""
+    """One row per example, in EXAMPLE_SCHEMA."""
     return pa.Table.from_pylist([asdict(example) for example in examples], schema=EXAMPLE_SCHEMA)
 
 
 def dual_views_to_table(rows: Sequence[DualView]) -> pa.Table:
-    """One flat row each: the example's columns, then the rest, in DUAL_VIEW_SCHEMA."""
+    """One flat row per dual view, in DUAL_VIEW_SCHEMA: first the example's columns, then the others."""
     examples = [row.example for row in rows]
     return pa.Table.from_arrays(
         [
@@ -121,14 +121,14 @@ def dual_views_to_table(rows: Sequence[DualView]) -> pa.Table:
     )
 
 
-# Column by column, down to the leaves: dictionaries of every row (dataclasses.asdict, then from_pylist) take
-# ten times as long, and were the largest cost of a row beside the engine's.
+# Column by column, down to the leaves: dataclasses.asdict and from_pylist take ten times as long, and were the
+# largest cost of a row after the engine.
 def _column(owners: Sequence[Any], field: pa.Field) -> pa.Array:
     return _array([getattr(owner, field.name) for owner in owners], field.type)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Dataclasses become structs, tuples and mappings lists; none of them may be None."""
+    """Convert dataclasses to structs, and tuples and mappings to lists; none of them may be None."""
     if pa.types.is_struct(kind):
         return pa.StructArray.from_arrays([_column(values, field) for field in kind], fields=list(kind))
     if not pa.types.is_list(kind):
@@ -145,10 +145,10 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 def dual_views_from_table(table: pa.Table) -> list[DualView]:
     """The inverse of dual_views_to_table."""
-    seed_columns = set(EXAMPLE_SCHEMA.names)
+    example_columns = set(EXAMPLE_SCHEMA.names)
     rows = []
     for columns in table.to_pylist():
-        view_columns = {name: value for name, value in columns.items() if name not in seed_columns}
+        view_columns = {name: value for name, value in columns.items() if name not in example_columns}
         lineage = view_columns.pop("lineage")
         rows.append(
             DualView(
@@ -165,7 +165,7 @@ def dual_views_from_table(table: pa.Table) -> list[DualView]:
 
 
 def example_from_columns(columns: Mapping[str, Any]) -> SourceExample:
-    """A SourceExample from one row of EXAMPLE_SCHEMA (further columns are ignored)."""
+    """Build a SourceExample from one row of EXAMPLE_SCHEMA; other columns are ignored."""
     return SourceExample(
         id=columns["id"],
         query_id=columns["query_id"],
@@ -188,7 +188,7 @@ def _passage(columns: Mapping[str, Any]) -> Passage:
 
 
 def _attribute(item: Mapping[str, str] | tuple[str, str]) -> tuple[str, str]:
-    """Facet and value, from DUAL_VIEW_SCHEMA's list of structs or EXAMPLE_SCHEMA's map."""
+    """Facet and value, from the structs of DUAL_VIEW_SCHEMA or the map of EXAMPLE_SCHEMA."""
     return (item["facet"], item["value"]) if isinstance(item, Mapping) else item
 
 

@@ -1,8 +1,8 @@
-"""The files of a BEIR folder, row by row: corpus.jsonl, queries.jsonl and qrels; local or on S3, never held whole.
+"""Reads a BEIR folder row by row: corpus.jsonl, queries.jsonl and qrels; local or on S3.
 
-{"_id": "184", "title": "scale models", "text": "..."}     a line of corpus.jsonl; title may be left out
+{"_id": "184", "title": "scale models", "text": "..."}     a line of corpus.jsonl; title is optional
 {"_id": "1", "text": "similarity laws"}                    a line of queries.jsonl
-query-id <tab> corpus-id <tab> score                       the first line of qrels, then one judgement a line
+query-id <tab> corpus-id <tab> score                       the header of qrels, then one relevance judgement per line
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -27,18 +27,18 @@ class Row:
     """One JSON object of a file."""
 
     where: str  # file and line
-    start: int  # bytes of the file before its line
+    start: int  # byte offset of the line
     columns: Mapping[str, Any]
 
     def text(self, key: str) -> str:
-        """Raises InputError where the key does not hold a text."""
+        """Raises InputError if the key does not hold a string."""
         if not isinstance(self.columns.get(key), str):
             found = self.columns.get(key, "nothing")
-            raise InputError(f"{self.where}: `{key}` must be a text, found {found!r}")
+            raise InputError(f"{self.where}: `{key}` must be a string, found {found!r}")
         return str(self.columns[key])
 
     def id(self, key: str = "_id") -> str:
-        """Raises InputError where the key does not hold a text with something in it: no file could name it."""
+        """Raises InputError if the key does not hold a non-empty string."""
         if not (id := self.text(key)):
             raise InputError(f'{self.where}: `{key}` is empty; expected an id, for example "184"')
         return id
@@ -50,9 +50,9 @@ class Row:
 
 
 def read_rows(url: str) -> Iterator[Row]:
-    """The objects of a JSON-lines file in their order; blank lines are passed over.
+    """Yield the objects of a JSON Lines file in order; skip blank lines.
 
-    Raises InputError where the file cannot be read, a line is no object, or there is none.
+    Raises InputError if the file cannot be read, has no rows, or has a line that is not a JSON object.
     """
     is_empty = True
     for where, start, line in _lines(url):
@@ -60,13 +60,13 @@ def read_rows(url: str) -> Iterator[Row]:
             is_empty = False
             yield Row(where, start, _object(line, where))
     if is_empty:
-        raise InputError(f"{url}: is empty; expected one JSON object a line")
+        raise InputError(f"{url}: is empty; expected one JSON object per line")
 
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         columns = json.loads(line)
-        if "\\ud" in line or "\\uD" in line:  # JSON can say half a character, but nothing can store it
+        if "\\ud" in line or "\\uD" in line:  # a lone surrogate is valid JSON, but cannot be stored as UTF-8
             json.dumps(columns, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # not JSON, or not Unicode
         raise InputError(f"{where}: is not valid JSON ({getattr(error, 'msg', error)})") from None
@@ -76,36 +76,34 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def by_id(rows: Iterable[Row], key: str = "_id", read: Callable[[Row, str], str] = Row.id) -> dict[str, Row]:
-    """All rows, by what `read` finds under the key. Raises InputError where an id stands a second time."""
+    """Map ids, read from the key by `read`, to rows. Raises InputError if an id occurs twice."""
     found: dict[str, Row] = {}
     for row in rows:
         id = read(row, key)
         if id in found:
-            raise InputError(f"{row.where}: the id {id!r} stands there a second time")
+            raise InputError(f"{row.where}: duplicate id {id!r}")
         found[id] = row
     return found
 
 
 def read_qrels(url: str) -> dict[str, dict[str, int]]:
-    """query -> passage -> grade, both in the order of the file.
+    """query -> passage -> grade, both in file order.
 
-    Raises InputError where the file cannot be read, a line is wrong or stands there twice, or there is none.
+    Raises InputError if the file cannot be read, has no judgements, or has an invalid or repeated one.
     """
     qrels: dict[str, dict[str, int]] = {}
     for where, query_id, passage_id, grade in _judgements(url):
         grades = qrels.setdefault(query_id, {})
         if passage_id in grades:
-            raise InputError(
-                f"{where}: the query {query_id!r} and the passage {passage_id!r} stand there twice"
-            )
+            raise InputError(f"{where}: duplicate judgement of query {query_id!r} and passage {passage_id!r}")
         grades[passage_id] = grade
     if not qrels:
-        raise InputError(f"{url}: holds no judgement")
+        raise InputError(f"{url}: has no relevance judgements")
     return qrels
 
 
 def check_qrels(url: str, queries: Container[str], passages: Container[str]) -> None:
-    """Raises InputError at the first judgement whose query or passage is none of these."""
+    """Raises InputError at the first judgement whose query or passage is not among these."""
     for where, query_id, passage_id, _ in _judgements(url):
         if query_id not in queries:
             raise InputError(f"{where}: the query {query_id!r} is not in queries.jsonl")
@@ -114,7 +112,7 @@ def check_qrels(url: str, queries: Container[str], passages: Container[str]) -> 
 
 
 def _judgements(url: str) -> Iterator[tuple[str, str, str, int]]:
-    """Where it stands, query, passage and grade of each line after the header."""
+    """Yield the place, query, passage and grade of each line after the header."""
     lines = _lines(url)
     header = next((line for _, _, line in lines), "")
     if header != QRELS_HEADER:
@@ -127,36 +125,36 @@ def _judgements(url: str) -> Iterator[tuple[str, str, str, int]]:
                 yield where, query_id, passage_id, int(grade)
             case _:
                 raise InputError(
-                    f"{where}: {line!r} is not a query, a passage and a whole-number grade between tabs"
+                    f"{where}: expected query, passage and integer grade, separated by tabs; found {line!r}"
                 )
 
 
 def whole_grade(value: Any) -> int | None:
-    """A grade as JSON or Parquet has it, 2 or 2.0; None where it is anything else, NaN and 0.5 included."""
+    """An integer grade from 2 or 2.0; None for anything else, including NaN and 0.5."""
     is_number = isinstance(value, int | float) and math.isfinite(value)
     return int(value) if is_number and value == int(value) else None
 
 
 def fields_of(line: str) -> list[str]:
-    """What stands between ASCII's white space, as trec_eval parts it: an id may hold other kinds, such as U+00A0."""
+    """Split at ASCII white space only, like trec_eval: an id may contain other kinds, such as U+00A0."""
     return [field.decode() for field in line.encode().split()]
 
 
 def file_sha256(url: str) -> str:
-    """Of its bytes. Raises InputError where the file cannot be read."""
+    """The SHA-256 of a file's bytes. Raises InputError if it cannot be read."""
     with _opened(url) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_lines(url: str) -> Iterator[tuple[str, str]]:
-    """Where it stands, and each line. Raises InputError where the file cannot be read."""
+    """Yield each line with its place. Raises InputError if the file cannot be read."""
     return ((where, line) for where, _, line in _lines(url))
 
 
 def _lines(url: str) -> Iterator[tuple[str, int, str]]:
-    """Where it stands, its offset in bytes, and each line without its end."""
-    # Binary lines end at \n alone; str.splitlines also cuts at characters that JSON strings and ids may hold, such
-    # as U+2028.
+    """Yield the place, the byte offset and the text of each line, without its line ending."""
+    # Binary lines end only at \n. str.splitlines also splits at characters that JSON strings and ids may contain,
+    # such as U+2028.
     with _opened(url) as file:
         start = 0
         for number, line in enumerate(file, start=1):

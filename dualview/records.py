@@ -1,36 +1,36 @@
-"""The nouns that walk through the rooms. Imports nothing of ours."""
+"""The data types that every package shares. Imports no other module of dualview."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 ACCEPTED = "accepted"
-WRITTEN = "written"  # keeps the rules, and waits for the pass that judges
-# How accepted rows are counted that repeat another; in no row, as rows never change.
+WRITTEN = "written"  # passed the rules; not judged yet
+# For counts only: an accepted row that repeats another. Never stored in a row, because rows never change.
 NEAR_DUPLICATE = "near_duplicate"
 
-# Why a request did not become a training row. A closed list: a shard with any other word is refused.
+# Why a request did not become a training row. The list is closed: a shard with any other status is refused.
 REASONS = (
-    "no_original",  # no original instruction could be written, or the judge denies that the positive obeys it
-    "no_instruction_negative",  # no mined passage is on topic and breaks the written original instruction
-    "declined",  # the writer says that no such instruction exists
-    "unparseable",  # no answer block, or more than one, or an empty one
+    "no_original",  # no original instruction was written, or the judge says that the positive breaks it
+    "no_instruction_negative",  # no mined passage is on topic and breaks the new original instruction
+    "declined",  # the writer says that there is no such instruction
+    "unparseable",  # no answer block, several, or an empty one
     "truncated",  # the answer ended at the token limit
-    "not_confirmed",  # a judge denies what the example says of its own passages
-    "not_flipped",  # a judge's verdict on some passage under the new instruction is the wrong one
-    "undecided",  # a judge could not tell for some passage
+    "not_confirmed",  # a judge contradicts a label of the example
+    "not_flipped",  # a judge's verdict under the new instruction is wrong for some passage
+    "undecided",  # a judge could not decide on some passage
     "bad_length",  # shorter or longer than the rules allow
     "meta_language",  # talks about passages, numbers or the task
-    "leaks_passage",  # copies a run of words from a passage
-    "near_original",  # says what the original instruction says, or a rewording says its text again
-    "meaning_changed",  # of a rewording: a judge's verdict on some passage is not what it was
+    "leaks_passage",  # copies a sequence of words from a passage
+    "near_original",  # too similar to the original instruction, or a rewording identical to its text
+    "meaning_changed",  # a rewording under which a judge's verdict on some passage changed
     "other_language",  # not in the query's language
-    "contaminated",  # shares a run of words with a benchmark's query or instruction
-    "engine_error",  # the engine refused or failed this one request
-    "poison",  # this request kills the engine
+    "contaminated",  # shares a sequence of words with a benchmark query or instruction
+    "engine_error",  # the engine refused this request or failed on it
+    "poison",  # this request crashes the engine
 )
 
-# What a passage may be relevant under: the query alone, or with one of the two instructions.
+# What relevance is judged under: the query alone, or the query with one of the two instructions.
 Condition = Literal["query", "original", "new"]
 
 
@@ -43,14 +43,14 @@ class Requirement:
     value: str
 
     def holds(self, attributes: Mapping[str, str]) -> bool | None:
-        """Whether a passage with these attributes satisfies it; None where the facet is unknown."""
+        """Whether a passage with these attributes satisfies it; None if the facet is unknown."""
         if self.facet not in attributes:
             return None
         return (attributes[self.facet] == self.value) == self.include
 
 
 def all_hold(requirements: Iterable[Requirement], attributes: Mapping[str, str]) -> bool | None:
-    """False if any requirement fails, True if all hold, None otherwise (and for no requirements)."""
+    """False if any requirement fails, True if all hold, otherwise None (also for no requirements)."""
     answers = [requirement.holds(attributes) for requirement in requirements]
     if False in answers:
         return False
@@ -62,45 +62,45 @@ class Passage:
     id: str
     text: str
     title: str = ""
-    attributes: Mapping[str, str] = field(default_factory=dict)  # facet -> value, as the text shows
+    attributes: Mapping[str, str] = field(default_factory=dict)  # facet -> value, as stated in the text
 
     @property
     def full_text(self) -> str:
-        """What an encoder or a model reads: title and text as one string."""
+        """Title and text as one string: what encoders and language models read."""
         return f"{self.title} {self.text}".strip()
 
 
 @dataclass(frozen=True, slots=True)
 class SourceExample:
-    """A query with an original instruction and labelled passages: what synthesis starts from.
+    """A query with an original instruction and labelled passages: the input of synthesis.
 
-    A plain example, from a corpus without instructions, has neither instruction nor instruction negatives;
-    synthesis finds them before anything else.
+    A plain example comes from a corpus without instructions. It has neither instruction nor instruction negatives;
+    synthesis adds them first.
     """
 
     id: str
-    query_id: str  # one information need; its phrasings share it
+    query_id: str  # of the information need; all its phrasings share it
     query: str
     instruction: str
     positive: Passage
-    instruction_negatives: tuple[Passage, ...]  # on topic, break the instruction
+    instruction_negatives: tuple[Passage, ...]  # on topic, but break the instruction
     hard_negatives: tuple[Passage, ...] = ()
-    requirements: tuple[Requirement, ...] = ()  # what the instruction demands, where it is known
+    requirements: tuple[Requirement, ...] = ()  # of the instruction, if known
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One cell of the relevance matrix, (condition, passage), as one judge sees it."""
+    """One judge's relevance judgement of one passage under one condition."""
 
     judge: str
     condition: Condition
     passage_id: str
-    expected: bool | None  # should it be relevant? None: the example does not say, the verdict is a new label
-    margin: float | None  # log p(yes) - log p(no); None where the judge could not tell
+    expected: bool | None  # the example's label; None: unlabelled, so the verdict is a new label
+    margin: float | None  # log p(yes) - log p(no); None if the judge could not decide
 
     @property
     def surplus(self) -> float | None:
-        """How far the judge is on the expected side; below 0 on the other. None where either is unknown."""
+        """The margin towards the expected label; negative if the verdict is wrong. None if either is unknown."""
         if self.margin is None or self.expected is None:
             return None
         return self.margin if self.expected else -self.margin
@@ -108,35 +108,35 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """One answer of a writer, and how it did."""
+    """One answer of a writer, and its status."""
 
-    condition: Condition  # which instruction was asked for: "new", or "original" for a plain example
-    answer: str  # whole
-    instruction: str  # "" where the answer holds none
+    condition: Condition  # the instruction asked for: "new", or "original" for a plain example
+    answer: str  # complete
+    instruction: str  # "" if the answer contains none
     status: str  # ACCEPTED, WRITTEN or one of REASONS
-    surplus: float | None  # the smallest of its deciding verdicts; None where it was not judged
+    surplus: float | None  # the smallest of its deciding verdicts; None if it was not judged
 
 
 @dataclass(frozen=True, slots=True)
 class Rewording:
-    """Another wording of one of the row's instructions; to be used only if it was accepted."""
+    """A paraphrase of one of the row's instructions. Use it only if it was accepted."""
 
     condition: Condition
     instruction: str
-    status: str  # ACCEPTED: the judge's verdicts on the example's passages stay; else one of REASONS
+    status: str  # ACCEPTED if no verdict on the example's passages changes, else one of REASONS
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Where a row comes from; enough to write it again."""
+    """Where a row comes from, in enough detail to reproduce it."""
 
     writer: str  # "attributes" or the engine's model and revision
     prompt: str  # name and hash of the writing prompt, or of the vocabulary
     sampling: str  # canonical JSON
     judges: tuple[str, ...]
-    judge_model: str  # the engine's model and revision; "" where no LLM judges
+    judge_model: str  # the engine's model and revision; "" if no LLM judges
     code_version: str
-    written_in: str  # fingerprint of the run whose drafts were judged; "" where they are this run's own
+    written_in: str  # fingerprint of the run that wrote the drafts; "" if it is this run
     run: str  # fingerprint of the run
     shard: int
     attempt: str
@@ -144,7 +144,7 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class DualView:
-    """One finished request: an example, the complementary instruction, and what became of it.
+    """One finished request: an example, its complementary instruction, and the outcome.
 
     Under (query, new_instruction) the passage `target_id` (N*) is the positive; the example's positive
     and its other instruction negatives are not relevant. [2604.18845, section 3]
@@ -152,11 +152,11 @@ class DualView:
 
     example: SourceExample
     target_id: str
-    new_instruction: str  # "" where none was written
+    new_instruction: str  # "" if none was written
     new_requirements: tuple[Requirement, ...]
     status: str  # ACCEPTED, WRITTEN or one of REASONS
-    trainable: bool  # accepted, and by a judge that passed its exam
-    verdicts: tuple[Verdict, ...]  # on new_instruction; those on other drafts are summed up in `drafts`
+    trainable: bool  # accepted by a judge that passed validation
+    verdicts: tuple[Verdict, ...]  # on new_instruction; `drafts` summarises those on the other drafts
     drafts: tuple[Draft, ...]
     rewordings: tuple[Rewording, ...]
     prompt_tokens: int
@@ -173,14 +173,14 @@ class FlipQuery:
     instructions: Mapping[str, str]
     relevant: Mapping[str, tuple[str, ...]]  # instruction name -> ids of the passages that obey it
     candidates: tuple[str, ...]
-    labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
-    # Queries that name the same one are drawn together by the bootstrap; "": only with equal queries.
+    labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported per label
+    # The bootstrap resamples queries with the same topic together; "" groups equal queries only.
     topic: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FlipCollection:
-    """A collection in FollowIR's shape: labels change when only the instruction does."""
+    """A collection like FollowIR's: only the instruction changes, and the labels with it."""
 
     name: str
     passages: Mapping[str, Passage]

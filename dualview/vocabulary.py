@@ -1,6 +1,6 @@
-"""How requirements are said in words, and read back from them.
+"""How requirements are put into words and recognised in text.
 
-A vocabulary comes from a YAML file:
+A vocabulary is a YAML file:
 
     inclusions: ["Only shoes {phrase}.", "Keep shoes {phrase}."]
     exclusions: ["No shoes {phrase}.", "Leave out shoes {phrase}."]
@@ -9,8 +9,8 @@ A vocabulary comes from a YAML file:
         red: {phrases: [in red, of a red colour], names: [red]}
         blue: {phrases: [], names: [blue]}
 
-Facets and values are those of the seeds' `attributes` and `requirements`. Values are drawn in the order of the
-file, so the same file gives the same instructions.
+Facets and values are those of the source examples' `attributes` and `requirements`. Their order in the file decides
+the draws, so the same file always gives the same instructions.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from dualview.errors import InputError
 from dualview.records import Requirement
 from dualview.storage import S3Store, check_reachable, open_store
 
-# Words by which an English instruction turns a requirement into an exclusion.
+# Words that turn a requirement into an exclusion in an English instruction.
 _EXCLUSION_CUES = re.compile(
     r"\b(not?|never|non|exclud\w*|except|other than|apart from|avoid\w*|leave out|omit\w*|drop|skip"
     r"|ignor\w*|without|irrelevant|instead of|rather than)\b",
@@ -40,7 +40,7 @@ _EXCLUSION_CUES = re.compile(
 class Vocabulary:
     """Phrases for each facet value ("in Africa") and templates around them ("Only countries {phrase}.").
 
-    `names` are the words by which a value is recognised in free text ("Africa", "African").
+    `names` are the words that identify a value in free text ("Africa", "African").
     """
 
     phrases: Mapping[tuple[str, str], tuple[str, ...]]  # (facet, value) -> phrases
@@ -49,15 +49,15 @@ class Vocabulary:
     exclusions: tuple[str, ...]
 
     def say(self, requirement: Requirement, rng: random.Random) -> str:
-        """One wording of the requirement, a template and a phrase drawn by `rng`."""
+        """Phrase the requirement, with a template and a phrase drawn by `rng`."""
         templates = self.inclusions if requirement.include else self.exclusions
         phrase = rng.choice(self.phrases[requirement.facet, requirement.value])
         return rng.choice(templates).format(phrase=phrase)
 
     def read(self, instruction: str) -> tuple[Requirement, ...]:
-        """The requirements a free instruction names, one a sentence and value; () where none is recognised.
+        """Return the requirements recognised in an instruction, one per sentence and value; () if there are none.
 
-        A value named in a sentence with a word of exclusion is read as an exclusion.
+        A value in a sentence that contains an exclusion word is an exclusion.
         """
         found = []
         for sentence in re.split(r"(?<=[.;!?])\s+", instruction):
@@ -74,7 +74,7 @@ class Vocabulary:
 def _of_one_phrase(template: str) -> str:
     fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
     if fields != ["phrase"]:
-        raise ValueError("must hold {phrase} once and nothing else in {}")
+        raise ValueError("must contain {phrase} once and no other {} field")
     return template
 
 
@@ -83,7 +83,7 @@ _Templates = Annotated[Several[Annotated[str, AfterValidator(_of_one_phrase)]], 
 
 
 class _Value(Settings):
-    phrases: Several[_Text]  # empty: the value is read, but never said
+    phrases: Several[_Text]  # empty: recognised, never used in an instruction
     names: Annotated[Several[_Text], Field(min_length=1)]
 
 
@@ -97,9 +97,9 @@ _EXAMPLE = """`facets: {colour: {red: {phrases: ["in red"], names: ["red"]}}}`""
 
 
 def read_vocabulary(path: str) -> Vocabulary:
-    """The vocabulary of a YAML file, local or at s3://.
+    """Read a vocabulary from a YAML file, local or at s3://.
 
-    Raises InputError, naming the file and the key, where it cannot be read or is not laid out as above.
+    Raises InputError, naming the file and the key, if it cannot be read or does not have the layout above.
     """
     folder, slash, name = path.rpartition("/")
     store = open_store(folder + slash or ".")
@@ -109,7 +109,7 @@ def read_vocabulary(path: str) -> Vocabulary:
         content: Any = yaml.safe_load(store.get(name))
     except OSError as error:
         reason = "No such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise InputError(f"{path}: cannot be read ({reason}); expected a vocabulary in YAML") from None
+        raise InputError(f"{path}: cannot be read ({reason}); expected a YAML vocabulary") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8
         problem = str(getattr(error, "problem", error)).splitlines()[0]
         raise InputError(f"{path}: is not valid YAML ({problem})") from None
@@ -117,24 +117,24 @@ def read_vocabulary(path: str) -> Vocabulary:
         file = _File.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {_first(error)}") from None
-    values = {
-        (facet, value): words for facet, of_facet in file.facets.items() for value, words in of_facet.items()
+    words_of = {
+        (facet, value): words for facet, values in file.facets.items() for value, words in values.items()
     }
     return Vocabulary(
-        phrases={key: words.phrases for key, words in values.items() if words.phrases},
-        names={key: words.names for key, words in values.items()},
+        phrases={key: words.phrases for key, words in words_of.items() if words.phrases},
+        names={key: words.names for key, words in words_of.items()},
         inclusions=file.inclusions,
         exclusions=file.exclusions,
     )
 
 
 def _first(error: ValidationError) -> str:
-    """The first mistake in a sentence."""
+    """Describe the first mistake in one sentence."""
     first = error.errors()[0]
     *parents, last = ("", *first["loc"])
-    if last == "[key]":  # YAML takes a bare `no` for false, and `2024` for a number
+    if last == "[key]":  # YAML parses a bare `no` as false and `2024` as a number
         key = ".".join(map(str, parents[1:-1]))
-        return f'`{key}`: the name {first["input"]!r} is not a text; put it in quotes, for example "no"'
+        return f'`{key}`: the name {first["input"]!r} is not a string; put it in quotes, for example "no"'
     key = ".".join(map(str, first["loc"]))
     match first["type"]:
         case "missing":

@@ -1,4 +1,4 @@
-"""A vocabulary's file, and what everybody's seeds get from one."""
+"""Vocabulary files, and generate runs on any source with one."""
 
 from pathlib import Path
 import random
@@ -37,13 +37,13 @@ def shoes(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_says_what_is_said_and_what_is_recognised(shoes: Path) -> None:
+def test_a_file_gives_phrases_and_recognised_names(shoes: Path) -> None:
     found = read_vocabulary(str(shoes))
     assert found == Vocabulary(
         phrases={
             ("colour", "red"): ("in red",),
             ("colour", "black"): ("in black", "of black leather"),
-            ("sole", "flat"): ("with a flat sole",),  # a heel is recognised, but never asked for
+            ("sole", "flat"): ("with a flat sole",),  # a heel is recognised, but never phrased
         },
         names={
             ("colour", "red"): ("red", "crimson"),
@@ -82,10 +82,10 @@ def test_a_file_may_lie_on_s3_or_in_the_working_folder(
         (
             '"Only shoes {phrase}."',
             '"Only shoes."',
-            '`inclusions.0`: must hold {phrase} once and nothing else in {}, for example "Only shoes {phrase}.",'
+            '`inclusions.0`: must contain {phrase} once and no other {} field, for example "Only shoes {phrase}.",'
             " but found 'Only shoes.'",
         ),
-        ("No shoes {phrase}", "No {colour} shoes {phrase}", "`exclusions.0`: must hold {phrase} once"),
+        ("No shoes {phrase}", "No {colour} shoes {phrase}", "`exclusions.0`: must contain {phrase} once"),
         ("No shoes {phrase}", "No shoes {phrase", "`exclusions.0`: "),
         ('["Only shoes {phrase}.", "Show me shoes {phrase}."]', "[]", "`inclusions`: "),
         ("phrases: [in red], ", "", "missing key `facets.colour.red.phrases`"),
@@ -93,7 +93,7 @@ def test_a_file_may_lie_on_s3_or_in_the_working_folder(
         ("names: [red, crimson]", 'names: [""]', "`facets.colour.red.names.0`: "),
         ("names: [red, crimson]", "names: red", "`facets.colour.red.names`: "),
         ("names: [flat]", "names: [flat], says: [flat]", "unknown key `facets.sole.flat.says`"),
-        ("    flat:", "    no:", "`facets.sole`: the name False is not a text; put it in quotes"),
+        ("    flat:", "    no:", "`facets.sole`: the name False is not a string"),
     ],
 )
 def test_a_wrong_file_is_named_with_its_key(shoes: Path, before: str, after: str, sentence: str) -> None:
@@ -112,12 +112,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, s3: str) -> None:
         read_vocabulary(str(tmp_path))
 
 
-# --- anybody's seeds ------------------------------------------------------------------------------
+# --- any source -----------------------------------------------------------------------------------
 
 
 def source_of(folder: Path, vocabulary: Path | None) -> dict[str, Any]:
-    """Ten seeds: black shoes are asked for, and a red one breaks that. Soles differ in every other seed."""
-    seeds = [
+    """Ten examples that ask for black shoes, each with a red one that breaks that. Soles differ in every other one."""
+    examples = [
         SourceExample(
             id=f"s{number}",
             query_id="shoes",
@@ -140,7 +140,7 @@ def source_of(folder: Path, vocabulary: Path | None) -> dict[str, Any]:
         for number in range(10)
     ]
     folder.mkdir()
-    pq.write_table(examples_to_table(seeds), folder / "seeds.parquet")
+    pq.write_table(examples_to_table(examples), folder / "examples.parquet")
     return {
         "kind": "tuples",
         "paths": [str(folder)],
@@ -149,11 +149,13 @@ def source_of(folder: Path, vocabulary: Path | None) -> dict[str, Any]:
     }
 
 
-def test_complements_are_composed_judged_and_reworded_in_anybodys_words(shoes: Path, tmp_path: Path) -> None:
+def test_complements_are_composed_judged_and_reworded_with_any_vocabulary(
+    shoes: Path, tmp_path: Path
+) -> None:
     config = config_of(
         FACETS,
         tmp_path / "run",
-        source=source_of(tmp_path / "seeds", shoes),
+        source=source_of(tmp_path / "examples", shoes),
         rewording={"kind": "vocabulary", "num": 1, "seed": 1},
     )
     finish_without_ray(config, open_store(config.output))
@@ -172,11 +174,13 @@ def test_complements_are_composed_judged_and_reworded_in_anybodys_words(shoes: P
     assert len({row.new_instruction for row in rows}) > 3
 
 
-def test_a_run_that_judges_drafts_has_the_words_of_the_one_that_wrote(shoes: Path, tmp_path: Path) -> None:
+def test_a_run_that_judges_drafts_uses_the_vocabulary_of_the_run_that_wrote_them(
+    shoes: Path, tmp_path: Path
+) -> None:
     writes = config_of(
         {**FACETS, "judges": [], "accept": None},
         tmp_path / "written",
-        source=source_of(tmp_path / "seeds", shoes),
+        source=source_of(tmp_path / "examples", shoes),
     )
     finish_without_ray(writes, open_store(writes.output))
     judges = config_of(
@@ -191,7 +195,7 @@ def test_a_run_that_judges_drafts_has_the_words_of_the_one_that_wrote(shoes: Pat
 
 
 def test_a_vocabulary_that_has_changed_is_another_run(shoes: Path, tmp_path: Path) -> None:
-    config = config_of(FACETS, tmp_path / "run", source=source_of(tmp_path / "seeds", shoes))
+    config = config_of(FACETS, tmp_path / "run", source=source_of(tmp_path / "examples", shoes))
     finish_without_ray(config, open_store(config.output))
     changed = yaml.safe_load(SHOES)
     changed["facets"]["colour"]["red"]["phrases"] = ["of a red colour"]

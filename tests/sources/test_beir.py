@@ -140,22 +140,22 @@ def test_what_decides_the_seeds_decides_the_checksums(tmp_path: Path, change: Ca
         ({"qrels": None}, r"qrels/train.tsv: cannot be read \(there is no such file\)"),
         ({"corpus": ""}, "corpus.jsonl: is empty"),
         ({"corpus": '{"_id": "a", "text": "x"}\n{"_id": '}, "corpus.jsonl line 2: is not valid JSON"),
-        ({"corpus": [*CORPUS, {"_id": "g"}]}, "corpus.jsonl line 7: `text` must be a text, found 'nothing'"),
-        ({"corpus": [*CORPUS, CORPUS[2]]}, "corpus.jsonl line 7: the id 'c' stands there a second time"),
+        ({"corpus": [*CORPUS, {"_id": "g"}]}, "corpus.jsonl line 7: `text` must be .*, found 'nothing'"),
+        ({"corpus": [*CORPUS, CORPUS[2]]}, "corpus.jsonl line 7: duplicate id 'c'"),
         ({"corpus": CORPUS[1:]}, "train.tsv line 2: the passage 'a' is not in corpus.jsonl"),
         ({"queries": QUERIES[1:]}, "train.tsv line 5: the query '1' is not in queries.jsonl"),
         (
             {"queries": [*QUERIES, QUERIES[0]]},
-            "queries.jsonl line 4: the id '1' stands there a second time",
+            "queries.jsonl line 4: duplicate id '1'",
         ),
         (
             {"corpus": [*CORPUS, {"_id": "", "text": "x"}]},
             "corpus.jsonl line 7: `_id` is empty; expected an id",
         ),
         ({"queries": [{"_id": "1", "text": " "}]}, "queries.jsonl line 1: the query '1' has no text"),
-        ({"qrels": HEADER}, "train.tsv: holds no judgement"),
+        ({"qrels": HEADER}, "train.tsv: has no .*judgements"),
         ({"qrels": "1\ta\t1\n"}, "train.tsv: begins with '1.ta.t1'; expected 'query-id"),
-        ({"qrels": f"{QRELS}2\ta\t1\n"}, "line 7: the query '2' and the passage 'a' stand there twice"),
+        ({"qrels": f"{QRELS}2\ta\t1\n"}, "line 7: duplicate .* '2' .* 'a'"),
         ({"qrels": f"{HEADER}1\ta\t0\n"}, "the query '1' has no passage of grade 1 or more; leave it out"),
         ({"corpus": [{"_id": "a", "text": ""}], "qrels": f"{HEADER}1\ta\t1\n"}, "no positive has a title"),
     ],
@@ -171,7 +171,7 @@ def test_wrong_folders_are_refused_with_file_and_line(
     ("mining", "sentence"),
     [
         ({"bm25": None}, "both `bm25` and `dense` are null"),
-        ({"first_rank": 11}, "`first_rank` 11 lies behind `last_rank` 10"),
+        ({"first_rank": 11}, "`first_rank` 11 .*`last_rank` 10"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
