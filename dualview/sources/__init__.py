@@ -1,4 +1,4 @@
-"""Where examples come from. A source lists what it would read before anything is read."""
+"""Sources of examples. A source lists and checks its inputs before a run reads them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -16,24 +16,24 @@ from dualview.vocabulary import Vocabulary, read_vocabulary
 
 
 class Source(Protocol):
-    """SourceExamples in a fixed order. Can be pickled, so that it travels to other processes."""
+    """Source examples in a fixed order. Can be pickled, for use in other processes."""
 
     def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
-        """What would be read. Raises InputError, before any work, where it is not as expected.
+        """List the inputs. Raises InputError, before any work, if one is invalid.
 
-        Of an input that is `known` to a run already and untouched since, nothing is read again. `each` maps
-        a function over many files; what it is given can be pickled, so that other processes may take part.
+        An input that is already `known` to a run and unchanged since is not read again. `each` maps a function over
+        many files; its arguments can be pickled, so it may use other processes.
         """
 
     def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
-        """SourceExamples start to stop (without stop) of one input."""
+        """Read examples start to stop (exclusive) of one input."""
 
 
 SourceConfig = TuplesSource | PromptrieverSource | BeirSource | DraftsSource
 
 
 def open_source(settings: SourceConfig) -> Source:
-    """The source that a generate config names. Touches nothing yet."""
+    """Build the source that a generate config names, without any I/O."""
     match settings:
         case TuplesSource():
             return Tuples(settings.paths, settings.max_bad_share)
@@ -43,15 +43,15 @@ def open_source(settings: SourceConfig) -> Source:
             return Drafts(settings.run)
         case BeirSource():
             raise InputError(
-                "source: the negatives of a beir collection are mined when its run begins, and not before;"
-                " name the files under mined/ of a run that has begun, with kind tuples"
+                "source: a generate run mines the negatives of a beir collection when it starts;"
+                " to read them, use kind tuples with the files under mined/ of a run that has started"
             )
 
 
 def vocabulary_of(settings: SourceConfig) -> Vocabulary | None:
-    """How the source's requirements are said, where it names a vocabulary; drafts have that of their own source.
+    """Read the vocabulary that the source names, if any; drafts use that of the run that wrote them.
 
-    Raises InputError where the file is missing or wrong.
+    Raises InputError if the file is missing or invalid.
     """
     match settings:
         case TuplesSource():

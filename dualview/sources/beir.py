@@ -1,7 +1,7 @@
-"""SourceExamples from a BEIR folder: positives from its judgements, hard negatives from rankings of its corpus.
+"""Examples from a BEIR folder: positives from its relevance judgements, hard negatives mined from its corpus.
 
-SourceExamples that are made here have no instruction and no instruction negatives yet. A corpus is known by 16 bytes
-a passage; its texts stay in the file until they are asked for.
+These examples have no instruction and no instruction negatives yet. A corpus takes 16 bytes of memory per passage;
+its texts are read from the file on demand.
 """
 
 # N = passages of the corpus
@@ -26,9 +26,9 @@ from dualview.records import Passage, SourceExample
 from dualview.retrieval.embeddings import text_key
 from dualview.storage import S3Store, arrow_filesystem, check_reachable, open_store
 
-_MAX_GAP_BYTES = 2**16  # reading past this much is cheaper than asking again
+_MAX_GAP_BYTES = 2**16  # reading over a gap of this size is cheaper than another request
 _MAX_SPAN_BYTES = 2**23
-_NUM_READERS = 8  # requests under way; an object store answers each after tens of milliseconds
+_NUM_READERS = 8  # concurrent requests; an object store takes tens of milliseconds to answer one
 
 
 BLANK = text_key("")
@@ -36,17 +36,17 @@ BLANK = text_key("")
 
 @dataclass(frozen=True)
 class Corpus:
-    """The passages of a corpus.jsonl by their row, counted from 0."""
+    """The passages of a corpus.jsonl by row, counted from 0."""
 
     url: str
-    starts: NDArray[np.int64]  # (N + 1,): bytes of the file before each row, and the file's end
-    texts: NDArray[np.uint64]  # (N,): keys of title and text together; BLANK where there are none
+    starts: NDArray[np.int64]  # (N + 1,): byte offset of each row, and the file's size
+    texts: NDArray[np.uint64]  # (N,): keys of title and text together; BLANK if both are empty
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def read(self, rows: Sequence[int]) -> list[Passage]:
-        """The passages at these rows, in the order asked for."""
+        """Read the passages at these rows, in the given order."""
         filesystem, path = arrow_filesystem(self.url)
         with filesystem.open_input_file(path) as file, ThreadPoolExecutor(_NUM_READERS) as readers:
 
@@ -62,7 +62,7 @@ class Corpus:
         return [passages[row] for row in rows]
 
     def _spans(self, rows: Sequence[int]) -> Iterator[list[int]]:
-        """The distinct rows, ascending, cut into runs that are worth one read each."""
+        """Split the distinct rows, ascending, into spans to read with one request each."""
         span: list[int] = []
         for row in sorted(set(rows)):
             is_near = span and (
@@ -79,44 +79,44 @@ class Corpus:
 
 def _passage(line: bytes) -> Passage:
     passage = Row("", 0, json.loads(line)).passage()
-    # The layout of examples wants a text; a title alone reads the same as one.
+    # An example's passage needs a text, and a title alone reads the same as a text.
     return passage if passage.text.strip() else replace(passage, text=passage.title, title="")
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedQuery:
-    """A query whose positives make examples. Passages are rows of the corpus."""
+    """A query with positives. Passages are rows of the corpus."""
 
     id: str
     text: str
-    positives: tuple[int, ...]  # best grades first
-    relevant: tuple[int, ...]  # all that a judgement calls relevant, whatever the grade: never negatives
+    positives: tuple[int, ...]  # highest grade first
+    relevant: tuple[int, ...]  # every passage with a grade above 0: never negatives
 
 
 @dataclass(frozen=True)
 class BeirCollection:
     corpus: Corpus
     queries: tuple[JudgedQuery, ...]  # in the order of queries.jsonl
-    checksums: Mapping[str, str]  # of all that decides rankings and examples
+    checksums: Mapping[str, str]  # of everything that determines rankings and examples
 
 
 def read_collection(source: BeirSource) -> BeirCollection:
-    """The folder's corpus, and its queries with positives; every row of the three files is checked.
+    """Read the folder's corpus and its queries with positives, and check every row of the three files.
 
-    A positive that has neither title nor text makes no example. Raises InputError where a file is missing, a row
-    is wrong, a judgement names what is not there, or a query has no positive.
+    A positive with neither title nor text makes no example. Raises InputError if a file is missing, a row is invalid,
+    a judgement names an unknown query or passage, or a query has no positive.
     """
     store = open_store(source.path)
     if isinstance(store, S3Store):
         check_reachable(store)
-    folder = store.url  # absolute: workers, which read passages too, run in other folders
+    folder = store.url  # absolute: workers also read passages, and run in other folders
     qrels_url, queries_url = f"{folder}/{source.qrels}", f"{folder}/queries.jsonl"
     qrels = read_qrels(qrels_url)
     for id, grades in qrels.items():
         if max(grades.values()) < source.min_grade:
             raise InputError(
-                f"{qrels_url}: the query {id!r} has no passage of grade {source.min_grade} or more;"
-                " leave it out, or lower min_grade"
+                f"{qrels_url}: query {id!r} has no passage of grade {source.min_grade} or more;"
+                " remove the query, or lower min_grade"
             )
     texts = _read_queries(queries_url, qrels)
     judged = {id for grades in qrels.values() for id in grades}
@@ -149,15 +149,15 @@ def _read_queries(url: str, judged: Collection[str]) -> dict[str, str]:
         if id not in judged:
             continue
         if id in texts:
-            raise InputError(f"{row.where}: the id {id!r} stands there a second time")
+            raise InputError(f"{row.where}: duplicate id {id!r}")
         if not text.strip():
-            raise InputError(f"{row.where}: the query {id!r} has no text")
+            raise InputError(f"{row.where}: query {id!r} has no text")
         texts[id] = text
     return texts
 
 
 def _read_corpus(url: str, judged: Collection[str]) -> tuple[Corpus, NDArray[np.uint64], dict[str, int]]:
-    """The corpus, a digest of each passage's id, and the rows of the judged passages."""
+    """Return the corpus, a digest of each passage's id, and the rows of the judged passages."""
     starts, ids, texts, rows = array("q"), array("Q"), array("Q"), dict[str, int]()
     for number, row in enumerate(read_rows(url)):
         passage = row.passage()
@@ -175,13 +175,13 @@ def _read_corpus(url: str, judged: Collection[str]) -> tuple[Corpus, NDArray[np.
 
 
 def _refuse_repeated_ids(url: str, ids_N: NDArray[np.uint64]) -> None:
-    """Reads the file once more: an id, or only its digest, stands there several times."""
+    """Raise InputError if an id, and not only its digest, occurs twice. Reads the file again."""
     digests, counts = np.unique(ids_N, return_counts=True)
     suspects, seen = set(digests[counts > 1].tolist()), set[str]()
     for row in read_rows(url):
         id = row.text("_id")
         if id in seen:
-            raise InputError(f"{row.where}: the id {id!r} stands there a second time")
+            raise InputError(f"{row.where}: duplicate id {id!r}")
         if text_key(id) in suspects:
             seen.add(id)
 
@@ -209,12 +209,12 @@ def _judged_query(
 
 
 def check_mining(mining: Mining) -> None:
-    """Raises InputError where the settings contradict each other."""
+    """Raises InputError if the settings contradict each other."""
     if mining.bm25 is None and mining.dense is None:
-        raise InputError("mining: both `bm25` and `dense` are null; expected settings for at least one")
+        raise InputError("mining: `bm25` and `dense` are both null; expected settings for at least one")
     if mining.first_rank > mining.last_rank:
         raise InputError(
-            f"mining: `first_rank` {mining.first_rank} lies behind `last_rank` {mining.last_rank};"
+            f"mining: `first_rank` {mining.first_rank} is greater than `last_rank` {mining.last_rank};"
             " expected a window such as 1 to 100"
         )
 
@@ -227,16 +227,16 @@ def choose_negatives(
     texts: NDArray[np.uint64],
     mining: Mining,
 ) -> list[int]:
-    """The rows of one example's hard negatives, hardest first, retrievers taking turns.
+    """Choose the rows of one example's hard negatives, hardest first, alternating between retrievers.
 
-    `rankings` has each retriever's rows, best first; all within their window are candidates. `scores` are one
-    retriever's, for every candidate and the positive: a candidate that does not lie the margin below the
-    positive may well be relevant. [NV-Retriever, 2407.15831, TopK-PercPos] Never chosen: a relevant
-    passage, one with the text of a relevant one, one without text, and a text twice.
+    `rankings` holds each retriever's rows, best first; rows within the rank window are candidates. `scores` holds one
+    retriever's scores of all candidates and the positive. A candidate must score at least the relative margin below
+    the positive, otherwise it is likely to be relevant. [NV-Retriever, 2407.15831, TopK-PercPos] Relevant passages,
+    copies of their text, blank passages and repeated texts are never chosen.
     """
-    highest = scores[positive] - mining.relative_margin * abs(scores[positive])
+    max_score = scores[positive] - mining.relative_margin * abs(scores[positive])
     windows = [
-        [row for row in rows[mining.first_rank - 1 : mining.last_rank] if scores[row] <= highest]
+        [row for row in rows[mining.first_rank - 1 : mining.last_rank] if scores[row] <= max_score]
         for rows in rankings
     ]
     relevant = {positive, *relevant}
@@ -252,9 +252,9 @@ def choose_negatives(
 
 
 def example_of(query: JudgedQuery, positive: Passage, negatives: Sequence[Passage]) -> SourceExample:
-    """A example that still wants an instruction, and instruction negatives out of its hard negatives."""
+    """Build an example that still lacks an instruction and instruction negatives."""
     return SourceExample(
-        id=f"{quote(query.id, safe='')}/{quote(positive.id, safe='')}",  # no two pairs have the same
+        id=f"{quote(query.id, safe='')}/{quote(positive.id, safe='')}",  # unique per pair
         query_id=query.id,
         query=query.text,
         instruction="",

@@ -1,4 +1,4 @@
-"""The rows of a generate run that only wrote, as the source of a run that judges them."""
+"""The rows of a generate run that only wrote drafts, as the source of a run that judges them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from dualview.storage import open_store
 
 @dataclass(frozen=True)
 class Drafts:
-    """Every shard of that run is an input."""
+    """Each shard of the run is an input."""
 
     run: str
 
-    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:  # noqa: ARG002  cheap anyhow
-        """Raises InputError where the run is not there, or not finished: its rows must not change any more."""
+    def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:  # noqa: ARG002  listing is cheap
+        """Raises InputError if the run does not exist or is not finished: its rows could still change."""
         run = open_run(self.run)
         if not run.is_complete:
             raise InputError(
-                f"source.run: the generate run at {run.store.url} is not finished; run it to its end first"
+                f"source.run: the generate run at {run.store.url} is not finished; finish it first"
             )
         return [
             Input(shard.key, sum(summary["statuses"].values()), summary["attempt"])
@@ -32,7 +32,7 @@ class Drafts:
         ]
 
     def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
-        """The examples of these rows, each once."""
+        """Read the distinct examples of these rows."""
         return list({row.example.id: row.example for row in self.rows(source, start, stop)}.values())
 
     def rows(self, source: Input, start: int, stop: int) -> list[DualView]:

@@ -1,7 +1,7 @@
-"""Files of rows to inputs of a run: surveyed once, then read by any slice of their examples.
+"""Files of rows as inputs of a run: surveyed once, then read by any slice of their examples.
 
-A survey reads a file once, checks every row, and keeps in the input's index what finds the rows again: what
-each row is, and where each block begins.
+A survey reads a file once and checks every row. The input's index then locates the rows: it stores the kind of each
+row and the start of each block.
 """
 
 import base64
@@ -20,27 +20,27 @@ from dualview.records import SourceExample
 from dualview.runs.plan import Input
 from dualview.sources.rows import json_of, listed, place, read_rows, survey_rows
 
-# Applies a function to items and yields the results in their order, as map does; perhaps on many machines.
+# Like map: applies a function to items and yields the results in order, possibly on many machines.
 MapFunction = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
-_NUM_BAD_LISTED = 100  # of a file
-_NUM_BAD_SHOWN = 3  # in a sentence
+_NUM_BAD_LISTED = 100  # per file
+_NUM_BAD_SHOWN = 3  # per error message
 
-# What a row is, in an index.
-_LEFT_OUT, _SEED, _PLAIN = range(3)
+# The kind of a row in an index.
+_LEFT_OUT, _EXAMPLE, _PLAIN = range(3)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of one kind of file become examples.
+    """How the rows of a file become examples.
 
-    `parse` takes a row as JSON has it and its place, for sentences ("examples.jsonl line 7"). It returns None
-    for a row that is none by right, and raises InputError for a bad one. `id_column` holds the example's id.
+    `parse` takes a row as a JSON value, and its place for error messages ("examples.jsonl line 7"). It returns None
+    for a valid row that is not an example, and raises InputError for a bad row. `id_column` holds the example's id.
     """
 
     id_column: str
     parse: Callable[[Any, str], SourceExample | None]
-    plain_apart: bool  # whether examples without an instruction are no requests: read_plain gives them
+    plain_apart: bool  # keep examples without an instruction out of the requests, for read_plain
 
 
 # --- the survey -----------------------------------------------------------------------------------
@@ -49,11 +49,11 @@ class Layout:
 def survey(
     paths: Iterable[str], layout: Layout, max_bad_share: float, known: Sequence[Input], each: MapFunction
 ) -> list[Input]:
-    """One input a file under `paths`, after every row was checked; one that is `known` and untouched is not read.
+    """Check every row under `paths` and return one input per file; a `known`, unchanged file is not read.
 
-    A row is bad where its layout says so, and where its id stands in an earlier row (in the order of `known`,
-    then of the paths). Bad rows are left out, counted and listed. Raises InputError at the first one where
-    max_bad_share is 0, where their share of all examples and bad rows is above it, and where there are no examples.
+    A row is bad if its layout rejects it or an earlier row (in the order of `known`, then of the paths) has its id. Bad
+    rows are left out, counted and listed. Raises InputError if there are no examples, if the share of bad rows
+    among examples and bad rows exceeds max_bad_share, and at the first bad row if max_bad_share is 0.
     """
     stamps = {name: stamp for path in paths for name, stamp in listed(path)}
     before = {source.name: source for source in known if source.name in stamps}
@@ -79,7 +79,7 @@ def survey(
 def _survey_file(
     layout: Layout, stop_at_bad: bool, file: tuple[str, str]
 ) -> tuple[Input, npt.NDArray[np.uint64]]:
-    """The input that a file is, and a digest of each example's id, (examples, 2)."""
+    """Return a file's input, and a digest of each example's id, (examples, 2)."""
     name, stamp = file
     checksum = hashlib.sha256()
     offsets: list[int] = []
@@ -100,25 +100,33 @@ def _survey_file(
         elif layout.plain_apart and not example.instruction:
             kinds.append(_PLAIN)
         else:
-            kinds.append(_SEED)
+            kinds.append(_EXAMPLE)
             ids += _digest(example.id)
     if not kinds:
-        raise InputError(f"{name}: has no rows; expected one example a row")
+        raise InputError(f"{name}: has no rows; expected one example per row")
     index = _Index(np.frombuffer(kinds, np.uint8), np.array(offsets))
     source = Input(
-        name, kinds.count(_SEED), checksum.hexdigest(), num_bad, bad=tuple(bad), stamp=stamp, index=index.text
+        name,
+        kinds.count(_EXAMPLE),
+        checksum.hexdigest(),
+        num_bad,
+        bad=tuple(bad),
+        stamp=stamp,
+        index=index.text,
     )
     return source, np.frombuffer(ids, np.uint64).reshape(-1, 2)
 
 
-def _digest(seed_id: str) -> bytes:
-    return hashlib.blake2b(seed_id.encode(), digest_size=16).digest()
+def _digest(example_id: str) -> bytes:
+    return hashlib.blake2b(example_id.encode(), digest_size=16).digest()
 
 
 def _example_ids(layout: Layout, source: Input) -> npt.NDArray[np.uint64]:
-    """The digests of the ids of an input's examples, without checking its rows again."""
+    """Digest the ids of an input's examples without checking its rows again."""
     index = _Index.of(source)
-    rows = read_rows(source, index.offsets, np.flatnonzero(index.kinds == _SEED), columns=[layout.id_column])
+    rows = read_rows(
+        source, index.offsets, np.flatnonzero(index.kinds == _EXAMPLE), columns=[layout.id_column]
+    )
     ids = b"".join(_digest(json_of(row, "")[layout.id_column]) for _, row in rows)
     return np.frombuffer(ids, np.uint64).reshape(-1, 2)
 
@@ -126,23 +134,24 @@ def _example_ids(layout: Layout, source: Input) -> npt.NDArray[np.uint64]:
 def _without_repeated(
     surveyed: Sequence[tuple[Input, npt.NDArray[np.uint64]]], layout: Layout, stop_at_bad: bool
 ) -> list[Input]:
-    """The inputs without the examples whose id stands in an earlier row."""
+    """Drop the examples whose id occurs in an earlier row."""
     inputs = [source for source, _ in surveyed]
     repeated, first = _repeated(np.concatenate([ids for _, ids in surveyed]))
     if not len(repeated):
         return inputs
     indexes = [_Index.of(source) for source in inputs]
-    rows = np.concatenate([np.flatnonzero(index.kinds == _SEED) for index in indexes])
+    rows = np.concatenate([np.flatnonzero(index.kinds == _EXAMPLE) for index in indexes])
     ends = np.cumsum([source.num_rows for source in inputs])
 
     def error_of(example: int, same: int) -> tuple[int, str]:
         (number, row), (first_number, first_row) = (
-            (int(np.searchsorted(ends, each, side="right")), int(rows[each])) for each in (example, same)
+            (int(np.searchsorted(ends, position, side="right")), int(rows[position]))
+            for position in (example, same)
         )
-        again = next(_examples(inputs[number], indexes[number], np.array([row]), layout))
+        repeated_example = next(_examples(inputs[number], indexes[number], np.array([row]), layout))
         return row + 1, (
-            f"{place(inputs[number].name, row)}: the example id {again.id!r} stands at"
-            f" {place(inputs[first_number].name, first_row)} already; expected another id for each example"
+            f"{place(inputs[number].name, row)}: the example id {repeated_example.id!r} is already used at"
+            f" {place(inputs[first_number].name, first_row)}; expected unique ids"
         )
 
     if stop_at_bad:
@@ -166,12 +175,12 @@ def _without_repeated(
 
 
 def _repeated(ids: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of ids (N, 2) the positions of those that stand earlier too, ascending, and where each stands first."""
+    """Return the positions of ids (N, 2) that occur earlier, ascending, and each one's first position."""
     halves = np.sort(ids[:, 0])
-    if (halves[1:] != halves[:-1]).all():  # mostly; the rest takes four times the memory
+    if (halves[1:] != halves[:-1]).all():  # the usual case; what follows takes four times the memory
         return np.empty(0, np.int64), np.empty(0, np.int64)
     del halves
-    order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: of equal ones the first comes first
+    order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: the first of equal ids comes first
     new = np.ones(len(ids), bool)
     new[1:] = (ids[order[1:]] != ids[order[:-1]]).any(axis=1)
     first = order[np.maximum.accumulate(np.where(new, np.arange(len(ids)), 0))]
@@ -186,8 +195,8 @@ def _check_share(inputs: Sequence[Input], max_bad_share: float) -> None:
     if num_bad > max_bad_share * total:
         shown = [reason for source in inputs for _, reason in source.bad][:_NUM_BAD_SHOWN]
         raise InputError(
-            f"{num_bad} of {total} rows are bad, which is a share of {num_bad / total:.2g} where max_bad_share"
-            f" allows {max_bad_share:g}; the first: {'; '.join(shown)}"
+            f"{num_bad} of {total} rows are bad, a share of {num_bad / total:.2g}, but max_bad_share is"
+            f" {max_bad_share:g}; the first: {'; '.join(shown)}"
         )
 
 
@@ -195,8 +204,8 @@ def _check_share(inputs: Sequence[Input], max_bad_share: float) -> None:
 
 
 def read_examples(source: Input, start: int, stop: int, layout: Layout) -> list[SourceExample]:
-    """SourceExamples start to stop (without stop) of an input that was surveyed. Reads the blocks they stand in only."""
-    return list(_examples_of_kind(source, _SEED, start, stop, layout))
+    """Read examples start to stop (exclusive) of a surveyed input. Reads only the blocks that contain them."""
+    return list(_examples_of_kind(source, _EXAMPLE, start, stop, layout))
 
 
 def num_plain(source: Input) -> int:
@@ -204,7 +213,7 @@ def num_plain(source: Input) -> int:
 
 
 def read_plain(source: Input, start: int, stop: int, layout: Layout) -> list[SourceExample]:
-    """Like read_examples, for the rows without an instruction that a layout keeps apart."""
+    """Like read_examples, for the rows without an instruction that a layout keeps out of the requests."""
     return list(_examples_of_kind(source, _PLAIN, start, stop, layout))
 
 
@@ -227,13 +236,13 @@ def _examples(
 
 @dataclass(frozen=True)
 class _Index:
-    kinds: npt.NDArray[np.uint8]  # what each row is
-    offsets: npt.NDArray[np.int64]  # where each block begins and the last ends: JSONL bytes, Parquet rows
+    kinds: npt.NDArray[np.uint8]  # of each row
+    offsets: npt.NDArray[np.int64]  # start of each block and end of the last, in JSONL bytes or Parquet rows
 
     @property
     def text(self) -> str:
         packed = (zlib.compress(array.tobytes(), 9) for array in (self.kinds, self.offsets))
-        return " ".join(base64.b64encode(each).decode() for each in packed)
+        return " ".join(base64.b64encode(part).decode() for part in packed)
 
     @classmethod
     def of(cls, source: Input) -> "_Index":

@@ -1,25 +1,25 @@
-"""SourceExamples from the training set of Promptriever (hub:samaya-ai/msmarco-w-instructions), or files in its layout.
+"""Examples from Promptriever's training set (hub:samaya-ai/msmarco-w-instructions), or files in its layout.
 
-It holds the queries of MS MARCO twice, as they are and with an instruction: 980,250 rows, half of them each.
-What its card, 2409.11136 and the public loaders of it say of the columns:
+It holds each MS MARCO query twice, without and with an instruction: 980,250 rows, half of each kind. The columns,
+according to its card, 2409.11136 and its public loaders:
 
-    query_id           of the row with an instruction it ends in "-instruct"; the rest is that of the plain row
-    query              what an encoder reads: only_query, then a space and only_instruction where there is one
+    query_id           the plain row's id; with an instruction, followed by "-instruct"
+    query              the encoder's input: only_query, then a space and only_instruction if there is one
     only_query         the query alone
     only_instruction   the instruction alone
-    has_instruction    tells the two kinds of rows apart
-    positive_passages  with an instruction exactly one, which in some rows an LLM wrote
+    has_instruction    distinguishes the two kinds of rows
+    positive_passages  exactly one for a row with an instruction; an LLM wrote some of them
     negative_passages  about 30, mined for the query alone: hard negatives
-    new_negatives      up to 3 that an LLM wrote to match the query and break the instruction: the instruction
-                       negatives. A column of their own, not a part of negative_passages; should a passage
-                       stand in both, it is an instruction negative here.
+    new_negatives      up to 3, written by an LLM to match the query and break the instruction: instruction
+                       negatives. Not included in negative_passages; a passage in both columns counts as an
+                       instruction negative here.
 
-A passage is {docid, title, text}, and some carry what its makers noted (explanation, followir_score,
-joint_id), which is not read. A title of "-" says that there is none.
+A passage is {docid, title, text}. Some have annotations (explanation, followir_score, joint_id), which are ignored.
+The title "-" means no title.
 
-A row with an instruction and at least one instruction negative is an example: its positive is the first of its
-positives, its id is query_id. Rows without an instruction are kept apart for mixtures, see keep_plain. Rows
-with an instruction and no instruction negative are neither.
+A row with an instruction and at least one instruction negative is an example: its positive is the first positive
+passage, its id is query_id. Rows without an instruction are kept separately for mixtures, see keep_plain. Rows with an
+instruction but no instruction negatives are dropped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class Promptriever:
     max_bad_share: float
 
     def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
-        """One input a file, after every row of every file was checked: see files.survey."""
+        """Check every row of every file and return one input per file: see files.survey."""
         return survey(self.paths, _LAYOUT, self.max_bad_share, known, each)
 
     def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
@@ -59,10 +59,10 @@ class Promptriever:
 
 
 def keep_plain(store: Store, inputs: Sequence[Input], each: MapFunction = map) -> None:
-    """Writes the rows without an instruction to plain/part-*.parquet, in EXAMPLE_SCHEMA with instruction "".
+    """Write the rows without an instruction to plain/part-*.parquet, in EXAMPLE_SCHEMA with instruction "".
 
-    Their query_id is that of the example with the same query. `inputs` as the plan has them: parts are numbered
-    through all of them. MapFunction is created once, so that a repetition writes only what is not there.
+    Their query_id is that of the example with the same query. `inputs` must be in plan order, because parts are
+    numbered across them. Each part is created once, so a repeated call writes only missing parts.
     """
     spans = [
         (source, start, min(start + _ROWS_A_PART, num_rows))
@@ -70,9 +70,9 @@ def keep_plain(store: Store, inputs: Sequence[Input], each: MapFunction = map) -
         for num_rows in [num_plain(source)]
         for start in range(0, num_rows, _ROWS_A_PART)
     ]
-    standing = {entry.key for entry in store.list("plain/")}
+    existing = {entry.key for entry in store.list("plain/")}
     parts = {f"plain/part-{number:06d}.parquet": span for number, span in enumerate(spans)}
-    for _ in each(partial(_write_part, store), [part for part in parts.items() if part[0] not in standing]):
+    for _ in each(partial(_write_part, store), [part for part in parts.items() if part[0] not in existing]):
         pass
 
 
@@ -88,7 +88,7 @@ def _write_part(store: Store, part: tuple[str, tuple[Input, int, int]]) -> None:
 
 
 def _example(row: Any, where: str) -> SourceExample | None:
-    """The row as a SourceExample; without an instruction where it has none; None where it has no instruction negative."""
+    """Parse a row; None if it has an instruction but no instruction negatives."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, for example {_EXAMPLE}, but found {row!r:.60}")
     instructed = row.get("has_instruction")
@@ -104,7 +104,7 @@ def _example(row: Any, where: str) -> SourceExample | None:
     roles = _distinct([positives[0]], negatives, _passages(row, "negative_passages", where))
     if instructed and not roles[1]:
         raise InputError(
-            f"{where}: every passage of `new_negatives` is the positive; expected one that breaks the instruction"
+            f"{where}: `new_negatives` repeats only the positive; expected a passage that breaks the instruction"
         )
     return SourceExample(
         id=row_id,
@@ -120,10 +120,10 @@ def _example(row: Any, where: str) -> SourceExample | None:
 
 
 def _distinct(*roles: Sequence[Passage]) -> list[list[Passage]]:
-    """MapFunction passage in one role only, the first that names it: by its text, whatever its id.
+    """Keep each passage, identified by its text, only in the first role that has it.
 
-    An id may be given to several texts, because those that an LLM wrote have none of MS MARCO's. The second
-    then becomes id#2: within an example an id must tell a passage.
+    Several texts may share an id, because LLM-written passages have no MS MARCO id. The second becomes id#2, so that
+    ids are unique within an example.
     """
     texts: set[str] = set()
     ids: set[str] = set()
@@ -168,7 +168,7 @@ def _passage(value: Any, where: str) -> Passage:
 def _text(columns: Mapping[str, Any], key: str, where: str, example: str) -> str:
     value = columns.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise _unexpected(columns, key, where, "a string that is not empty", example)
+        raise _unexpected(columns, key, where, "a non-empty string", example)
     return value
 
 

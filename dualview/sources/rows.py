@@ -1,7 +1,6 @@
-"""Rows of JSONL and Parquet files, in a folder, at s3:// or on the hub, read in pieces.
+"""Reads rows of JSONL and Parquet files in pieces, from a folder, s3:// or the hub.
 
-No file is in memory whole, however large: rows are found again by their blocks, of JSONL every 256 lines, of
-Parquet every row group.
+No file is held in memory whole. Rows are located by block: 256 lines of JSONL, or one Parquet row group.
 """
 
 from codecs import BOM_UTF8
@@ -30,11 +29,11 @@ _LINES_A_BLOCK = 256
 _ROWS_A_BATCH = 1024
 _BYTES_A_READ = 4 << 20
 _BYTES_OF_A_LARGE_ROW_GROUP = 64 << 20
-_BYTES_OF_A_COLUMN = 1 << 20  # held of each, while a large row group is read
+_BYTES_OF_A_COLUMN = 1 << 20  # buffered per column while reading a large row group
 
 
 def listed(path: str) -> list[tuple[str, str]]:
-    """The files at a path: full names, so that they can be read from any working folder, and stamps."""
+    """List the files at a path: absolute names, readable from any working folder, and stamps."""
     if path.startswith(_HUB):
         return _listed_on_hub(path)
     is_file = path.endswith(_SUFFIXES)
@@ -49,8 +48,8 @@ def listed(path: str) -> list[tuple[str, str]]:
             raise _no_such_file(f"{store.url}/{name}")
     if not entries:
         raise InputError(
-            f"{path}: no file that ends in .jsonl or .parquet lies there; expected a folder with such files"
-            " or one such file, for example examples.jsonl"
+            f"{path}: contains no .jsonl or .parquet file; expected a folder with such files or one such file,"
+            " for example examples.jsonl"
         )
     return [(f"{store.url}/{entry.key}", entry.stamp) for entry in entries]
 
@@ -61,11 +60,11 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _no_such_file(name: str) -> InputError:
-    return InputError(f"{name}: there is no such file; expected JSONL or Parquet with an example a row")
+    return InputError(f"{name}: there is no such file; expected JSONL or Parquet with one example per row")
 
 
 def survey_rows(name: str, update: Callable[[bytes], None], offsets: list[int]) -> Iterator[Any]:
-    """All rows of a file, while `update` gets its bytes and `offsets` where each block begins and the last ends."""
+    """Yield all rows of a file. Passes its bytes to `update`; appends each block's start and the last end to `offsets`."""
     survey = _survey_jsonl if name.endswith(".jsonl") else _survey_parquet
     yield from survey(name, update, offsets)
 
@@ -73,7 +72,7 @@ def survey_rows(name: str, update: Callable[[bytes], None], offsets: list[int]) 
 def read_rows(
     source: Input, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], columns: Sequence[str] | None
 ) -> Iterator[tuple[int, Any]]:
-    """The wanted rows, ascending, each with its number; of Parquet only these columns."""
+    """Yield the given rows, ascending, with their numbers. `columns` limits what is read from Parquet."""
     if source.name.endswith(".jsonl"):
         blocks = rows // _LINES_A_BLOCK
     else:
@@ -91,12 +90,12 @@ def read_rows(
 
 
 def json_of(row: Any, where: str) -> Any:
-    """A row as JSON has it, whatever file it is from. Raises InputError, naming `where`, where it is none."""
+    """Convert a row of either format to a JSON value. Raises InputError, naming `where`, if it is invalid."""
     if not isinstance(row, bytes):
         return _without_nulls(row)
     try:
         value = json.loads(row.removeprefix(BOM_UTF8).decode())
-        if b"\\ud" in row or b"\\uD" in row:  # JSON can say half a character, but nothing can store it
+        if b"\\ud" in row or b"\\uD" in row:  # a lone surrogate is valid JSON, but cannot be stored as UTF-8
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:  # not JSON, or not Unicode
@@ -106,7 +105,7 @@ def json_of(row: Any, where: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow's maps (lists of pairs) become objects; fields that are null are left out, as in JSON."""
+    """Turn Arrow maps (lists of pairs) into objects, and drop null fields."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
@@ -117,7 +116,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def place(name: str, row: int) -> str:
-    """Where a row (0-based) stands, for a sentence."""
+    """The place of a row (0-based) in error messages."""
     return f"{name} {'line' if name.endswith('.jsonl') else 'row'} {row + 1}"
 
 
@@ -140,40 +139,40 @@ def _filesystem(folder: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 # --- the hub --------------------------------------------------------------------------------------
 def _listed_on_hub(path: str) -> list[tuple[str, str]]:
-    from huggingface_hub import HfApi, RepoFile  # here: only those who read from it wait for its import
+    from huggingface_hub import HfApi, RepoFile  # slow to import
 
     repository = path.removeprefix(_HUB)
-    with _told_how_to_download(repository):
+    with _with_download_advice(repository):
         entries = list(HfApi().list_repo_tree(repository, repo_type="dataset", recursive=True))
     files = [entry for entry in entries if isinstance(entry, RepoFile) and entry.path.endswith(_SUFFIXES)]
     if not files:
-        raise InputError(f"{path}: has no file that ends in .jsonl or .parquet")
+        raise InputError(f"{path}: contains no .jsonl or .parquet file")
     return [(f"{path}/{file.path}", file.blob_id) for file in files]
 
 
 def _downloaded(name: str) -> str:
-    """Where a file of the hub lies in this machine's cache, after it was downloaded there once."""
+    """Download a file of the hub, unless it is cached, and return its local path."""
     from huggingface_hub import hf_hub_download
 
     owner, repository, file = name.removeprefix(_HUB).split("/", 2)
-    with _told_how_to_download(f"{owner}/{repository}"):
+    with _with_download_advice(f"{owner}/{repository}"):
         return str(hf_hub_download(f"{owner}/{repository}", file, repo_type="dataset"))
 
 
 @contextmanager
-def _told_how_to_download(repository: str) -> Iterator[None]:
+def _with_download_advice(repository: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # its own, its HTTP library's, the system's
+    except Exception as error:  # from the hub client, its HTTP library or the system
         raise InputError(
-            f"{_HUB}{repository}: cannot be had from the hub ({type(error).__name__}); where the hub can be"
-            f" reached run `hf download {repository} --repo-type dataset --local-dir FOLDER`, and name FOLDER"
+            f"{_HUB}{repository}: cannot be downloaded from the hub ({type(error).__name__}); on a machine that can"
+            f" reach it, run `hf download {repository} --repo-type dataset --local-dir FOLDER`, then use FOLDER"
         ) from None
 
 
 # --- JSONL ----------------------------------------------------------------------------------------
 def _survey_jsonl(name: str, update: Callable[[bytes], None], offsets: list[int]) -> Iterator[bytes]:
-    """The lines of a file; blank ones at its end are none. Notes where blocks begin and the last ends."""
+    """Yield the lines of a file, without trailing blank ones. Appends block starts and the last end to `offsets`."""
     with _open(name) as stream:
         position = num_lines = 0
         blank: list[bytes] = []
@@ -181,24 +180,24 @@ def _survey_jsonl(name: str, update: Callable[[bytes], None], offsets: list[int]
             if not line.strip():
                 blank.append(line)
                 continue
-            for each in (*blank, line):
+            for row in (*blank, line):
                 if num_lines % _LINES_A_BLOCK == 0:
                     offsets.append(position)
                 num_lines += 1
-                position += len(each) + 1
-                yield each
+                position += len(row) + 1
+                yield row
             blank.clear()
         offsets.append(position)
 
 
 def _split_lines(stream: pa.NativeFile, update: Callable[[bytes], None]) -> Iterator[bytes]:
-    # Not str.splitlines: it also cuts at characters that may stand inside a JSON string.
-    rest = b""
+    # Not str.splitlines: it also splits at characters that JSON strings may contain.
+    remainder = b""
     while chunk := stream.read(_BYTES_A_READ):
         update(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
+        *lines, remainder = (remainder + chunk).split(b"\n")
         yield from lines
-    yield rest
+    yield remainder
 
 
 def _lines(name: str, begin: int, end: int, wanted: npt.NDArray[np.int64]) -> Iterator[bytes]:
@@ -211,12 +210,12 @@ def _lines(name: str, begin: int, end: int, wanted: npt.NDArray[np.int64]) -> It
 
 # --- Parquet --------------------------------------------------------------------------------------
 def _survey_parquet(name: str, update: Callable[[bytes], None], offsets: list[int]) -> Iterator[Any]:
-    """The rows of a file. Notes where row groups begin and the last ends."""
+    """Yield the rows of a file. Appends row group starts and the last end to `offsets`."""
     with _open(name) as stream:
         while chunk := stream.read(_BYTES_A_READ):
             update(chunk)
         stream.seek(0)
-        with _told_as_input_error(name):
+        with _as_input_error(name):
             file = _parquet_file(stream)
             offsets.append(0)
             for number in range(file.num_row_groups):
@@ -228,7 +227,7 @@ def _survey_parquet(name: str, update: Callable[[bytes], None], offsets: list[in
 def _parquet_file(stream: pa.NativeFile) -> pq.ParquetFile:
     metadata = pq.read_metadata(stream)
     sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-    # Pre-buffering reads a row group whole, in few requests, which is right for all but large ones.
+    # Pre-buffering reads a whole row group in few requests: good for all but large ones.
     large = max(sizes, default=0) > _BYTES_OF_A_LARGE_ROW_GROUP
     return pq.ParquetFile(
         stream, metadata=metadata, pre_buffer=not large, buffer_size=large * _BYTES_OF_A_COLUMN
@@ -236,30 +235,33 @@ def _parquet_file(stream: pa.NativeFile) -> pq.ParquetFile:
 
 
 def _batches(file: pq.ParquetFile, row_group: int, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    # pandas keeps the row labels of a table that was filtered or sorted as a column of its own.
-    own = [name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
-    yield from file.iter_batches(_ROWS_A_BATCH, row_groups=[row_group], columns=columns or own)
+    # pandas stores the row labels of a filtered or sorted table as an extra column.
+    without_labels = [
+        name for name in file.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)
+    ]
+    yield from file.iter_batches(_ROWS_A_BATCH, row_groups=[row_group], columns=columns or without_labels)
 
 
 def _row_group(
     source: Input, row_group: int, wanted: npt.NDArray[np.int64], columns: Sequence[str] | None
 ) -> Iterator[Any]:
-    """The wanted rows of a row group."""
-    with _told_as_input_error(source.name), _UNPACKING:  # shards at the same time want the same row group
+    """Yield the given rows of a row group."""
+    # Concurrent shards read the same row group: the lock lets the first unpack it for all.
+    with _as_input_error(source.name), _UNPACKING:
         table = _unpacked(source, row_group, tuple(columns or ()))
     first = int(wanted[0])
     for batch in table.slice(first, int(wanted[-1]) + 1 - first).to_batches(max_chunksize=_ROWS_A_BATCH):
-        here = wanted[(wanted >= first) & (wanted < first + batch.num_rows)] - first
-        yield from batch.take(pa.array(here)).to_pylist()
+        in_batch = wanted[(wanted >= first) & (wanted < first + batch.num_rows)] - first
+        yield from batch.take(pa.array(in_batch)).to_pylist()
         first += batch.num_rows
 
 
 _UNPACKING = Lock()
 
 
-@lru_cache(maxsize=4)  # the shards of a row group are read one after the other
+@lru_cache(maxsize=4)  # shards of the same row group follow each other
 def _unpacked(source: Input, row_group: int, columns: tuple[str, ...]) -> pa.Table:
-    """A row group on the local disk and not in memory: from Parquet no row can be had without those before it."""
+    """Unpack a row group to local disk, not into memory: Parquet has no random access to rows."""
     with _open(source.name) as stream, tempfile.NamedTemporaryFile(prefix="dualview-rows-") as unpacked:
         writer = None
         for batch in _batches(_parquet_file(stream), row_group, columns):
@@ -268,12 +270,12 @@ def _unpacked(source: Input, row_group: int, columns: tuple[str, ...]) -> pa.Tab
         if writer is None:
             raise InputError(f"{source.name}: has changed since the run was planned")
         writer.close()
-        # The mapping outlives the file's name; the disk is free again when the table is forgotten.
+        # The mapping outlives the file name; the disk space is freed with the table.
         return pa.ipc.open_file(pa.memory_map(unpacked.name)).read_all()
 
 
 @contextmanager
-def _told_as_input_error(name: str) -> Iterator[None]:
+def _as_input_error(name: str) -> Iterator[None]:
     try:
         yield
     except InputError:

@@ -1,15 +1,15 @@
-"""SourceExamples from JSONL or Parquet files in the layout of arrow.EXAMPLE_SCHEMA.
+"""Examples from JSONL or Parquet files in the layout of arrow.EXAMPLE_SCHEMA.
 
-One row is one example. A JSON line has the columns as keys and attributes as an object:
+Each row is one example. A JSON line has the columns as keys, and attributes as an object:
 
     {"id": "s1", "query_id": "q1", "query": "main ports", "instruction": "Only islands.",
      "positive": {"id": "p1", "text": "..."}, "instruction_negatives": [{"id": "p2", "text": "..."}]}
 
-`hard_negatives` and `requirements` may be left out or null, and so may a passage's `title` and
-`attributes`. Any other key is refused, because a misspelt one would drop data silently.
+`hard_negatives` and `requirements`, and a passage's `title` and `attributes`, are optional and may be null. Any other
+key is refused, because a misspelt key would silently drop data.
 
-A example may come without an instruction, and then without instruction negatives too: both are chosen later,
-the negatives among its hard negatives, of which it needs at least one.
+An example may lack both an instruction and instruction negatives. Synthesis then adds them, taking the negatives from
+its hard negatives, of which it needs at least one.
 """
 
 from collections.abc import Sequence
@@ -38,16 +38,16 @@ _REQUIREMENT_EXAMPLE = '{"include": true, "facet": "region", "value": "africa"}'
 
 @dataclass(frozen=True)
 class Tuples:
-    """Files, and folders with files, that end in .jsonl or .parquet; local or at s3://bucket/prefix.
+    """Files that end in .jsonl or .parquet, and folders of such files; local or at s3://bucket/prefix.
 
-    Other files of a folder are not read.
+    Other files in a folder are ignored.
     """
 
     paths: tuple[str, ...]
     max_bad_share: float
 
     def inputs(self, known: Sequence[Input] = (), each: MapFunction = map) -> list[Input]:
-        """One input a file, after every row of every file was checked: see files.survey."""
+        """Check every row of every file and return one input per file: see files.survey."""
         return survey(self.paths, LAYOUT, self.max_bad_share, known, each)
 
     def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
@@ -57,7 +57,7 @@ class Tuples:
 # --- one row --------------------------------------------------------------------------------------
 
 
-Keys = dict[str, None]  # ordered for sentences, and a set for the check
+Keys = dict[str, None]  # a set in a fixed order, for error messages
 
 _NOT_INSTRUCTED: Keys = dict.fromkeys(("id", "query_id", "query", "positive"))
 _INSTRUCTED: Keys = dict.fromkeys(
@@ -70,7 +70,7 @@ _REQUIREMENT_REQUIRED: Keys = dict.fromkeys(("include", "facet", "value"))
 
 
 def _example(row: Any, where: str) -> SourceExample:
-    """The row as a SourceExample. Raises InputError that names the place, what was expected, and an example."""
+    """Parse a row. Raises InputError with the place, what was expected, and an example."""
     instructed = not isinstance(row, dict) or bool(row.get("instruction") or row.get("instruction_negatives"))
     row = _checked_object(
         row, where, _INSTRUCTED if instructed else _NOT_INSTRUCTED, _OPTIONAL, '{"id": "example-1", ...}'
@@ -96,7 +96,7 @@ def _example(row: Any, where: str) -> SourceExample:
     if not instructed and not example.hard_negatives:
         raise InputError(
             f"{where}: has neither an instruction nor hard negatives; expected an `instruction` with"
-            f" `instruction_negatives`, or `hard_negatives` to choose them from, for example [{_PASSAGE_EXAMPLE}]"
+            f" `instruction_negatives`, or `hard_negatives` to select them from, for example [{_PASSAGE_EXAMPLE}]"
         )
     _check_distinct(example, where)
     return example
@@ -106,23 +106,23 @@ def _check_distinct(example: SourceExample, where: str) -> None:
     roles = {example.positive.id: "positive"}
     for role in ("instruction_negatives", "hard_negatives"):
         for index, passage in enumerate(getattr(example, role)):
-            this = f"{role}[{index}]"
+            place = f"{role}[{index}]"
             if passage.id in roles:
                 raise InputError(
-                    f"{where}: {this} has the id {passage.id!r} of {roles[passage.id]};"
+                    f"{where}: {place} has the same id {passage.id!r} as {roles[passage.id]};"
                     " expected each passage in one role only"
                 )
-            roles[passage.id] = this
-    # A text can be labelled in one way only. Hard negatives that repeat one are left out when training.
+            roles[passage.id] = place
+    # A text may have only one label. Hard negatives with the text of a labelled passage are dropped in training.
     texts = {example.positive.full_text: "the positive"}
     for index, passage in enumerate(example.instruction_negatives):
-        this = f"instruction_negatives[{index}]"
+        place = f"instruction_negatives[{index}]"
         if passage.full_text in texts:
             raise InputError(
-                f"{where}: {this} has the text of {texts[passage.full_text]};"
-                " expected another passage that breaks the instruction"
+                f"{where}: {place} has the same text as {texts[passage.full_text]};"
+                " expected a different passage that breaks the instruction"
             )
-        texts[passage.full_text] = this
+        texts[passage.full_text] = place
 
 
 def _passages(row: dict[str, Any], key: str, where: str) -> tuple[Passage, ...]:
@@ -155,18 +155,20 @@ def _checked_object(value: Any, where: str, required: Keys, optional: Keys, exam
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object, for example {example}, but found {value!r:.60}")
     if not value.keys() >= required.keys():
-        absent = next(key for key in required if key not in value)
-        raise InputError(f"{where}: has no `{absent}`; expected an object like {example} with it")
+        missing = next(key for key in required if key not in value)
+        raise InputError(f"{where}: has no `{missing}`; expected an object with that key, like {example}")
     if len(value) > len(required) and (unknown := value.keys() - required.keys() - optional.keys()):
         first = next(key for key in value if key in unknown)
-        raise InputError(f"{where}: unknown key `{first}`; expected only {', '.join((*required, *optional))}")
+        raise InputError(
+            f"{where}: unknown key `{first}`; expected one of {', '.join((*required, *optional))}"
+        )
     return value
 
 
 def _text(columns: dict[str, Any], key: str, where: str) -> str:
     value = columns[key]
     if not isinstance(value, str) or not value.strip():
-        raise _unexpected(value, key, where, "a string that is not empty", json.dumps(_EXAMPLES[key]))
+        raise _unexpected(value, key, where, "a non-empty string", json.dumps(_EXAMPLES[key]))
     return value
 
 

@@ -124,9 +124,7 @@ def test_a_broken_line(tmp_path: Path) -> None:
 def test_an_empty_text(tmp_path: Path) -> None:
     file = tmp_path / "examples.jsonl"
     file.write_text(json.dumps({**SEED, "query": " "}))
-    assert error_of_examples(file).startswith(
-        f"{file} line 1: `query` is ' '; expected a string that is not empty"
-    )
+    assert error_of_examples(file).startswith(f"{file} line 1: `query` is ' '; expected a non-empty string")
 
 
 def test_a_missing_column(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
         judges=[{**judge, "validation": {**judge["validation"], "gold": demo_examples(40)}}],
         judgements={"conditions": ["query", "original", "new"], "hard_negatives": True},
     )
-    with pytest.raises(InputError, match="are mined when its run begins"):
+    with pytest.raises(InputError, match="mines the negatives of a beir collection"):
         dry_run(config)
 
     summary = generate(config)

@@ -46,7 +46,7 @@ def source(folder: Path, **changes: Any) -> BeirSource:
 
 
 def write(folder: Path, corpus: Any = CORPUS, queries: Any = QUERIES, qrels: Any = QRELS) -> Path:
-    """Lists are written as JSON lines, texts as they are; None leaves the file out."""
+    """Lists become JSON Lines, strings are written as they are; None omits the file."""
     for name, content in {
         "corpus.jsonl": corpus,
         "queries.jsonl": queries,
@@ -80,7 +80,7 @@ def test_positives_are_cut_by_grade_and_number(tmp_path: Path) -> None:
     assert by_number.queries[1] == JudgedQuery("2", "heat", positives=(1,), relevant=(0, 1, 4))
 
 
-def test_a_positive_without_text_makes_no_seed(tmp_path: Path) -> None:
+def test_a_positive_without_text_makes_no_example(tmp_path: Path) -> None:
     corpus = [{**row, "title": "", "text": " "} if row["_id"] in "bd" else row for row in CORPUS]
     collection = read_collection(source(write(tmp_path, corpus=corpus)))
     assert [(query.id, query.positives) for query in collection.queries] == [("2", (4, 0))]
@@ -89,7 +89,7 @@ def test_a_positive_without_text_makes_no_seed(tmp_path: Path) -> None:
 
 def test_passages_are_read_in_any_order_from_anywhere_in_the_file(tmp_path: Path) -> None:
     rng = random.Random(0)
-    # Some rows are longer than what is read past, or together than what is read at once; some lines are blank.
+    # Some rows exceed the gap that is read over, or together the largest span; some lines are blank.
     rows = [
         {"_id": f"é{n}", "title": f"t{n}", "text": "x\u2028" * rng.choice([1, 100, 60_000])}
         for n in range(200)
@@ -126,7 +126,9 @@ def test_a_title_alone_is_the_text(tmp_path: Path) -> None:
         lambda folder: write(folder, qrels=QRELS.replace("c\t0", "c\t1")),
     ],
 )
-def test_what_decides_the_seeds_decides_the_checksums(tmp_path: Path, change: Callable[[Path], Path]) -> None:
+def test_what_decides_the_examples_decides_the_checksums(
+    tmp_path: Path, change: Callable[[Path], Path]
+) -> None:
     before = read_collection(source(write(tmp_path))).checksums
     assert read_collection(source(tmp_path)).checksums == before
     assert read_collection(source(change(tmp_path))).checksums != before
@@ -152,11 +154,11 @@ def test_what_decides_the_seeds_decides_the_checksums(tmp_path: Path, change: Ca
             {"corpus": [*CORPUS, {"_id": "", "text": "x"}]},
             "corpus.jsonl line 7: `_id` is empty; expected an id",
         ),
-        ({"queries": [{"_id": "1", "text": " "}]}, "queries.jsonl line 1: the query '1' has no text"),
+        ({"queries": [{"_id": "1", "text": " "}]}, "queries.jsonl line 1: query '1' has no text"),
         ({"qrels": HEADER}, "train.tsv: has no .*judgements"),
         ({"qrels": "1\ta\t1\n"}, "train.tsv: begins with '1.ta.t1'; expected 'query-id"),
         ({"qrels": f"{QRELS}2\ta\t1\n"}, "line 7: duplicate .* '2' .* 'a'"),
-        ({"qrels": f"{HEADER}1\ta\t0\n"}, "the query '1' has no passage of grade 1 or more; leave it out"),
+        ({"qrels": f"{HEADER}1\ta\t0\n"}, "query '1' has no passage of grade 1"),
         ({"corpus": [{"_id": "a", "text": ""}], "qrels": f"{HEADER}1\ta\t1\n"}, "no positive has a title"),
     ],
 )
@@ -170,7 +172,7 @@ def test_wrong_folders_are_refused_with_file_and_line(
 @pytest.mark.parametrize(
     ("mining", "sentence"),
     [
-        ({"bm25": None}, "both `bm25` and `dense` are null"),
+        ({"bm25": None}, "`bm25` and `dense` are"),
         ({"first_rank": 11}, "`first_rank` 11 .*`last_rank` 10"),
     ],
 )
@@ -199,7 +201,7 @@ def choices(draw: st.DrawFn) -> dict[str, Any]:
         "relative_margin": draw(st.sampled_from([0.0, 0.05, 0.5, 1.0])),
         "num_negatives": draw(st.integers(1, NUM_PASSAGES)),
     }
-    # Few different texts and scores, so that copies and ties abound.
+    # Few distinct texts and scores, for many copies and ties.
     texts = draw(st.lists(st.sampled_from([BLANK, 1, 2, 3, 4, 5, 6, 7]), min_size=12, max_size=12))
     scores = draw(st.lists(st.integers(-4, 8), min_size=12, max_size=12))
     return {
@@ -232,7 +234,7 @@ def test_nothing_that_keeps_the_rules_is_left_out_while_there_is_room(choice: di
     mining, texts = choice["mining"], choice["texts"]
     chosen = choose_negatives(**choice)
     if len(chosen) < mining.num_negatives:
-        # Were it the only candidate, it would be taken: so its text must be there already.
+        # Alone it would be chosen, so a passage with its text must have been chosen.
         for row in {row for rows in choice["rankings"] for row in rows}:
             windowed = [[row] if row in rows else [] for rows in choice["rankings"]]
             in_window = any(
@@ -258,10 +260,10 @@ def test_retrievers_take_turns(tmp_path: Path) -> None:
     assert choose_negatives(rankings, scores, 0, {0}, texts, mining) == [2, 3, 6, 4, 8]
 
 
-# --- examples ----------------------------------------------------------------------------------------
+# --- examples -------------------------------------------------------------------------------------
 
 
-def test_seeds_go_through_their_table_unchanged() -> None:
+def test_examples_round_trip_through_their_table() -> None:
     example = example_of(JudgedQuery("1", "wing", (0,), (0,)), Passage("a", "x", "t"), [Passage("b", "y")])
     table = examples_to_table([example])
     assert table.schema == EXAMPLE_SCHEMA
@@ -269,6 +271,6 @@ def test_seeds_go_through_their_table_unchanged() -> None:
 
 
 @given(st.lists(st.tuples(*[st.text("ab/%é", max_size=4)] * 2), unique=True, max_size=20))
-def test_no_two_pairs_have_the_same_seed_id(pairs: list[tuple[str, str]]) -> None:
+def test_no_two_pairs_have_the_same_example_id(pairs: list[tuple[str, str]]) -> None:
     examples = [example_of(JudgedQuery(query, "q", (0,), (0,)), Passage(id, "x"), []) for query, id in pairs]
     assert len({example.id for example in examples}) == len(pairs)

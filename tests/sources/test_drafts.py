@@ -1,4 +1,4 @@
-"""The rows of a finished run as inputs of another."""
+"""The rows of a finished run as the inputs of another run."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_a_run_that_is_extended_meanwhile_is_read_as_it_was(
     finish_run(open_store(str(tmp_path)), [[row("a"), row("b")], [row("c")]], {})
     source = Drafts(str(tmp_path))
     before = source.inputs()
-    assert [(each.name, each.num_rows) for each in before] == [
+    assert [(source_input.name, source_input.num_rows) for source_input in before] == [
         ("data/shard-000000.parquet", 2),
         ("data/shard-000001.parquet", 1),
     ]

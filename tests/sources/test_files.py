@@ -1,4 +1,4 @@
-"""Files read in pieces, through the source that has the plainest rows."""
+"""Files read in pieces, through the source with the simplest rows."""
 
 import hashlib
 import json
@@ -25,13 +25,13 @@ from dualview.runs.plan import Input
 from dualview.sources.tuples import Tuples
 
 
-def row_of(seed_id: str, **changes: Any) -> dict[str, Any]:
+def row_of(example_id: str, **changes: Any) -> dict[str, Any]:
     return {
-        "id": seed_id,
+        "id": example_id,
         "query_id": "ports",
         "query": "main ports",
         "instruction": "Only islands.",
-        "positive": {"id": "fiji", "text": f"Fiji: islands, {seed_id}."},
+        "positive": {"id": "fiji", "text": f"Fiji: islands, {example_id}."},
         "instruction_negatives": [{"id": "chad", "text": "Chad: landlocked."}],
         **changes,
     }
@@ -50,7 +50,7 @@ def ids_of(source: Tuples, announced: Input) -> list[str]:
     return [example.id for example in source.read(announced, 0, announced.num_rows)]
 
 
-# --- any slice is what a reading of the whole would give ------------------------------------------
+# --- any slice equals that slice of a full read ---------------------------------------------------
 
 
 @given(data=st.data(), suffix=st.sampled_from(["jsonl", "parquet"]))
@@ -80,7 +80,7 @@ def test_blank_lines_count_only_before_the_end(tmp_path: Path) -> None:
 
 
 def spoil(file: str, begin: int, end: int) -> None:
-    """Overwrites bytes of a file in a way that its stamp does not tell: who reads them stumbles."""
+    """Corrupt bytes of a file without changing its stamp, so that reading them fails."""
     status = os.stat(file)
     with open(file, "r+b") as content:
         content.seek(begin)
@@ -105,7 +105,7 @@ def test_of_parquet_only_the_row_groups_that_hold_the_rows_are_read(tmp_path: Pa
         with pytest.raises(InputError, match=r"examples\.parquet: is not a Parquet file"):
             source.read(announced, start, start + 1)
     spoil(file, begins[12], begins[13])
-    assert source.read(announced, 1255, 1256)[0].id == "s1255"  # the next shard finds its row group unpacked
+    assert source.read(announced, 1255, 1256)[0].id == "s1255"  # the row group is already unpacked
 
 
 def test_of_jsonl_only_the_lines_around_the_rows_are_read(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_of_jsonl_only_the_lines_around_the_rows_are_read(tmp_path: Path) -> Non
 
 
 def test_a_large_row_group_needs_little_memory(tmp_path: Path) -> None:
-    """Of a row group of 40,000 rows a shard takes what its own rows take."""
+    """A shard of a row group of 40,000 rows needs memory only for its own rows."""
     file = tmp_path / "examples.parquet"
     columns = pa.Table.from_pylist([row_of("s")], schema=EXAMPLE_SCHEMA)
     many = columns.take(pa.array(np.zeros(40_000, np.int64)))
@@ -135,11 +135,11 @@ def test_a_large_row_group_needs_little_memory(tmp_path: Path) -> None:
     for start in (20_000, 0, 39_900):
         examples = source.read(announced, start, start + 100)
         assert [example.id for example in examples] == [f"s{number}" for number in range(start, start + 100)]
-    # The mapped file is not counted, which is the point; the whole as a table would be 8 MB.
+    # The mapped file does not count, which is the point; as a table in memory, all rows would take 8 MB.
     assert pa.total_allocated_bytes() - before < 1 << 20
 
 
-# --- whoever made the file ------------------------------------------------------------------------
+# --- files written by other libraries -------------------------------------------------------------
 
 
 def test_parquet_of_pandas_with_its_row_labels_and_columns_of_nulls(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_parquet_of_duckdb(tmp_path: Path) -> None:
 
 
 def spoilt(tmp_path: Path) -> tuple[str, str]:
-    """Two files of 6 and 4 rows; bad are the second of the first, and the first and third of the second."""
+    """Write files of 6 and 4 rows; the first file's row 2 and the second's rows 1 and 3 are bad."""
     rows = [row_of(f"a{number}") for number in range(6)]
     rows[1]["query"] = " "
     more = [row_of("a0"), row_of("b1"), row_of("b1"), row_of("b3")]
@@ -186,11 +186,11 @@ def test_bad_rows_below_the_share_are_left_out_and_listed(tmp_path: Path) -> Non
     assert b.bad == (
         (
             1,
-            f"{second} row 1: the example id 'a0' stands at {first} line 1 already; expected another id for each example",
+            f"{second} row 1: the example id 'a0' is already used at {first} line 1; expected unique ids",
         ),
         (
             3,
-            f"{second} row 3: the example id 'b1' stands at {second} row 2 already; expected another id for each example",
+            f"{second} row 3: the example id 'b1' is already used at {second} row 2; expected unique ids",
         ),
     )
     assert a.checksum == hashlib.sha256(Path(first).read_bytes()).hexdigest()
@@ -198,14 +198,14 @@ def test_bad_rows_below_the_share_are_left_out_and_listed(tmp_path: Path) -> Non
 
 @given(ids=st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=30)
-def test_of_equal_ids_the_first_stays(ids: list[list[str]], tmp_path_factory: Any) -> None:
+def test_the_first_of_equal_ids_is_kept(ids: list[list[str]], tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("ids")
     for number, its_ids in enumerate(ids):
-        write(folder / f"{number}.jsonl", [row_of(seed_id) for seed_id in its_ids])
+        write(folder / f"{number}.jsonl", [row_of(example_id) for example_id in its_ids])
     source = Tuples((str(folder),), 1.0)
     seen: set[str] = set()
     for announced, its_ids in zip(source.inputs(), ids, strict=True):
-        kept = [seed_id for seed_id in its_ids if not (seed_id in seen or seen.add(seed_id))]
+        kept = [example_id for example_id in its_ids if not (example_id in seen or seen.add(example_id))]
         assert ids_of(source, announced) == kept
         assert announced.num_bad == len(its_ids) - len(kept)
 
@@ -215,7 +215,7 @@ def test_bad_rows_above_the_share_are_refused_with_the_first_of_them(tmp_path: P
     with pytest.raises(InputError) as caught:
         Tuples((first, second), 0.29).inputs()
     assert str(caught.value).startswith(
-        "3 of 10 rows are bad, which is a share of 0.3 where max_bad_share allows 0.29; the first:"
+        "3 of 10 rows are bad, a share of 0.3, but max_bad_share is 0.29; the first:"
         f" {first} line 2: `query` is ' '"
     )
     assert f"; {second} row 3: the example id 'b1'" in str(caught.value)
@@ -229,7 +229,7 @@ def test_of_many_bad_rows_all_are_counted_and_some_listed(tmp_path: Path) -> Non
     assert [number for number, _ in announced.bad] == list(range(2, 102))
 
 
-# --- what is known already ------------------------------------------------------------------------
+# --- known inputs ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
@@ -247,7 +247,7 @@ def test_files_that_were_not_touched_are_not_read_again(suffix: str, tmp_path: P
         (each.name, each.index, each.stamp) for each in known
     ]
     write(Path(names[0]), [row_of(f"a{number}") for number in range(4)])
-    os.utime(names[0], ns=(1, 1))  # touched: read again, and found to be the same
+    os.utime(names[0], ns=(1, 1))  # touched: read again, with the same content
     write(Path(names[1]), [row_of(f"b{number}") for number in range(4)])
     touched = source.inputs(known)
     assert touched == known
@@ -263,12 +263,11 @@ def test_an_id_of_a_known_file_is_known(suffix: str, tmp_path: Path) -> None:
     write(tmp_path / f"m.{suffix}", [row_of("m0"), row_of("m1")])
     source = Tuples((str(tmp_path),), 0.5)
     known = source.inputs()
-    write(
-        tmp_path / f"a.{suffix}", [row_of("a0"), row_of("m1")]
-    )  # comes first in the folder, but later in the run
+    # First in the folder, but later in the run.
+    write(tmp_path / f"a.{suffix}", [row_of("a0"), row_of("m1")])
     old, new = source.inputs(known)
     assert (old, new.num_rows, new.bad[0][0]) == (known[0], 1, 2)
-    assert f"stands at {tmp_path}/m.{suffix} " in new.bad[0][1]
+    assert f"is already used at {tmp_path}/m.{suffix} " in new.bad[0][1]
 
 
 def test_files_may_be_surveyed_in_any_order_by_others(tmp_path: Path) -> None:
