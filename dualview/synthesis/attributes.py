@@ -1,4 +1,4 @@
-"""Complementary instructions without a language model, composed from the passages' attributes."""
+"""Composes complementary instructions from the passages' attributes, without a language model."""
 
 from collections.abc import Iterator
 import random
@@ -14,13 +14,12 @@ ComplementKind = Literal["negation", "same_facet", "other_facet"]
 def compose(
     example: SourceExample, target: Passage, settings: AttributesWriter, vocabulary: Vocabulary
 ) -> tuple[str, tuple[Requirement, ...]] | None:
-    """An instruction that `target` obeys and that every other labelled passage breaks; None if there is none.
+    """Compose an instruction that `target` obeys and every other labelled passage breaks; None if there is none.
 
-    The kind of the complement and its polarity are drawn by the shares in `settings`. Where the
-    drawn kind is impossible another is taken, and the polarity gives way last. A compound has a second
-    sentence, with a requirement that `target` meets as well. Only values that the vocabulary has
-    phrases for are used. A function of (settings, vocabulary, example) alone, so the
-    same example gives the same instruction in whatever shard it stands.
+    The complement's kind and polarity are drawn with the shares in `settings`. If the drawn kind is impossible,
+    another kind is used; polarity changes last. A compound has a second sentence with another requirement that
+    `target` meets. Only values with phrases in the vocabulary are used. The result depends only on settings,
+    vocabulary, example and target, so it is the same in any shard.
     """
     rng = random.Random(f"{settings.seed}:{example.id}")
     kinds = _preferred_kinds(rng.random(), settings)
@@ -33,26 +32,27 @@ def compose(
     ]
     for polarity in (include, not include):
         for kind in kinds:
-            fitting = [
+            matching = [
                 requirement
                 for requirement in flips
                 if _kind(requirement, example) == kind
                 and (kind == "negation" or requirement.include == polarity)
             ]
-            if fitting:
-                requirements = [rng.choice(fitting)]
+            if matching:
+                requirements = [rng.choice(matching)]
                 if rng.random() < settings.compound_share:
                     further_includes = rng.random() >= settings.exclusion_share
                     requirements += _further(requirements[0], further_includes, target, vocabulary, rng)
                     rng.shuffle(requirements)
-                return " ".join(vocabulary.say(each, rng) for each in requirements), tuple(requirements)
+                sentences = [vocabulary.say(requirement, rng) for requirement in requirements]
+                return " ".join(sentences), tuple(requirements)
     return None
 
 
 def _further(
     first: Requirement, include: bool, target: Passage, vocabulary: Vocabulary, rng: random.Random
 ) -> list[Requirement]:
-    """One more requirement that holds for the target, on another attribute; none if there is none."""
+    """Draw another requirement that holds for the target, on a different facet; empty if there is none."""
     holding = [
         requirement
         for facet, value in vocabulary.phrases
@@ -63,7 +63,7 @@ def _further(
 
 
 def _preferred_kinds(draw: float, settings: AttributesWriter) -> tuple[ComplementKind, ...]:
-    """The drawn kind first, and what replaces it; `draw` is uniform in [0, 1)."""
+    """The drawn kind, then its fallbacks; `draw` is uniform in [0, 1)."""
     if draw < settings.negation_share:
         return ("negation", "same_facet", "other_facet")
     if draw < settings.negation_share + settings.same_attribute_share:
@@ -72,7 +72,7 @@ def _preferred_kinds(draw: float, settings: AttributesWriter) -> tuple[Complemen
 
 
 def _candidates(example: SourceExample, target: Passage) -> Iterator[Requirement]:
-    """Every requirement that could hold for the target and fail for the positive."""
+    """Yield every requirement that holds for the target and fails for the positive."""
     for facet, value in sorted(target.attributes.items()):
         unwanted = example.positive.attributes.get(facet)
         if unwanted is not None and unwanted != value:

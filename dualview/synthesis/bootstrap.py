@@ -1,8 +1,7 @@
-"""From a plain example, a query with a relevant passage and mined ones, to an example with an instruction.
+"""Adds an instruction to a plain example: a query with a relevant passage and mined passages.
 
-An LLM writes the original instruction; the judge confirms that the positive obeys it, and finds among the
-mined passages those that are relevant to the query alone and break the instruction. So an ordinary
-retrieval collection is enough to start from.
+An LLM writes the original instruction. The judge confirms that the positive obeys it, and selects the mined passages
+that are relevant to the query alone but break the instruction. This makes ordinary retrieval collections usable.
 """
 
 import asyncio
@@ -29,11 +28,11 @@ async def find_original(
     benchmarks: BenchmarkTexts | None,
     vocabulary: Vocabulary | None,
 ) -> tuple[SourceExample, Draft]:
-    """The example with an instruction and instruction negatives, and the draft they come from.
+    """Return the example with an instruction and instruction negatives, and the draft they come from.
 
-    The example is unchanged where the draft's status is not ACCEPTED. Negatives are those which the judge
-    is surest about, at most `max_instruction_negatives`. Mined passages that obey the instruction are
-    no negatives of any kind, and are left out of the new example.
+    The example is unchanged if the draft's status is not ACCEPTED. Its instruction negatives are those that the judge
+    is most certain of, at most `max_instruction_negatives`. Mined passages that obey the instruction are not negatives
+    of any kind, and are dropped.
     """
     written = await write_original(engine, settings, example, vocabulary)
     draft = partial(Draft, "original", written.answer, written.instruction)
@@ -50,27 +49,27 @@ async def find_original(
         *(ask(engine, judge, example.query, written.instruction, passage) for passage in mined)
     )
     on_topic = await asyncio.gather(*(ask(engine, judge, example.query, None, passage) for passage in mined))
-    chosen = _surest(obeying, on_topic, judge)[: settings.max_instruction_negatives]
-    if not chosen:
+    selected = _most_certain(obeying, on_topic, judge)[: settings.max_instruction_negatives]
+    if not selected:
         return example, draft("no_instruction_negative", confirmed)
     with_instruction = replace(
         example,
         instruction=written.instruction,
         requirements=written.requirements,
-        instruction_negatives=tuple(mined[place] for place in chosen),
+        instruction_negatives=tuple(mined[index] for index in selected),
         hard_negatives=tuple(
             passage
-            for place, passage in enumerate(mined)
-            if place not in chosen and (obeying[place] or 0.0) < 0
+            for index, passage in enumerate(mined)
+            if index not in selected and (obeying[index] or 0.0) < 0
         ),
     )
     return with_instruction, draft(ACCEPTED, confirmed)
 
 
 def _distinct(example: SourceExample) -> tuple[Passage, ...]:
-    """The mined passages, each text once and without the positive's.
+    """Return the mined passages without repeated texts and without the positive's text.
 
-    Of two copies one could become the wanted passage and the other an unwanted one.
+    Otherwise one copy could become the target and the other a negative.
     """
     by_text = {example.positive.full_text: example.positive}
     for passage in example.hard_negatives:
@@ -78,18 +77,20 @@ def _distinct(example: SourceExample) -> tuple[Passage, ...]:
     return tuple(by_text.values())[1:]
 
 
-def _surest(obeying: Sequence[float | None], on_topic: Sequence[float | None], judge: LlmJudge) -> list[int]:
-    """Places of the passages that are on topic and break the instruction, the surest breach first.
+def _most_certain(
+    obeying: Sequence[float | None], on_topic: Sequence[float | None], judge: LlmJudge
+) -> list[int]:
+    """Indices of the passages that are on topic and break the instruction, the clearest violation first.
 
-    The arguments are the judge's margins, under the instruction and under the query alone.
+    The arguments are the judge's margins under the instruction and under the query alone.
     """
     breaking = [
-        (margin, place)
-        for place, (margin, topical) in enumerate(zip(obeying, on_topic, strict=True))
+        (margin, index)
+        for index, (margin, topical) in enumerate(zip(obeying, on_topic, strict=True))
         if margin is not None
         and topical is not None
         and -margin >= judge.min_margin
         and margin < 0 < topical
         and topical >= judge.min_margin
     ]
-    return [place for _, place in sorted(breaking)]
+    return [index for _, index in sorted(breaking)]

@@ -1,4 +1,4 @@
-"""The data set card of a finished run, in Hugging Face's form: what its plan, its exam and its rows say of it."""
+"""The dataset card of a finished run in Hugging Face's format, from its plan, its judge validation and its rows."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,35 +15,35 @@ from dualview.synthesis import stats as figures
 from dualview.synthesis.stats import Rows, Stats, run_stats
 
 COLUMNS = {
-    "id": "of the example",
-    "query_id": "of the information need; its phrasings share it",
+    "id": "of the source example",
+    "query_id": "of the information need; all its phrasings share it",
     "query": "the query, without an instruction",
     "instruction": "the original instruction",
-    "positive": "relevant under query and original instruction",
+    "positive": "relevant under the query with the original instruction",
     "instruction_negatives": "on topic, but break the original instruction",
-    "hard_negatives": "mined passages that nobody calls relevant",
-    "requirements": "what the original instruction demands of attributes, where it is known",
-    "target_id": "the instruction negative that is the positive under query and new instruction",
-    "new_instruction": "the complementary instruction; empty where none was written",
-    "new_requirements": "what it demands of attributes, where it is known",
-    "status": "accepted, or why not",
-    "trainable": "accepted, and by a judge whose verdicts count or by none (accept.judge of the run)",
-    "verdicts": "of each judge on each passage under each condition; margin is log p(yes) - log p(no), null where"
-    " the judge could not tell; expected is null where the example does not say",
-    "drafts": "what the writer answered, and what became of each; surplus is the smallest deciding margin on the"
-    " expected side",
-    "rewordings": "other wordings of the row's instructions; only accepted ones are to be used",
-    "prompt_tokens": "read by language models for this row",
-    "completion_tokens": "written by language models for this row",
+    "hard_negatives": "mined passages, not known to be relevant",
+    "requirements": "attribute requirements of the original instruction, if known",
+    "target_id": "the instruction negative that is the positive under the new instruction",
+    "new_instruction": "the complementary instruction; empty if none was written",
+    "new_requirements": "attribute requirements of the new instruction, if known",
+    "status": "accepted, or the reason for rejection",
+    "trainable": "accepted, and either by a judge that passed validation or without a judge (accept.judge of the run)",
+    "verdicts": "of each judge on each passage under each condition; margin is log p(yes) - log p(no), null if"
+    " the judge could not decide; expected is null if the example has no label",
+    "drafts": "the writer's answers and their statuses; surplus is the smallest deciding margin, negative if a verdict"
+    " is wrong",
+    "rewordings": "paraphrases of the row's instructions; use only accepted ones",
+    "prompt_tokens": "prompt tokens of all language model requests for this row",
+    "completion_tokens": "completion tokens of all language model requests for this row",
     "lineage": "writer, prompts, judges, code and attempt that made the row",
 }
 
 
 def put_card(run: GenerateRun) -> tuple[str, bool]:
-    """Puts the card of a finished run, create-only. Returns its key, and False if it exists already.
+    """Write the card of a finished run, create-only. Returns its key, and False if it already exists.
 
-    A run that has grown gets a further card, as it gets a further list of near-duplicates.
-    Raises InputError where the run is not finished: its figures would not be those of the data.
+    An extended run gets another card, like another list of near-duplicates. Raises InputError if the run is not
+    finished, because its figures would not match the data.
     """
     stats = run_stats(run)
     if not stats.finished:
@@ -53,7 +53,7 @@ def put_card(run: GenerateRun) -> tuple[str, bool]:
 
 
 def card(run: GenerateRun, stats: Stats) -> str:
-    """Markdown. Places are written DATA: the card is read wherever the data goes."""
+    """Render the card as Markdown. DATA stands for the data's location, because the data may be moved."""
     plan = run.plan
     repeated = run.near_duplicates_key if plan.settings.get("near_duplicates") is not None else None
     front_matter = yaml.safe_dump(_front_matter(stats, repeated), sort_keys=False)
@@ -65,20 +65,20 @@ def card(run: GenerateRun, stats: Stats) -> str:
             "",
             *_what_it_is(stats),
             *_growth(plan),
-            *_what_became_of_the_rows(stats),
+            *_outcomes(stats),
             *_how_it_was_made(plan, stats),
             "## Columns",
             "",
-            *_table([["column", "type", "what it holds"], *_columns()]),
-            "## Reading it",
+            *_table([["column", "type", "content"], *_columns()]),
+            "## Usage",
             "",
-            "With DATA the place of this card. MapFunction of these gives the rows to train on.",
+            "Replace DATA with the folder of this card. Each snippet gives the rows to train on.",
             "",
             *_snippets(repeated),
             "## Licence",
             "",
-            "Queries and passages come from the source named above, and its licence holds for them. Instructions",
-            "may fall under the terms of the model that wrote them.",
+            "Queries and passages come from the source named above and keep its licence. Instructions may be subject to",
+            "the terms of the model that wrote them.",
             "",
         ]
     )
@@ -88,25 +88,25 @@ def _what_it_is(stats: Stats) -> list[str]:
     return [
         "# Dual views for instruction-following retrieval",
         "",
-        "MapFunction row is an example (a query with an original instruction, a passage that is relevant to them, and",
-        "passages that are on topic but break the instruction) with a complementary instruction, under which",
-        "one of the latter, the target, is the relevant passage and the others are not. Rows that were not",
-        f"accepted are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train on.",
+        "Each row is a source example (a query with an original instruction, a passage that is relevant to them, and",
+        "passages that are on topic but break the instruction) with a complementary instruction. Under the",
+        "complementary instruction, one of these passages, the target, is relevant, and all others are not. Rejected",
+        f"rows are kept with the reason. {stats.num_rows:,} rows, {stats.num_trainable:,} of them to train on.",
         "",
     ]
 
 
-def _what_became_of_the_rows(stats: Stats) -> list[str]:
-    margins = "Verdicts, and by how much they are right (quantiles of the surplus)"
+def _outcomes(stats: Stats) -> list[str]:
+    margins = "Verdicts and their surplus: the margin towards the expected label (quantiles)"
     return [
-        "## What became of the rows",
+        "## Outcomes",
         "",
         *_table(figures.funnel(stats)),
         *_section("Drafts and rewordings", figures.parts(stats)),
         *_section(margins, figures.margins(stats)),
-        *_section("The judges' exam on pairs with known labels", figures.validation(stats)),
+        *_section("Judge validation on pairs with known labels", figures.validation(stats)),
         *_section("Lengths in words, of accepted rows (quantiles)", figures.lengths(stats)),
-        f"Tokens: {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written.",
+        f"Tokens: {stats.prompt_tokens:,} prompt, {stats.completion_tokens:,} completion.",
         "",
     ]
 
@@ -119,11 +119,11 @@ def _how_it_was_made(plan: Plan, stats: Stats) -> list[str]:
         "By [dual-view training by polarity reversal](https://arxiv.org/abs/2604.18845), with dualview.",
         "",
         *_origins(stats),
-        *_section("Code that worked on it", figures.codes(stats)),
-        "Inputs, with the checksum of what was read:",
+        *_section("Code versions", figures.codes(stats)),
+        "Inputs and their checksums:",
         "",
         *_table([["input", "rows", "checksum"], *_inputs(plan)]),
-        "All settings that decide the rows:",
+        "All settings that determine the rows:",
         "",
         "```yaml",
         settings.strip(),
@@ -137,7 +137,7 @@ def _front_matter(stats: Stats, repeated: str | None) -> dict[str, Any]:
     if repeated:
         configs.append({"config_name": "near_duplicates", "data_files": repeated})
     return {
-        "license": "unknown",  # one of the hub's own values
+        "license": "unknown",  # a value that the hub defines
         "task_categories": ["text-retrieval"],
         "tags": ["dual-view", "instruction-following-retrieval"],
         "size_categories": [_size(stats.num_rows)],
@@ -146,7 +146,7 @@ def _front_matter(stats: Stats, repeated: str | None) -> dict[str, Any]:
 
 
 def _size(num_rows: int) -> str:
-    """The hub's word for it."""
+    """The size category as the hub names it."""
     steps = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     if num_rows < 1000:
         return "n<1K"
@@ -160,8 +160,8 @@ def _growth(plan: Plan) -> list[str]:
     times = len(plan.extensions)
     return [
         f"Inputs were added {'once' if times == 1 else f'{times} times'} since the run began. This card counts all"
-        " rows; a card of before",
-        "(README.md) does not count what came later. To publish the data, give this one the name README.md.",
+        " rows;",
+        "earlier cards (README.md) count only the rows of their time. To publish the data, rename this card to README.md.",
         "",
     ]
 
@@ -208,7 +208,7 @@ def _type(kind: pa.DataType) -> str:
 
 
 def _snippets(repeated: str | None) -> list[str]:
-    """`repeated`: the file that lists near-duplicates, where they were looked for."""
+    """`repeated`: the file that lists near-duplicates, if the run searched for them."""
     lines = []
     for language, code in (SNIPPETS_COMPARED if repeated else SNIPPETS).items():
         if repeated:
@@ -216,8 +216,8 @@ def _snippets(repeated: str | None) -> list[str]:
         lines += [f"{language}:", "", "```python", code.strip(), "```", ""]
     if repeated:
         lines += [
-            f"`{repeated}` lists the rows (seed_id, target_id) that repeat an earlier one, which stays",
-            "(of_seed_id, of_target_id): the same query, and nearly the same new instruction.",
+            f"`{repeated}` lists the rows (seed_id, target_id) that repeat an earlier row (of_seed_id, of_target_id):",
+            "the same query and nearly the same new instruction. The earlier row is kept.",
             "",
         ]
     return lines

@@ -1,7 +1,7 @@
-"""Near-duplicates among the rows of a whole run: the first of them stays.
+"""Finds near-duplicates among the rows of a whole run; the first of each group is kept.
 
-Rows are made by many actors into shards that never change again, so they are compared when all of them
-stand, in one pass that is a function of the rows and their order.
+Many actors write rows to immutable shards, so rows are compared once all shards exist, in a single pass that depends
+only on the rows and their order.
 """
 
 # R = rows, P = hash functions
@@ -23,21 +23,20 @@ from dualview.runs.shards import read_shard
 from dualview.storage import Store
 from dualview.synthesis.words import runs, words
 
-_ROWS_AT_ONCE = 50_000  # in one index, which takes some 5 KB a row
-# Of MinHash: any would do, but signatures that are compared must share them.
+_ROWS_AT_ONCE = 50_000  # per index, which takes about 5 KB per row
+# MinHash parameters: arbitrary, but the same for all signatures.
 _SEED = 1
 _SCHEME = "affine32"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MapFunction = Callable[
-    [Callable[[Item], Result], Iterable[Item]], Iterable[Result]
-]  # map, or one that is spread
+# map, or a distributed version of it.
+MapFunction = Callable[[Callable[[Item], Result], Iterable[Item]], Iterable[Result]]
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """The trainable rows of one shard, in their order, as far as the comparison needs them."""
+    """What the comparison needs of one shard's trainable rows, in order."""
 
     keys: list[tuple[str, str]]  # (example id, target id)
     queries_R: np.ndarray  # uint64, a hash of the query's words
@@ -49,10 +48,10 @@ def mark_near_duplicates(
     settings: NearDuplicates,
     each: "MapFunction[Shard, Signed]" = map,
 ) -> None:
-    """Compares the trainable rows of a run whose shards all exist, and puts what is found, create-only.
+    """Compare the trainable rows of a run whose shards all exist, and store the near-duplicates, create-only.
 
-    If another driver has extended the plan since the run was opened, that driver compares what it added.
-    `each` signs the shards: like `map`, it must give the results in order. Memory: 4 * num_perm bytes a row.
+    If another driver has extended the plan since the run was opened, that driver compares the rows it added.
+    `each` signs the shards; like `map`, it must return the results in order. Memory: 4 * num_perm bytes per row.
     """
     signed = each(partial(_sign_shard, run.store, settings), run.plan.shards)
     run.put_near_duplicates(near_duplicates(signed, settings))
@@ -65,7 +64,7 @@ def _sign_shard(store: Store, settings: NearDuplicates, shard: Shard) -> Signed:
 
 
 def sign(table: pa.Table, settings: NearDuplicates) -> Signed:
-    """MinHash signatures of a shard's trainable rows."""
+    """Compute the MinHash signatures of a shard's trainable rows."""
     rows = [row for row in table.to_pylist() if row["trainable"]]
     queries = [" ".join(words(row["query"])) for row in rows]
     shingled = (
@@ -76,19 +75,20 @@ def sign(table: pa.Table, settings: NearDuplicates) -> Signed:
     return Signed(
         keys=[(row["id"], row["target_id"]) for row in rows],
         queries_R=np.array([_hash(query) for query in queries], np.uint64),
-        signatures_RP=np.array([each.hashvalues for each in minhashes], np.uint32).reshape(
+        signatures_RP=np.array([minhash.hashvalues for minhash in minhashes], np.uint32).reshape(
             -1, settings.num_perm
         ),
     )
 
 
 def _shingles(query: str, instruction: str, ngram: int) -> list[bytes]:
-    """Runs of the instruction's words, or all of them where they are fewer, each together with the query.
+    """Word n-grams of the instruction (all its words if it is shorter), each prefixed with the query.
 
-    So rows with different queries have nothing in common, whatever their instructions are.
+    The prefix makes the shingles of different queries disjoint.
     """
-    own = words(instruction)
-    return [f"{query}\n{' '.join(run)}".encode() for run in {*runs(own, ngram)} or {tuple(own)}]
+    instruction_words = words(instruction)
+    ngrams = {*runs(instruction_words, ngram)} or {tuple(instruction_words)}
+    return [f"{query}\n{' '.join(run)}".encode() for run in ngrams]
 
 
 def _hash(text: str) -> int:
@@ -96,12 +96,12 @@ def _hash(text: str) -> int:
 
 
 def near_duplicates(parts: Iterable[Signed], settings: NearDuplicates) -> pa.Table:
-    """Which rows repeat an earlier one that stays, in NEAR_DUPLICATES_SCHEMA and in the order of the rows.
+    """Find the rows that repeat an earlier, kept row, in NEAR_DUPLICATES_SCHEMA and in row order.
 
-    A row is one if the estimated Jaccard index of its shingles and those of an earlier row that is none is
-    at least the threshold; the most similar such row is named, the first of equally similar ones. The
-    estimate's standard deviation is sqrt(s (1 - s) / num_perm); a pair at the threshold is overlooked with a
-    chance below 1%, one well above it never.
+    A row is a near-duplicate if the estimated Jaccard index of its shingles and those of an earlier row that is kept
+    reaches the threshold. The most similar such row is recorded, the first one on ties. The estimate's standard
+    deviation is sqrt(s (1 - s) / num_perm). A pair at the threshold is missed with a probability below 1%, a pair well
+    above it never.
     """
     keys: list[tuple[str, str]] = []
     queries, signatures = bytearray(), bytearray()
@@ -112,7 +112,7 @@ def near_duplicates(parts: Iterable[Signed], settings: NearDuplicates) -> pa.Tab
     queries_R = np.frombuffer(queries, np.uint64)
     signatures_RP = np.frombuffer(signatures, np.uint32).reshape(-1, settings.num_perm)
 
-    # Only rows of the same query can be near: an index for some queries at a time bounds the memory.
+    # Only rows of the same query can be near-duplicates: indexing a part of the queries at a time bounds the memory.
     num_indices = 1 + len(keys) // _ROWS_AT_ONCE
     found = sorted(
         duplicate
@@ -140,14 +140,14 @@ def _repetitions(
     rows: np.ndarray, signatures_RP: np.ndarray, settings: NearDuplicates
 ) -> Iterator[tuple[int, int, float]]:
     """(row, the row it repeats, their similarity)."""
-    # What the index finds is compared below, so it may find too much: a lower threshold, and misses
-    # weigh nine times what false finds do.
+    # Candidates are verified below, so the index favours recall: a lower threshold, and false negatives weigh nine times
+    # as much as false positives.
     index = MinHashLSH(threshold=settings.threshold - 0.1, num_perm=settings.num_perm, weights=(0.1, 0.9))
     for row in rows.tolist():
         minhash = LeanMinHash(seed=_SEED, hashvalues=signatures_RP[row], scheme=_SCHEME)
         if candidates := sorted(index.query(minhash)):
             similarities = (signatures_RP[candidates] == signatures_RP[row]).mean(axis=1)
-            best = int(similarities.argmax())  # the first of equals
+            best = int(similarities.argmax())  # the first one on ties
             if similarities[best] >= settings.threshold:
                 yield row, candidates[best], float(similarities[best])
                 continue

@@ -1,6 +1,6 @@
-"""The judge's exam: gold pairs that an LLM judge answers before its verdicts may train anything.
+"""Validates an LLM judge on gold pairs before its verdicts may be used for training.
 
-A 135M model reaches an AUC of 0.50 here, the toss of a coin, while its answers look well-formed.
+Well-formed answers prove nothing: a 135M model's AUC is 0.50 here, which is chance.
 """
 
 # P = pairs, S = bootstrap samples, Q = queries
@@ -21,7 +21,7 @@ from dualview.errors import InputError
 from dualview.records import FlipCollection, Passage, SourceExample
 from dualview.synthesis.judging import ask
 
-NUM_BINS = 10  # of p(yes), for the calibration
+NUM_BINS = 10  # of p(yes), for calibration
 _Z = 1.959964  # the normal distribution's 97.5th percentile
 
 Floats = NDArray[np.float64]
@@ -40,9 +40,9 @@ class GoldPair:
 
 
 def draw_gold_pairs(examples: Sequence[SourceExample], num_pairs: int, rng: random.Random) -> list[GoldPair]:
-    """Original instructions with the passages that the examples' own labels call relevant or not.
+    """Draw pairs of original instructions and passages, labelled by the examples.
 
-    Half of them (rounded down) are relevant. Raises InputError where the examples do not hold as many.
+    Half of them (rounded down) are relevant. Raises InputError if the examples have too few.
     """
     relevant = [GoldPair(example.query, example.instruction, example.positive, True) for example in examples]
     irrelevant = [
@@ -54,18 +54,18 @@ def draw_gold_pairs(examples: Sequence[SourceExample], num_pairs: int, rng: rand
 
 
 def flip_pairs(collection: FlipCollection, num_pairs: int, rng: random.Random) -> list[GoldPair]:
-    """Both instructions of a query with the passages that are relevant under one of them.
+    """Draw pairs of a query's instructions and the passages that are relevant under at least one of them.
 
-    A passage is gold under an instruction if it is relevant under it, and no if it is so only under
-    the other. Half (rounded down) are relevant. Raises InputError where the collection lacks pairs.
+    A pair is relevant if the passage is relevant under the pair's instruction, and irrelevant if it is relevant only
+    under the other. Half (rounded down) are relevant. Raises InputError if the collection has too few.
     """
     relevant: list[GoldPair] = []
     irrelevant: list[GoldPair] = []
     for query in collection.queries:
         for view, instruction in query.instructions.items():
-            own = query.relevant[view]
-            others = {id: None for ids in query.relevant.values() for id in ids if id not in own}
-            for ids, gold, pairs in ((own, True, relevant), (others, False, irrelevant)):
+            positives = query.relevant[view]
+            negatives = {id: None for ids in query.relevant.values() for id in ids if id not in positives}
+            for ids, gold, pairs in ((positives, True, relevant), (negatives, False, irrelevant)):
                 pairs += [GoldPair(query.query, instruction, collection.passages[id], gold) for id in ids]
     return _half_of_each(relevant, irrelevant, num_pairs, rng, f"{collection.name} has")
 
@@ -88,38 +88,38 @@ def _half_of_each(
     return rng.sample(relevant, num_relevant) + rng.sample(irrelevant, num_irrelevant)
 
 
-# --- answers and marks ----------------------------------------------------------------------------
+# --- answers and grades ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationResult:
-    auc: float  # area under the ROC curve, 0.5 for a coin
-    agreement: float  # share of pairs where (margin > 0) is the gold answer
-    ece: float | None  # expected calibration error of p(yes); None where no pair is decided
+    auc: float  # area under the ROC curve; 0.5 is chance
+    agreement: float  # share of pairs where (margin > 0) equals the gold label
+    ece: float | None  # expected calibration error of p(yes); None if no pair is decided
     num_pairs: int
     num_undecided: int
 
 
 async def validate_judge(engine: Engine, settings: LlmJudge, pairs: Sequence[GoldPair]) -> ValidationResult:
-    """Asks the judge about every pair, and grades what it says."""
+    """Ask the judge about every pair and grade its answers."""
     margins = await ask_pairs(engine, settings, pairs)
     return grade(as_floats(margins), np.array([pair.gold for pair in pairs]))
 
 
 async def ask_pairs(engine: Engine, settings: LlmJudge, pairs: Sequence[GoldPair]) -> list[float | None]:
-    """The judge's margin for every pair, all of them asked at the same time."""
+    """Return the judge's margin for every pair; all requests are concurrent."""
     return await asyncio.gather(
         *(ask(engine, settings, pair.query, pair.instruction, pair.passage) for pair in pairs)
     )
 
 
 def as_floats(margins: Sequence[float | None]) -> Floats:
-    """None, a pair that the judge cannot tell, becomes NaN."""
+    """Convert margins to an array; None (undecided) becomes NaN."""
     return np.array([np.nan if margin is None else margin for margin in margins], dtype=np.float64)
 
 
 def grade(margins_P: Floats, golds_P: Bools) -> ValidationResult:
-    """An undecided pair (NaN) counts as answered wrongly and surely, but has no probability to calibrate."""
+    """Grade margins. An undecided pair (NaN) counts as wrong with certainty, but not in the calibration error."""
     bins = reliability(margins_P, golds_P)
     num_decided = sum(bin.num_pairs for bin in bins)
     return ValidationResult(
@@ -139,9 +139,9 @@ def _right(margins_P: Floats, golds_P: Bools) -> Bools:
 
 
 def _answered(margins_P: Floats, golds_P: Bools) -> Floats:
-    """Margins in which an undecided pair is wrong, and surer than every other."""
-    surest = 1 + np.nanmax(np.abs(np.append(margins_P, 0.0)))
-    return np.where(np.isnan(margins_P), np.where(golds_P, -surest, surest), margins_P)
+    """Replace each undecided margin with a wrong one, larger than all others."""
+    largest = 1 + np.nanmax(np.abs(np.append(margins_P, 0.0)))
+    return np.where(np.isnan(margins_P), np.where(golds_P, -largest, largest), margins_P)
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -149,9 +149,9 @@ def _answered(margins_P: Floats, golds_P: Bools) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Decided pairs of like p(yes); calibrated where its two shares are equal."""
+    """Decided pairs with similar p(yes); calibrated if mean_probability equals share_relevant."""
 
-    low: float  # of p(yes); each bin holds its low end, the last one both
+    low: float  # of p(yes), inclusive; `high` is exclusive except in the last bin
     high: float
     num_pairs: int
     mean_probability: float
@@ -160,11 +160,11 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a threshold keeps: the pairs whose score is at least it."""
+    """The pairs whose score reaches a threshold."""
 
     threshold: float
     num_kept: int
-    precision: float  # share of hits among them, with its 95% interval
+    precision: float  # share of hits among them, with a 95% interval
     low: float
     high: float
 
@@ -175,9 +175,11 @@ class Measurement:
     auc_low: float  # 95% interval
     auc_high: float
     bins: tuple[Bin, ...]
-    at_min_margin: Kept | None  # verdicts with |margin| >= the config's min_margin; a hit is a right one
-    min_margin: Kept | None  # the smallest min_margin that reaches the precision; None: none does
-    min_yes: Kept | None  # the same for the margin itself: pairs called relevant; a hit is one that is
+    at_min_margin: (
+        Kept | None
+    )  # verdicts with |margin| >= the config's min_margin; a hit is a correct verdict
+    min_margin: Kept | None  # at the smallest min_margin that reaches the precision; None: none does
+    min_yes: Kept | None  # likewise for margins: pairs judged relevant; a hit is a relevant pair
 
 
 def measure(
@@ -190,10 +192,10 @@ def measure(
     samples: int,
     seed: int,
 ) -> Measurement:
-    """All that gold labels say about a judge with these margins (NaN: undecided); queries: P of them.
+    """Measure a judge with these margins (NaN: undecided) against gold labels; P queries, one per pair.
 
-    The thresholds are chosen on the pairs that they are reported on: the precision on others is
-    rather somewhere in its interval than at its value.
+    The thresholds are chosen on the pairs that they are reported on, so expect the precision on other pairs to lie
+    within the interval, not at the point estimate.
     """
     right_P = _right(margins_P, golds_P)
     low, high = auc_interval(queries, golds_P, margins_P, samples, seed)
@@ -211,9 +213,9 @@ def measure(
 def auc_interval(
     queries: Sequence[str], golds_P: Bools, margins_P: Floats, samples: int, seed: int
 ) -> tuple[float, float]:
-    """95% percentile bootstrap of the AUC over queries, for pairs of one query are alike. [Efron 1979]
+    """95% percentile bootstrap of the AUC over queries, because pairs of a query are correlated. [Efron 1979]
 
-    Draws without a relevant or without an irrelevant pair have no AUC and are drawn again.
+    Samples without relevant or without irrelevant pairs have no AUC and are redrawn.
     """
     answered_P = _answered(margins_P, golds_P)
     names, query_P = np.unique(np.array(queries), return_inverse=True)
@@ -229,13 +231,15 @@ def auc_interval(
 
 
 def reliability(margins_P: Floats, golds_P: Bools) -> tuple[Bin, ...]:
-    """Decided pairs by p(yes) = 1 / (1 + exp(-margin)), in bins of equal width; empty ones are left out.
+    """Bin decided pairs by p(yes) = 1 / (1 + exp(-margin)), with equal widths; omit empty bins.
 
-    p is that of yes against no: what a model gives to other words is no part of it. [Guo et al. 2017]
+    p is the probability of yes given yes or no: other words are ignored. [Guo et al. 2017]
     """
     decided_P = ~np.isnan(margins_P)
     golds = golds_P[decided_P]
-    probabilities = (1 + np.tanh(margins_P[decided_P] / 2)) / 2  # exp would overflow for a sure "no"
+    probabilities = (
+        1 + np.tanh(margins_P[decided_P] / 2)
+    ) / 2  # exp would overflow for a large negative margin
     edges = np.linspace(0, 1, NUM_BINS + 1)
     positions = np.clip(np.digitize(probabilities, edges) - 1, 0, NUM_BINS - 1)
     return tuple(
@@ -254,20 +258,20 @@ def reliability(margins_P: Floats, golds_P: Bools) -> tuple[Bin, ...]:
 def smallest_threshold(
     queries: Sequence[str], scores_P: Floats, hits_P: Bools, wanted_precision: float
 ) -> Kept | None:
-    """The smallest score from which on at least this share of the pairs are hits; None where none is.
+    """Find the smallest threshold with this share of hits at or above it; None if there is none.
 
-    Of all that reach the precision it keeps the most pairs. A score that is NaN is never kept.
+    Of all thresholds that reach the precision, it keeps the most pairs. NaN scores are never kept.
     """
-    told_P = ~np.isnan(scores_P)
-    if not (told_P & hits_P).any():
+    decided_P = ~np.isnan(scores_P)
+    if not (decided_P & hits_P).any():
         return None
-    precisions, _, thresholds = precision_recall_curve(hits_P[told_P], scores_P[told_P])
+    precisions, _, thresholds = precision_recall_curve(hits_P[decided_P], scores_P[decided_P])
     reaching = thresholds[precisions[:-1] >= wanted_precision]
     return kept(queries, scores_P, hits_P, float(reaching[0])) if len(reaching) else None
 
 
 def kept(queries: Sequence[str], scores_P: Floats, hits_P: Bools, threshold: float) -> Kept | None:
-    """What the threshold keeps; None where that is nothing."""
+    """Measure the pairs that the threshold keeps; None if there are none."""
     kept_P = scores_P >= threshold
     if not kept_P.any():
         return None
@@ -276,22 +280,22 @@ def kept(queries: Sequence[str], scores_P: Floats, hits_P: Bools, threshold: flo
 
 
 def _share_interval(queries_P: NDArray[np.str_], hits_P: Bools) -> tuple[float, float]:
-    """95% interval of a share of pairs: Wilson's, over as many of them as they are worth.
+    """95% Wilson interval of a share of pairs, with their effective sample size.
 
-    Pairs of one query are alike: the more their hits come query by query, the fewer they are worth. Where all are hits,
-    or none is, nothing shows how alike they are, and a query counts once. A bootstrap over queries has no width
-    there, and is far too narrow near it, which is where thresholds are looked for.
+    Pairs of a query are correlated: the stronger the correlation, the smaller the effective size. If all pairs or none
+    are hits, the correlation cannot be estimated, and each query counts once. A bootstrap over queries has zero width
+    there, and is far too narrow near it, which is where thresholds are searched.
     [Wilson 1927; the effective size of a clustered sample, Korn and Graubard 1998]
     """
     _, query_P = np.unique(queries_P, return_inverse=True)
     pairs_Q, hits_Q = np.bincount(query_P), np.bincount(query_P, weights=hits_P)
     num_queries, num, share = len(pairs_Q), len(hits_P), float(np.mean(hits_P))
-    worth = float(num_queries)
+    effective_size = float(num_queries)
     if num_queries > 1 and 0 < share < 1:
-        of_queries = ((hits_Q - share * pairs_Q) ** 2).sum() * num_queries / (num_queries - 1)
-        of_pairs = num * share * (1 - share) * num / (num - 1)  # the same, were each of another query
-        worth = num / max(1.0, of_queries / of_pairs)
-    center = share + _Z**2 / (2 * worth)
-    half = _Z * math.sqrt(share * (1 - share) / worth + (_Z / (2 * worth)) ** 2)
-    low, high = ((center + side) / (1 + _Z**2 / worth) for side in (-half, half))
-    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding aside, they are in order
+        clustered = ((hits_Q - share * pairs_Q) ** 2).sum() * num_queries / (num_queries - 1)
+        independent = num * share * (1 - share) * num / (num - 1)  # the same with each pair its own query
+        effective_size = num / max(1.0, clustered / independent)
+    center = share + _Z**2 / (2 * effective_size)
+    half = _Z * math.sqrt(share * (1 - share) / effective_size + (_Z / (2 * effective_size)) ** 2)
+    low, high = ((center + side) / (1 + _Z**2 / effective_size) for side in (-half, half))
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # min and max guard against rounding

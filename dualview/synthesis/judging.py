@@ -1,7 +1,6 @@
 """Judges: is a passage relevant to a query, alone or with an instruction?
 
-A judge answers with a margin, log p(yes) - log p(no), or with None where it cannot tell. There is
-no default verdict.
+A judge answers with a margin, log p(yes) - log p(no), or None if it cannot decide. There is no default verdict.
 """
 
 import asyncio
@@ -14,21 +13,21 @@ from dualview.engines import Engine, Request
 from dualview.records import ACCEPTED, Condition, Passage, Requirement, Verdict, all_hold
 from dualview.synthesis import prompts
 
-_NUM_LOGPROBS = 20  # the most that OpenAI-compatible servers and vLLM's defaults give
+_NUM_LOGPROBS = 20  # the maximum of OpenAI-compatible servers and of vLLM by default
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedLabels:
-    """Which passages are relevant under one condition, by the example and its target."""
+    """Which passages are relevant under one condition, according to the example and its target."""
 
     condition: Condition
     instruction: str | None  # None under "query"
-    requirements: tuple[Requirement, ...]  # of the instruction, as far as they are known
-    relevant: Mapping[str, bool]  # by passage id; the label of an absent passage is unknown
+    requirements: tuple[Requirement, ...]  # of the instruction, as far as known
+    relevant: Mapping[str, bool]  # by passage id; a missing passage is unlabelled
 
 
 def judge_name(settings: LlmJudge | AttributesJudge) -> str:
-    """Its name in verdicts: the kind, and for an LLM the version of its prompt."""
+    """The judge's name in verdicts: its kind, and for an LLM its prompt version."""
     match settings.kind:
         case "llm":
             return f"llm:{prompts.load(settings.prompt).version}"
@@ -39,9 +38,9 @@ def judge_name(settings: LlmJudge | AttributesJudge) -> str:
 async def ask(
     engine: Engine, settings: LlmJudge, query: str, instruction: str | None, passage: Passage
 ) -> float | None:
-    """One word from the model, of which only the probabilities of yes and no are read.
+    """Return the margin from the model's first token, of which only the probabilities of yes and no are used.
 
-    Without an instruction the question is about the query alone, and the judge has a `query_prompt`.
+    Without an instruction, the judge needs a `query_prompt` and is asked about the query alone.
     """
     name = settings.prompt if instruction is not None else settings.query_prompt
     assert name is not None  # check_parts
@@ -61,9 +60,8 @@ async def ask(
 def yes_no_margin(logprobs: Mapping[str, float]) -> float | None:
     """log p(yes) - log p(no) over all spellings ("Yes", " yes", "YES"), from the most likely first tokens.
 
-    A side that is not listed is at most as likely as the least likely listed token, and is taken to
-    be just that: the margin comes out too small, never too large. None where neither side is listed
-    or nothing parts them.
+    A word that is not listed gets the probability of the least likely listed token, which is an upper bound: the
+    margin may be too small, never too large. None if neither word is listed or their probabilities are equal.
     """
     yes, no = (_total(logprobs, word) for word in ("yes", "no"))
     if yes is None and no is None:
@@ -82,7 +80,7 @@ def _total(logprobs: Mapping[str, float], word: str) -> float | None:
 
 
 def look_up(requirements: Iterable[Requirement], passage: Passage) -> float | None:
-    """+1 where the passage's attributes meet every requirement, -1 where they break one, else None."""
+    """+1 if the passage's attributes meet every requirement, -1 if they break one, else None."""
     met = all_hold(requirements, passage.attributes)
     return None if met is None else (1.0 if met else -1.0)
 
@@ -94,9 +92,9 @@ async def judge_passages(
     expected: ExpectedLabels,
     passages: Sequence[Passage],
 ) -> list[Verdict]:
-    """Every judge's verdict on every passage under one condition, judge by judge.
+    """Return every judge's verdict on every passage under one condition, judge by judge.
 
-    A judge by attributes knows nothing about the query alone, and is not asked about it.
+    An attributes judge knows nothing about the query alone and gives no verdict on it.
     """
 
     async def margin(judge: LlmJudge | AttributesJudge, passage: Passage) -> float | None:
@@ -107,27 +105,27 @@ async def judge_passages(
             case AttributesJudge():
                 return look_up(expected.requirements, passage)
 
-    asked = [
+    questions = [
         (judge, passage)
         for judge in judges
         if judge.kind == "llm" or expected.condition != "query"
         for passage in passages
     ]
-    margins = await asyncio.gather(*(margin(judge, passage) for judge, passage in asked))
+    margins = await asyncio.gather(*(margin(judge, passage) for judge, passage in questions))
     return [
-        Verdict(judge_name(judge), expected.condition, passage.id, expected.relevant.get(passage.id), found)
-        for (judge, passage), found in zip(asked, margins, strict=True)
+        Verdict(judge_name(judge), expected.condition, passage.id, expected.relevant.get(passage.id), answer)
+        for (judge, passage), answer in zip(questions, margins, strict=True)
     ]
 
 
 def decide(
     verdicts: Iterable[Verdict], min_margins: Mapping[str, float], conditions: Collection[Condition]
 ) -> tuple[str, float]:
-    """The status that the verdicts of the judges in `min_margins` amount to, and their smallest surplus.
+    """Combine the verdicts of the judges in `min_margins` into a status and their smallest surplus.
 
-    Only verdicts under `conditions` on labelled passages count. One wrong verdict is enough for
-    not_flipped, or not_confirmed where it is about the example's own labels. A margin that is missing, or
-    closer to 0 than the judge's minimum, is no verdict: undecided. A missing one has surplus 0.
+    Only verdicts under `conditions` on labelled passages count. A single wrong verdict gives not_flipped, or
+    not_confirmed if it contradicts the example's own labels. A margin that is missing or closer to 0 than the judge's
+    minimum gives undecided. A missing margin has surplus 0.
     """
     counted = [
         verdict

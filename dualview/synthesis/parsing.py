@@ -1,4 +1,4 @@
-"""From a writer's answer to an instruction, or to the reason why there is none."""
+"""Extracts the instruction from a writer's answer, or the reason why there is none."""
 
 import re
 
@@ -9,11 +9,11 @@ _BLOCK = re.compile(r"<instruction>([^<>]*)</instruction>")
 
 
 def parse(completion: Completion) -> tuple[str, None] | tuple[None, str]:
-    """(instruction, None), or (None, one of records.REASONS).
+    """Return (instruction, None), or (None, one of records.REASONS).
 
-    An answer is taken only if it holds exactly one block <instruction>...</instruction> with words
-    and no further tags inside; nothing is repaired. An answer that ends at the token limit is
-    truncated even if it holds a block: another might have followed.
+    A valid answer contains exactly one <instruction>...</instruction> block, with words and without tags inside.
+    Nothing is repaired. An answer that ends at the token limit is truncated even if it contains a block, because
+    another block might have followed.
     """
     if completion.finish_reason == "error":
         return None, "engine_error"

@@ -1,4 +1,4 @@
-"""What a run will ask of its engine, before it asks."""
+"""Previews a run's requests to its engine."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Asked:
 
 
 def fill_prompts(settings: Synthesis, example: SourceExample) -> Mapping[str, Conversation]:
-    """Use -> the first prompt of that use for this example.
+    """Map each use to its first prompt for this example.
 
-    Raises InputError where a prompt is meant for another use.
+    Raises InputError if a prompt is meant for another use.
     """
     first: dict[str, Conversation] = {}
     for asked in requests_of(settings, example):
@@ -35,18 +35,18 @@ def fill_prompts(settings: Synthesis, example: SourceExample) -> Mapping[str, Co
 
 
 def requests_of(settings: Synthesis, example: SourceExample) -> Iterator[Asked]:
-    """Every request that the example's rows make where all goes well: no draft rejected, all rewordings judged.
+    """Yield every request of the example's rows if no draft is rejected and all rewordings are judged.
 
-    Instructions that are still to be written stand as a placeholder of about their length.
+    A placeholder of about the same length replaces each instruction that is not written yet.
     """
     if (bootstrap := settings.bootstrap) and not example.instruction:
-        some = example.hard_negatives[: bootstrap.max_instruction_negatives]
+        negatives = example.hard_negatives[: bootstrap.max_instruction_negatives]
         length, style = bootstrap.lengths[0], bootstrap.styles[0]
-        prompt = prompts.original_prompt(prompts.load(bootstrap.prompt), example, some, length, style)
+        prompt = prompts.original_prompt(prompts.load(bootstrap.prompt), example, negatives, length, style)
         yield Asked("original", prompt, bootstrap.max_tokens)
         yield from _judged(settings, example, _UNWRITTEN, (example.positive, *example.hard_negatives))
         yield from _judged(settings, example, None, example.hard_negatives)
-        example = replace(example, instruction=_UNWRITTEN, instruction_negatives=some)
+        example = replace(example, instruction=_UNWRITTEN, instruction_negatives=negatives)
     passages = (example.positive, *example.instruction_negatives)
     for task in tasks_of(example, settings.targets):
         if not task.target_id:
@@ -54,18 +54,20 @@ def requests_of(settings: Synthesis, example: SourceExample) -> Iterator[Asked]:
         num_drafts = 1
         if isinstance(writer := settings.writer, LlmWriter):
             num_drafts = writer.drafts
-            target = next(each for each in example.instruction_negatives if each.id == task.target_id)
+            target = next(
+                negative for negative in example.instruction_negatives if negative.id == task.target_id
+            )
             prompt = prompts.writing_prompt(prompts.load(writer.prompt), example, target)
             for _ in range(num_drafts):
                 yield Asked("write", prompt, writer.max_tokens)
         if settings.accept is None:
             continue
-        said = {"query": None, "original": example.instruction, "new": _UNWRITTEN}
+        instructions = {"query": None, "original": example.instruction, "new": _UNWRITTEN}
         for condition in settings.judgements.conditions:
             for _ in range(num_drafts if condition == "new" else 1):
-                yield from _judged(settings, example, said[condition], passages)
+                yield from _judged(settings, example, instructions[condition], passages)
             if settings.judgements.hard_negatives:
-                yield from _judged(settings, example, said[condition], example.hard_negatives)
+                yield from _judged(settings, example, instructions[condition], example.hard_negatives)
         if isinstance(rewording := settings.rewording, LlmRewording):
             for instruction in (example.instruction, _UNWRITTEN):
                 for number in range(rewording.num):
@@ -92,7 +94,7 @@ def _judged(
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of a whole run, from a sample of its examples; upper bounds, for rejected drafts ask for less."""
+    """Upper bounds for a whole run, from a sample of its examples: rejected drafts cause fewer requests."""
 
     requests: int
     prompt_tokens: int
@@ -105,7 +107,7 @@ def estimate(
     num_examples: int,
     count_tokens: Callable[[Conversation], int],
 ) -> Estimate:
-    """The sample's requests, scaled up to `num_examples`."""
+    """Scale the sample's requests up to `num_examples`."""
     asked = [request for example in sample for request in requests_of(settings, example)]
     scale = num_examples / max(len(sample), 1)
     return Estimate(

@@ -1,4 +1,4 @@
-"""The prompts that we ship: files of the folder prompts/ beside this module."""
+"""The prompts that come with dualview: the files in the folder prompts/ next to this module."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dualview.errors import InputError
 from dualview.records import Passage, SourceExample
 
 _FOLDER = resources.files("dualview.synthesis") / "prompts"
-# How originals may be: many forms, so that an encoder learns no single one.
+# Forms of original instructions: many, so that an encoder does not overfit to one.
 LENGTHS: Mapping[str, str] = {
     "short": "one short sentence of at most twelve words",
     "medium": "two sentences",
@@ -27,8 +27,8 @@ STYLES: Mapping[str, str] = {
     "persona": "spoken by a person who says in passing who they are, then the requirement",
 }
 
-# How a rewording may be. The verbs of exclusion differ, because an encoder that has met only a few
-# takes an unknown one for an inclusion.
+# Forms of rewordings. The exclusion verbs vary, because an encoder that was trained on only a few takes an unknown one
+# for an inclusion.
 FORMS = (
     "a command with another verb; where the instruction excludes, use one of: omit, skip, filter out, disregard",
     "a statement of what makes a passage irrelevant",
@@ -45,7 +45,7 @@ _ROLES: Mapping[str, Literal["user", "assistant"]] = {"[user]": "user", "[assist
 
 @dataclass(frozen=True)
 class Prompt:
-    version: str  # NAME@HASH: changes with every change of the wording
+    version: str  # NAME@HASH of the prompt's text
     turns: tuple[tuple[Literal["user", "assistant"], Template], ...]
 
     @cached_property
@@ -54,37 +54,37 @@ class Prompt:
 
     @cached_property
     def _tags(self) -> re.Pattern[str]:
-        """What opens and closes the blocks of this prompt, however it is written."""
+        """The opening and closing tags of this prompt's blocks, in any spelling."""
         names = {name for _, template in self.turns for name in re.findall(r"</(\w+)>", template.template)}
         return re.compile(rf"</?\s*({'|'.join(sorted(names)) or '(?!)'})\b[^<>]*>", re.IGNORECASE)
 
     def fill(self, **values: str) -> tuple[Turn, ...]:
-        """The turns with every $placeholder replaced by a text that cannot leave the tags around it.
+        """Replace every $placeholder with a value that cannot close the tags around it.
 
-        A tag of the prompt's that stands in a value gets a space: "< /passage>" closes nothing. Raises InputError where the prompt asks for something else than it is given here, as when a
-        prompt for writing is named as a judge's.
+        A space is inserted into the prompt's own tags in a value: "< /passage>" closes nothing. Raises InputError if the
+        prompt has a placeholder without a value, for example a writing prompt that is used for a judge.
         """
         if unknown := self._placeholders - values.keys():
             raise InputError(
                 f"prompt {self.version}: has no value for ${min(unknown)};"
-                f" this use of a prompt offers ${', $'.join(values)}"
+                f" this use provides ${', $'.join(values)}"
             )
-        inside = {
+        escaped = {
             name: self._tags.sub(lambda tag: f"< {tag[0][1:]}", value) for name, value in values.items()
         }
-        return tuple(Turn(role, template.substitute(inside)) for role, template in self.turns)
+        return tuple(Turn(role, template.substitute(escaped)) for role, template in self.turns)
 
 
 @cache
 def load(name: str) -> Prompt:
-    """The prompt in prompts/NAME.txt: turns, each under a line [user] or [assistant].
+    """Load prompts/NAME.txt: turns, each below a line [user] or [assistant].
 
-    Raises InputError with the names that exist.
+    Raises InputError, listing the available names, if there is no such prompt.
     """
-    known = {file.name[:-4]: file for file in _FOLDER.iterdir() if file.name.endswith(".txt")}
-    if name not in known:
-        raise InputError(f"prompt: there is no `{name}`; expected one of {', '.join(sorted(known))}")
-    text = known[name].read_text(encoding="utf-8")
+    files = {file.name[:-4]: file for file in _FOLDER.iterdir() if file.name.endswith(".txt")}
+    if name not in files:
+        raise InputError(f"prompt: there is no `{name}`; expected one of {', '.join(sorted(files))}")
+    text = files[name].read_text(encoding="utf-8")
     _, *parts = re.split(rf"^({'|'.join(map(re.escape, _ROLES))})\n", text, flags=re.MULTILINE)
     return Prompt(
         version=f"{name}@{hashlib.sha256(text.encode()).hexdigest()[:12]}",
@@ -95,7 +95,7 @@ def load(name: str) -> Prompt:
 
 
 def writing_prompt(prompt: Prompt, example: SourceExample, target: Passage) -> tuple[Turn, ...]:
-    """Asks for an instruction under which `target`, one of the instruction negatives, is the positive."""
+    """Ask for an instruction under which `target`, an instruction negative, becomes the positive."""
     others = [passage.full_text for passage in example.instruction_negatives if passage.id != target.id]
     return prompt.fill(
         query=example.query,
@@ -107,7 +107,10 @@ def writing_prompt(prompt: Prompt, example: SourceExample, target: Passage) -> t
 
 
 def judging_prompt(prompt: Prompt, query: str, instruction: str | None, passage: Passage) -> tuple[Turn, ...]:
-    """Asks for yes or no; what the passages of one row share stands in front. None: the query alone."""
+    """Ask for yes or no, about the query alone if `instruction` is None.
+
+    The text that a row's passages share comes first, so that engines can cache the prefix.
+    """
     instructed = {} if instruction is None else {"instruction": instruction}
     return prompt.fill(query=query, **instructed, passage=passage.full_text)
 
@@ -115,9 +118,9 @@ def judging_prompt(prompt: Prompt, query: str, instruction: str | None, passage:
 def original_prompt(
     prompt: Prompt, example: SourceExample, others: Sequence[Passage], length: str, style: str
 ) -> tuple[Turn, ...]:
-    """Asks for an instruction that the example's positive obeys and some of `others`, on topic, do not.
+    """Ask for an instruction that the example's positive obeys and some on-topic passages in `others` break.
 
-    length and style are keys of LENGTHS and STYLES.
+    `length` and `style` are keys of LENGTHS and STYLES.
     """
     return prompt.fill(
         query=example.query,
@@ -129,5 +132,5 @@ def original_prompt(
 
 
 def rewording_prompt(prompt: Prompt, query: str, instruction: str, form: str) -> tuple[Turn, ...]:
-    """Asks for another wording with the same meaning, in one of FORMS."""
+    """Ask for a paraphrase in one of FORMS."""
     return prompt.fill(query=query, instruction=instruction, form=form)

@@ -1,4 +1,4 @@
-"""What all rows of a run share, and whether its parts fit together."""
+"""What all rows of a run share, and the check that its parts are compatible."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from dualview.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that passed check_parts, and what they need."""
+    """Settings that passed check_parts, and the objects they need."""
 
     settings: Synthesis
     vocabulary: Vocabulary | None  # None: nothing is known about attributes
-    engine: Engine | None  # None: no part is a language model
-    judges_passed: bool  # by every LLM judge; of no weight where attributes decide
+    engine: Engine | None  # None: no part uses a language model
+    judges_passed: bool  # every LLM judge passed validation; irrelevant if attributes decide
 
     @property
     def deciding_judges(self) -> tuple[LlmJudge | AttributesJudge, ...]:
@@ -38,13 +38,13 @@ class Recipe:
 
     @property
     def benchmarks(self) -> BenchmarkTexts | None:
-        """Read once for each process. Raises InputError where a file is missing or a row is wrong."""
-        named = self.settings.rules.benchmarks
-        return load_benchmarks(named) if named else None
+        """Loaded once per process. Raises InputError if a file is missing or a row is invalid."""
+        settings = self.settings.rules.benchmarks
+        return load_benchmarks(settings) if settings else None
 
     @property
     def min_margins(self) -> Mapping[str, float]:
-        """Name of each deciding judge -> how clear its verdicts must be."""
+        """Map each deciding judge's name to the minimum absolute margin of its verdicts."""
         return {
             judge_name(judge): judge.min_margin if isinstance(judge, LlmJudge) else 0.0
             for judge in self.deciding_judges
@@ -52,20 +52,20 @@ class Recipe:
 
 
 def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) -> None:
-    """Raises InputError where these cannot make a recipe; needs no engine to have started."""
+    """Raises InputError if these settings cannot form a recipe. Does not need a running engine."""
     kinds = [judge.kind for judge in settings.judges]
     accept, conditions = settings.accept, settings.judgements.conditions
     if accept is None:
         for key in ("judges", "bootstrap", "rewording"):
             if getattr(settings, key):
                 raise InputError(
-                    f"{key}: nothing is judged in a run with `accept: null`; leave it empty here, and put it"
-                    " into the run that judges"
+                    f"{key}: a run with `accept: null` judges nothing; leave this empty, and set it in the run that"
+                    " judges"
                 )
     elif accept.judge == "none" and settings.rewording:
         raise InputError(
-            "rewording: a wording stays only if the judge's verdicts stay, and accept.judge is none; name a judge"
-            " there, or set rewording to null"
+            "rewording: a rewording is accepted only if a judge's verdicts do not change, but accept.judge is none;"
+            " set accept.judge to a judge, or rewording to null"
         )
     elif accept.judge not in (*kinds, "none"):
         raise InputError(
@@ -74,30 +74,30 @@ def check_parts(settings: Synthesis, *, has_vocabulary: bool, has_engine: bool) 
         )
     elif "new" not in accept.conditions or set(accept.conditions) - set(conditions):
         raise InputError(
-            f"accept.conditions: found {', '.join(accept.conditions)}; expected `new`, and besides it only"
-            f" what judgements.conditions holds ({', '.join(conditions)})"
+            f"accept.conditions: found {', '.join(accept.conditions)}; expected `new`, and otherwise only"
+            f" conditions in judgements.conditions ({', '.join(conditions)})"
         )
     elif accept.judge == "attributes" and "query" in accept.conditions:
-        raise InputError("accept.conditions: attributes say nothing about the query alone; leave out `query`")
+        raise InputError("accept.conditions: attributes say nothing about the query alone; remove `query`")
     if settings.bootstrap and (accept is None or accept.judge != "llm"):
-        raise InputError("bootstrap: an LLM judge must confirm what it writes; set accept.judge to llm")
+        raise InputError("bootstrap: an LLM judge must confirm its instructions; set accept.judge to llm")
     if "query" in conditions or settings.bootstrap:
         for judge in settings.judges:
             if isinstance(judge, LlmJudge) and judge.query_prompt is None:
                 raise InputError(
-                    "judges: the query alone is to be judged, which needs `query_prompt`, for example"
-                    " judge-query-v1"
+                    "judges: judging the query alone needs `query_prompt`, for example judge-query-v1"
                 )
     if not has_engine and (settings.bootstrap or "llm" in (settings.writer.kind, *kinds, _kind(settings))):
-        raise InputError("engine: a writer or judge of kind llm needs one, for example `kind: vllm`")
+        raise InputError(
+            "engine: a writer, judge or rewording of kind llm needs one, for example `kind: vllm`"
+        )
     by_attributes = (
         settings.writer.kind == "attributes" or "attributes" in kinds or _kind(settings) == "vocabulary"
     )
     if not has_vocabulary and by_attributes:
         raise InputError(
-            "source: this one has no vocabulary of attributes, which the facets writer, the attributes"
-            " judge and rewording by vocabulary need; use kind llm for them, or a source of kind tuples with"
-            " `vocabulary: FILE.yaml`"
+            "source: has no vocabulary, which the attributes writer, the attributes judge and rewording by"
+            " vocabulary need; use kind llm for them, or a source of kind tuples with `vocabulary: FILE.yaml`"
         )
 
 
@@ -105,7 +105,7 @@ def _kind(settings: Synthesis) -> str | None:
     return settings.rewording.kind if settings.rewording else None
 
 
-# Filled in, it shows all that we say in a prompt. Its passages try to leave their tags.
+# Filled into a prompt, it exposes all of our wording. Some of its texts try to close the tags around them.
 _SPECIMEN = SourceExample(
     id="specimen",
     query_id="specimen",
@@ -117,10 +117,9 @@ _SPECIMEN = SourceExample(
 
 
 def prompt_versions(settings: Synthesis) -> dict[str, str]:
-    """Use -> name and hash of all that we say there, for every prompt that the run will fill.
+    """Map each use to the name and hash of its prompt, for every prompt that the run will fill.
 
-    The hash is over filled prompts, in every length, style and form that may be asked for, and not over the
-    prompt's file alone.
+    The hash covers the filled prompts in every possible length, style and form, not only the prompt's file.
     """
     query, instruction = _SPECIMEN.query, _SPECIMEN.instruction
     positive, (target, *others) = _SPECIMEN.positive, _SPECIMEN.instruction_negatives
@@ -140,8 +139,8 @@ def prompt_versions(settings: Synthesis) -> dict[str, str]:
         )
     if isinstance(rewording := settings.rewording, LlmRewording):
         prompt = prompts.load(rewording.prompt)
-        asked = [prompts.rewording_prompt(prompt, query, instruction, form) for form in prompts.FORMS]
-        filled["rewording"] = rewording.prompt, asked
+        variants = [prompts.rewording_prompt(prompt, query, instruction, form) for form in prompts.FORMS]
+        filled["rewording"] = rewording.prompt, variants
     for number, judge in enumerate(settings.judges, start=1):
         if isinstance(judge, LlmJudge):
             prompt = prompts.load(judge.prompt)
@@ -152,13 +151,13 @@ def prompt_versions(settings: Synthesis) -> dict[str, str]:
                 question = prompts.judging_prompt(prompt, query, None, positive)
                 filled[f"judge {number}, query alone"] = judge.query_prompt, [question]
     return {
-        use: f"{name}@{fingerprint([[[turn.role, turn.text] for turn in turns] for turns in several])}"
-        for use, (name, several) in filled.items()
+        use: f"{name}@{fingerprint([[[turn.role, turn.text] for turn in turns] for turns in variants])}"
+        for use, (name, variants) in filled.items()
     }
 
 
 def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
-    """Name and hash of the words that the writer goes by: its prompt, or the vocabulary."""
+    """Name and hash of the writer's prompt or vocabulary."""
     match settings.writer:
         case LlmWriter() as writer:
             return prompts.load(writer.prompt).version
@@ -170,7 +169,7 @@ def writing_version(settings: Synthesis, vocabulary: Vocabulary | None) -> str:
 
 
 def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version: str) -> Lineage:
-    """Where the rows of one attempt at one shard come from. `run` is the run's fingerprint."""
+    """Build the lineage of the rows of one attempt at a shard. `run` is the run's fingerprint."""
     settings = recipe.settings
     engine_name = recipe.engine.name if recipe.engine else ""
     return Lineage(
@@ -188,7 +187,7 @@ def lineage(recipe: Recipe, *, run: str, shard: int, attempt: str, code_version:
 
 
 def vocabulary_version(vocabulary: Vocabulary) -> str:
-    """Of all words by which requirements are said, and read back from what a model wrote."""
+    """Name and hash of all phrases, templates and names in a vocabulary."""
     words = fingerprint(
         [
             sorted([*key, *phrases] for key, phrases in vocabulary.phrases.items()),

@@ -1,4 +1,4 @@
-"""Other wordings of an accepted row's instructions: variety is what makes exclusions hold on unseen verbs."""
+"""Rewords the instructions of accepted rows. This variety makes exclusions generalise to unseen verbs."""
 
 import asyncio
 from dataclasses import replace
@@ -13,15 +13,15 @@ from dualview.synthesis.rules import broken_rule
 from dualview.synthesis.writing import write
 from dualview.vocabulary import Vocabulary
 
-_NUM_DRAWS_IN_VAIN = 20
+_MAX_REPEATED_DRAWS = 20
 
 
 async def reword(recipe: Recipe, example: SourceExample, expected: ExpectedLabels) -> list[Rewording]:
-    """`num` other wordings of the instruction, each with what became of it.
+    """Return `num` rewordings of the instruction with their statuses.
 
-    One that an LLM wrote is accepted if it keeps the rules and the deciding judge's verdicts on the
-    example's labelled passages are the expected labels; one from the vocabulary has the same meaning by
-    construction. There may be fewer of the latter, where the vocabulary has no more.
+    An LLM's rewording is accepted if it passes the rules and the deciding judge's verdicts on the example's labelled
+    passages equal the expected labels. A rewording by vocabulary keeps the meaning by construction; there may be
+    fewer than `num` of these if the vocabulary has no more.
     """
     match recipe.settings.rewording:
         case VocabularyRewording() as settings:
@@ -41,13 +41,13 @@ def _from_vocabulary(
 ) -> list[Rewording]:
     assert expected.instruction is not None
     rng = random.Random(f"{settings.seed}:{example.id}:{expected.condition}")
-    known = all((each.facet, each.value) in vocabulary.phrases for each in expected.requirements)
+    known = all((need.facet, need.value) in vocabulary.phrases for need in expected.requirements)
     wordings: dict[str, None] = {}
-    in_vain = 0 if known and expected.requirements else _NUM_DRAWS_IN_VAIN
-    while len(wordings) < settings.num and in_vain < _NUM_DRAWS_IN_VAIN:
-        wording = " ".join(vocabulary.say(each, rng) for each in expected.requirements)
+    num_repeated = 0 if known and expected.requirements else _MAX_REPEATED_DRAWS
+    while len(wordings) < settings.num and num_repeated < _MAX_REPEATED_DRAWS:
+        wording = " ".join(vocabulary.say(need, rng) for need in expected.requirements)
         if wording == expected.instruction or wording in wordings:
-            in_vain += 1
+            num_repeated += 1
         else:
             wordings[wording] = None
     return [Rewording(expected.condition, wording, ACCEPTED) for wording in wordings]

@@ -1,4 +1,4 @@
-"""Cheap checks of a drafted instruction, before any judge is asked."""
+"""Cheap checks of a draft instruction, before any judge is asked."""
 
 from collections.abc import Iterable
 import re
@@ -9,8 +9,8 @@ from dualview.synthesis.contamination import BenchmarkTexts
 from dualview.synthesis.language import in_different_languages
 from dualview.synthesis.words import num_sentences, runs, words
 
-# Talk about the passages that the writer was shown, about their roles, or about its exercise.
-# "Passages about countries in Africa" and "documents" as such are what instructions are made of.
+# References to the passages in the writer's prompt, to their roles, or to its task.
+# "Passages about countries in Africa" and plain "documents" are legitimate in an instruction.
 _TEXT = r"(?:passage|document|text|paragraph|excerpt|snippet)s?"
 _ORDINAL = r"(?:first|second|third|fourth|fifth|last|former|latter|given|provided|above|target)"
 _META = re.compile(
@@ -33,23 +33,25 @@ _META = re.compile(
 def broken_rule(
     instruction: str, example: SourceExample, rules: Rules, benchmarks: BenchmarkTexts | None
 ) -> str | None:
-    """The first that applies of bad_length, meta_language, leaks_passage, near_original, other_language and
-    contaminated, or None.
+    """Return the first of bad_length, meta_language, leaks_passage, near_original, other_language and contaminated
+    that applies, or None.
 
-    `benchmarks` are those of `rules`, loaded. The example's own query and instruction are held against them too:
-    what is written for a benchmark's query is contaminated whatever it says.
+    `benchmarks` are the loaded `rules.benchmarks`. The example's query and instruction are checked against them too:
+    every instruction for a benchmark query is contaminated.
     """
-    own = words(instruction)
-    if not rules.min_words <= len(own) <= rules.max_words or num_sentences(instruction) > rules.max_sentences:
+    own_words = words(instruction)
+    if not rules.min_words <= len(own_words) <= rules.max_words:
+        return "bad_length"
+    if num_sentences(instruction) > rules.max_sentences:
         return "bad_length"
     if _META.search(instruction):
         return "meta_language"
     passages = (example.positive, *example.instruction_negatives, *example.hard_negatives)
-    if shares_run(own, (passage.full_text for passage in passages), rules.max_copied_words + 1):
+    if shares_run(own_words, (passage.full_text for passage in passages), rules.max_copied_words + 1):
         return "leaks_passage"
-    if _jaccard(set(own), set(words(example.instruction))) > rules.max_similarity_to_original:
+    if _jaccard(set(own_words), set(words(example.instruction))) > rules.max_similarity_to_original:
         return "near_original"
-    # The original instruction is in the query's language, and says more about it than a query of two words.
+    # The original instruction is in the query's language, and identifies it better than a query of two words.
     if rules.other_language is not None and (
         in_different_languages(instruction, f"{example.query} {example.instruction}") >= rules.other_language
     ):
@@ -62,7 +64,7 @@ def broken_rule(
 
 
 def shares_run(own: list[str], texts: Iterable[str], length: int) -> bool:
-    """Whether `length` of the lower-case words in a row stand in one of the texts too, in any case."""
+    """Whether a run of `length` of the lower-case words `own` occurs in one of the texts, ignoring case."""
     own_runs = set(runs(own, length))
     return any(
         run in own_runs
@@ -73,11 +75,11 @@ def shares_run(own: list[str], texts: Iterable[str], length: int) -> bool:
 
 
 def _may_share_run(own: list[str], text: str, length: int) -> bool:
-    """False only where `length` words in a row cannot stand in the text; much cheaper than cutting it up."""
-    found_in_a_row = 0
+    """False only if no run of `length` words can occur in the text. Much cheaper than splitting it into words."""
+    num_consecutive = 0
     for word in own:
-        found_in_a_row = found_in_a_row + 1 if word in text else 0
-        if found_in_a_row == length:
+        num_consecutive = num_consecutive + 1 if word in text else 0
+        if num_consecutive == length:
             return True
     return False
 

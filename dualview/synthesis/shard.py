@@ -1,6 +1,6 @@
-"""One shard: from tasks to finished rows, through writing, rules and judges.
+"""Processes one shard: from tasks to finished rows, through writing, rules and judging.
 
-Every task ends as exactly one row, in the order of the tasks, with all that was said about it.
+Every task becomes exactly one row, in task order, with all its drafts and verdicts.
 """
 
 import asyncio
@@ -32,31 +32,31 @@ from dualview.synthesis.writing import Written, compose_complement, write_comple
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One planned request: an example, and the instruction negative that is to become the positive (N*)."""
+    """One planned request: an example, and the instruction negative that becomes the positive (N*)."""
 
     example: SourceExample
-    target_id: str  # "": a plain example, whose instruction negatives are still to be found
-    given: DualView | None = None  # the row of the run that wrote, where this one judges
+    target_id: str  # "": a plain example, which has no instruction negatives yet
+    given: DualView | None = None  # the row with the drafts, if this run judges those of another run
 
 
 def tasks_of(example: SourceExample, targets: int | Literal["all"]) -> list[Task]:
-    """A task for each of the example's first `targets` instruction negatives; one for a plain example."""
+    """Make a task for each of the example's first `targets` instruction negatives, or one for a plain example."""
     negatives = example.instruction_negatives[: None if targets == "all" else targets]
     return [Task(example, passage.id) for passage in negatives] or [Task(example, "")]
 
 
 async def finish_shard(recipe: Recipe, tasks: Iterable[Task], origin: Lineage) -> list[DualView]:
-    """One row per task, in order, all of them worked on at the same time.
+    """Process all tasks concurrently and return one row per task, in order.
 
-    Raises EngineDied when the engine dies; then no row of the shard counts.
+    Raises EngineDied if the engine dies; all rows of the shard are lost then.
     """
     return await asyncio.gather(*(finish_row(recipe, task, origin) for task in tasks))
 
 
 async def finish_row(recipe: Recipe, task: Task, origin: Lineage) -> DualView:
-    """Write, check, judge, reword: the task's row. A draft that the rules reject is not judged.
+    """Write, check, judge and reword one task. Drafts that the rules reject are not judged.
 
-    Raises EngineDied.
+    Raises EngineDied if the engine dies.
     """
     meter = Meter(recipe.engine) if recipe.engine else None
     recipe = replace(recipe, engine=meter)
@@ -75,7 +75,7 @@ async def finish_row(recipe: Recipe, task: Task, origin: Lineage) -> DualView:
 
 
 def poison_row(task: Task, origin: Lineage) -> DualView:
-    """The row of a task that kills the engine: nothing is known but that."""
+    """Make the row of a task that crashes the engine."""
     return replace(_unfinished(task, origin), status="poison")
 
 
@@ -123,9 +123,9 @@ def _unfinished(task: Task, origin: Lineage) -> DualView:
 
 
 async def _with_original(recipe: Recipe, row: DualView) -> DualView:
-    """A plain example's row with its instruction and its target, or with the reason why there are none."""
+    """Add an original instruction and a target to a plain example's row, or the reason why there are none."""
     settings = recipe.settings
-    assert recipe.engine is not None and settings.bootstrap is not None  # noqa: PT018  generate has checked
+    assert recipe.engine is not None and settings.bootstrap is not None  # noqa: PT018  checked by generate
     judge = next(judge for judge in settings.judges if isinstance(judge, LlmJudge))
     example, draft = await find_original(
         recipe.engine,
@@ -153,16 +153,16 @@ class _Considered:
 
 
 async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None) -> DualView:
-    """The row with the best of its drafts: accepted before rejected, then by surplus, then the first."""
+    """Add the best draft to the row: accepted before rejected, then the largest surplus, then the first."""
     settings, example = recipe.settings, row.example
     written = await _write(recipe, row, given)
-    if given and not written:  # it killed the engine that should have written it
+    if given and not written:  # it crashed the engine in the run that wrote
         return replace(row, status=given.status)
     broken = [
-        each.reason or broken_rule(each.instruction, example, settings.rules, recipe.benchmarks)
-        for each in written
+        draft.reason or broken_rule(draft.instruction, example, settings.rules, recipe.benchmarks)
+        for draft in written
     ]
-    shared: list[Verdict] = []  # on the example itself, whatever the draft
+    shared: list[Verdict] = []  # on the example's own labels, which all drafts share
     if settings.accept and not all(broken):
         for expected in _expected_labels(row, settings.judgements.conditions):
             if expected.condition != "new":
@@ -174,20 +174,26 @@ async def _with_complement(recipe: Recipe, row: DualView, given: DualView | None
         if reason or settings.accept is None:
             return _Considered(draft, reason or WRITTEN, None, ())
         expected = _under_new_instruction(example, row.target_id, draft.instruction, draft.requirements)
-        own = await judge_passages(
+        on_draft = await judge_passages(
             recipe.engine, settings.judges, example.query, expected, _labelled(example)
         )
-        verdicts = [*shared, *own]
+        verdicts = [*shared, *on_draft]
         if settings.accept.judge == "none":
             return _Considered(draft, ACCEPTED, None, verdicts)
         return _Considered(draft, *decide(verdicts, recipe.min_margins, settings.accept.conditions), verdicts)
 
     considered = await asyncio.gather(*map(consider, written, broken))
-    best = max(considered, key=lambda each: each.preference)
+    best = max(considered, key=lambda candidate: candidate.preference)
     trusted = settings.accept is not None and (settings.accept.judge != "llm" or recipe.judges_passed)
     drafts = [
-        Draft("new", each.written.answer, each.written.instruction, each.status, each.surplus)
-        for each in considered
+        Draft(
+            "new",
+            candidate.written.answer,
+            candidate.written.instruction,
+            candidate.status,
+            candidate.surplus,
+        )
+        for candidate in considered
     ]
     return replace(
         row,
@@ -210,7 +216,7 @@ async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[
             assert recipe.engine is not None  # check_parts
             return await write_complements(recipe.engine, writer, row.example, target, recipe.vocabulary)
         case PrecomputedWriter():
-            assert given is not None  # the source brings them
+            assert given is not None  # from the drafts source
             read = recipe.vocabulary.read if recipe.vocabulary else lambda _: ()
             return [
                 Written(
@@ -224,7 +230,7 @@ async def _write(recipe: Recipe, row: DualView, given: DualView | None) -> list[
 
 
 async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
-    """An accepted row with labels for its hard negatives and other wordings, where they are asked for."""
+    """Add labels of hard negatives and rewordings to an accepted row, if the settings ask for them."""
     settings, example = recipe.settings, row.example
     labels: list[Verdict] = []
     if settings.judgements.hard_negatives:
@@ -238,19 +244,19 @@ async def _with_extras(recipe: Recipe, row: DualView) -> DualView:
     return replace(
         row,
         verdicts=(*row.verdicts, *labels),
-        rewordings=tuple(wording for of_condition in rewordings for wording in of_condition),
+        rewordings=tuple(rewording for of_condition in rewordings for rewording in of_condition),
     )
 
 
 def _labelled(example: SourceExample) -> tuple[Passage, ...]:
-    """The passages whose labels the example knows."""
+    """The passages that the example labels."""
     return (example.positive, *example.instruction_negatives)
 
 
 def _expected_labels(row: DualView, conditions: Iterable[Condition]) -> list[ExpectedLabels]:
-    """The labels of the example's labelled passages under each of these conditions."""
+    """The expected labels of the example's labelled passages under each condition."""
     example = row.example
-    of = {
+    labels = {
         "query": ExpectedLabels("query", None, (), dict.fromkeys(_ids(example), True)),
         "original": ExpectedLabels(
             "original",
@@ -260,7 +266,7 @@ def _expected_labels(row: DualView, conditions: Iterable[Condition]) -> list[Exp
         ),
         "new": _under_new_instruction(example, row.target_id, row.new_instruction, row.new_requirements),
     }
-    return [of[condition] for condition in conditions]
+    return [labels[condition] for condition in conditions]
 
 
 def _under_new_instruction(

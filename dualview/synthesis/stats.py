@@ -1,4 +1,4 @@
-"""What stands of a generate run, in figures: counted shard by shard, in memory that does not grow with it."""
+"""Statistics of a generate run, counted shard by shard in constant memory."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _COUNTED = [
     "completion_tokens",
     "lineage",
 ]
-# What differs from row to row or from attempt to attempt, and is no origin.
+# Lineage fields that vary by row or attempt and say nothing about the origin.
 _PLACES = {"run", "shard", "attempt"}
 
 
@@ -44,8 +44,8 @@ class VerdictCounts:
 
     right: int = 0
     wrong: int = 0
-    undecided: int = 0  # it could not tell, or its margin is below its minimum
-    unlabelled: int = 0  # the example does not say what is right
+    undecided: int = 0  # no margin, or one below the minimum
+    unlabelled: int = 0  # the example has no label
     surpluses: Counter[float] = field(default_factory=Counter)  # rounded to 0.1
 
 
@@ -54,9 +54,9 @@ class ShownRow:
     status: str
     query: str
     instruction: str
-    answer: str  # the new instruction, or what was answered instead
+    answer: str  # the new instruction, or the answer given instead
     positive: str
-    target: str  # "" where there is none
+    target: str  # "" if there is none
 
 
 @dataclass
@@ -65,21 +65,25 @@ class Stats:
 
     num_shards: int
     num_missing_shards: int
-    compared: bool  # near-duplicates were found, or not asked for
+    compared: bool  # near-duplicates have been searched for, or need not be
     statuses: Counter[str] = field(default_factory=Counter)
     num_trainable: int = 0
     drafts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (condition, status)
     rewordings: Counter[tuple[str, str]] = field(default_factory=Counter)
     verdict_counts: dict[tuple[str, str], VerdictCounts] = field(default_factory=dict)  # (judge, condition)
-    # Words of accepted rows' "query", "original instruction" and "new instruction".
+    # Lengths in words of accepted rows' "query", "original instruction" and "new instruction".
     lengths: dict[str, Counter[int]] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages, without places
+    origins: Counter[tuple[tuple[str, Any], ...]] = field(default_factory=Counter)  # lineages without _PLACES
     validation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # judge -> its result
-    codes: Sequence[tuple[Code, Mapping[str, str]]] = ()  # that worked on the run, with their libraries
+    codes: Sequence[
+        tuple[Code, Mapping[str, str]]
+    ] = ()  # versions that worked on the run, with their libraries
     accepted_examples: list[ShownRow] = field(default_factory=list)
-    rejected_examples: list[ShownRow] = field(default_factory=list)  # one for each of the first reasons
+    rejected_examples: list[ShownRow] = field(
+        default_factory=list
+    )  # one per reason, for the first reasons found
 
     @property
     def finished(self) -> bool:
@@ -95,7 +99,7 @@ class Stats:
 
 
 def run_stats(run: GenerateRun) -> Stats:
-    """Of a run, finished or not. Reads only."""
+    """Compute the statistics of a run, finished or not. Read-only."""
     stats = Stats(
         num_shards=len(run.plan.shards),
         num_missing_shards=len(run.missing()),
@@ -113,7 +117,7 @@ def run_stats(run: GenerateRun) -> Stats:
 
 
 def min_margins(plan: Plan) -> dict[str, float]:
-    """LLM judge, without its prompt's hash -> the margin from which on its verdict is one."""
+    """Map each LLM judge, without its prompt's hash, to its minimum absolute margin."""
     judges = plan.settings.get("judges", ())
     return {f"llm:{judge['prompt']}": judge["min_margin"] for judge in judges if judge["kind"] == "llm"}
 
@@ -123,7 +127,7 @@ def _count(stats: Stats, table: pa.Table, minima: Mapping[str, float]) -> None:
         stats.statuses[row["status"]] += 1
         stats.num_trainable += row["trainable"]
         stats.drafts.update((draft["condition"], draft["status"]) for draft in row["drafts"])
-        stats.rewordings.update((each["condition"], each["status"]) for each in row["rewordings"])
+        stats.rewordings.update((reworded["condition"], reworded["status"]) for reworded in row["rewordings"])
         stats.prompt_tokens += row["prompt_tokens"]
         stats.completion_tokens += row["completion_tokens"]
         stats.origins[_origin(row["lineage"])] += 1
@@ -169,14 +173,12 @@ def _keep_example(stats: Stats, status: str, table: pa.Table, index: int) -> Non
     if status == ACCEPTED:
         kept, wanted = stats.accepted_examples, True
     else:
-        kept, wanted = (
-            stats.rejected_examples,
-            status not in {each.status for each in stats.rejected_examples},
-        )
+        kept = stats.rejected_examples
+        wanted = status not in {example.status for example in kept}
     if not wanted or len(kept) == NUM_EXAMPLES:
         return
     [row] = table.slice(index, 1).to_pylist()
-    target = [each for each in row["instruction_negatives"] if each["id"] == row["target_id"]]
+    target = [passage for passage in row["instruction_negatives"] if passage["id"] == row["target_id"]]
     last_answer = row["drafts"][-1]["answer"] if row["drafts"] else ""
     kept.append(
         ShownRow(
@@ -198,11 +200,11 @@ Number = TypeVar("Number", int, float)
 
 
 def quantiles(counts: Mapping[Number, int], shares: Sequence[float] = QUANTILES) -> list[Number]:
-    """For each share the smallest value that at least this share of all is not above. Needs one value."""
+    """For each share, the smallest value with at least this share of all values at or below it. Needs a value."""
     values = sorted(counts)
-    num_not_above = np.cumsum([counts[value] for value in values])
-    places = np.searchsorted(num_not_above, np.asarray(shares) * num_not_above[-1])
-    return [values[place] for place in places]
+    num_up_to = np.cumsum([counts[value] for value in values])
+    positions = np.searchsorted(num_up_to, np.asarray(shares) * num_up_to[-1])
+    return [values[position] for position in positions]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -211,12 +213,12 @@ Rows = list[list[str]]  # the first is the heading
 
 
 def state(stats: Stats) -> str:
-    """One sentence: whether the run is finished."""
+    """Describe in one sentence whether the run is finished."""
     if stats.num_missing_shards:
         done = stats.num_shards - stats.num_missing_shards
-        return f"not finished: {done:,} of {stats.num_shards:,} shards stand, and only they are counted here"
+        return f"not finished: {done:,} of {stats.num_shards:,} shards exist, and only their rows are counted"
     if not stats.compared:
-        return "not finished: all shards stand, but their rows have not been searched for near-duplicates"
+        return "not finished: all shards exist, but their rows have not been searched for near-duplicates"
     return f"finished: {stats.num_rows:,} rows in {stats.num_shards:,} shards"
 
 
@@ -251,7 +253,7 @@ def lengths(stats: Stats) -> Rows:
 
 
 def parts(stats: Stats) -> Rows:
-    """Drafts and rewordings, of which a row may have several."""
+    """Drafts and rewordings; a row may have several."""
     return [
         ["", "of the instruction", "status", "number"],
         *(
@@ -273,7 +275,7 @@ def validation(stats: Stats) -> Rows:
 
 
 def made_by(stats: Stats) -> Rows:
-    """Rows by the code that made them: more than one line where the run went on with another version."""
+    """Rows by code version: several lines if the run was continued with another version."""
     counts: Counter[str] = Counter()
     for origin, count in stats.origins.items():
         counts[str(dict(origin)["code_version"])] += count
@@ -281,7 +283,7 @@ def made_by(stats: Stats) -> Rows:
 
 
 def codes(stats: Stats) -> Rows:
-    """What worked on the run: also drivers that made no row, and the libraries of each."""
+    """Code versions that worked on the run and their libraries, including drivers that made no row."""
     return [
         ["version", "files", "commit", "libraries"],
         *(
@@ -305,12 +307,12 @@ def _cells(counts: Mapping[Number, int], layout: str) -> list[str]:
 
 
 def print_stats(stats: Stats, console: Console | None = None) -> None:
-    """Tables for a terminal, then examples."""
+    """Print tables and examples to a terminal."""
     console = console or Console()
     console.print(state(stats), highlight=False)
     for title, rows in (
-        ("what became of the rows", funnel(stats)),
-        ("verdicts, and by how much they are right (quantiles of the surplus)", margins(stats)),
+        ("outcomes", funnel(stats)),
+        ("verdicts and their surplus: the margin towards the expected label (quantiles)", margins(stats)),
         ("lengths of accepted rows (quantiles)", lengths(stats)),
         ("drafts and rewordings", parts(stats)),
         ("judge validation", validation(stats)),
@@ -320,7 +322,7 @@ def print_stats(stats: Stats, console: Console | None = None) -> None:
             console.print(_rich(title, rows))
     console.print(
         f"accepted {stats.accepted_share:.1%}; trainable {stats.num_trainable:,}; tokens:"
-        f" {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written",
+        f" {stats.prompt_tokens:,} prompt, {stats.completion_tokens:,} completion",
         highlight=False,
     )
     for example in (*stats.accepted_examples, *stats.rejected_examples):
@@ -334,7 +336,7 @@ def print_stats(stats: Stats, console: Console | None = None) -> None:
 def _rich(title: str, rows: Rows) -> Table:
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
-        table.add_column(name, overflow="fold")  # a name that is cut off says nothing
+        table.add_column(name, overflow="fold")  # never truncate names
     for row in rows[1:]:
         table.add_row(*map(escape, row))
     return table

@@ -1,4 +1,4 @@
-"""Writers: from an example and a target to drafts of the complementary instruction, and of the original one."""
+"""Writers: draft the complementary instruction for an example and a target, and original instructions."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from dualview.synthesis import attributes, prompts
 from dualview.synthesis.parsing import parse
 from dualview.vocabulary import Vocabulary
 
-_NUM_OTHERS_SHOWN = 4  # mined passages in the prompt for an original instruction
+_NUM_MINED_SHOWN = 4  # mined passages in the prompt for an original instruction
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a writer gave: an instruction, or the reason why there is none."""
+    """A writer's result: an instruction, or the reason why there is none."""
 
     answer: str
-    instruction: str  # "" where there is none
-    requirements: tuple[Requirement, ...]  # of the instruction, as far as they are known
+    instruction: str  # "" if there is none
+    requirements: tuple[Requirement, ...]  # of the instruction, as far as known
     reason: str | None  # one of records.REASONS
 
 
 async def write(
     engine: Engine, settings: Sampling, prompt: tuple[Turn, ...], name: str, vocabulary: Vocabulary | None
 ) -> Written:
-    """One answer of the LLM. `name` decides its sampling example, so that it is the same in whatever shard."""
+    """Ask the LLM for one instruction. `name` determines the sampling seed, so it is the same in any shard."""
     completion = await engine.complete(
         Request(
             prompt=prompt,
@@ -47,7 +47,7 @@ async def write(
 async def write_complements(
     engine: Engine, writer: LlmWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary | None
 ) -> list[Written]:
-    """`writer.drafts` complementary instructions, each under its own sampling example."""
+    """Write `writer.drafts` complementary instructions, each with its own sampling seed."""
     prompt = prompts.writing_prompt(prompts.load(writer.prompt), example, target)
     return await asyncio.gather(
         *(
@@ -60,7 +60,7 @@ async def write_complements(
 def compose_complement(
     writer: AttributesWriter, example: SourceExample, target: Passage, vocabulary: Vocabulary
 ) -> Written:
-    """The complement that follows from the attributes; declined where none flips every label."""
+    """Compose the complement from attributes; declined if no instruction flips every label."""
     composed = attributes.compose(example, target, writer, vocabulary)
     if composed is None:
         return Written("", "", (), "declined")
@@ -71,12 +71,15 @@ def compose_complement(
 async def write_original(
     engine: Engine, settings: Bootstrap, example: SourceExample, vocabulary: Vocabulary | None
 ) -> Written:
-    """An original instruction for a plain example; length, style and the passages shown are drawn by the example."""
+    """Write an original instruction for a plain example.
+
+    The example's id determines the draw of length, style and passages in the prompt.
+    """
     rng = random.Random(f"{settings.seed}:{example.id}")
     prompt = prompts.original_prompt(
         prompts.load(settings.prompt),
         example,
-        rng.sample(example.hard_negatives, min(_NUM_OTHERS_SHOWN, len(example.hard_negatives))),
+        rng.sample(example.hard_negatives, min(_NUM_MINED_SHOWN, len(example.hard_negatives))),
         rng.choice(settings.lengths),
         rng.choice(settings.styles),
     )
@@ -84,5 +87,5 @@ async def write_original(
 
 
 def _sampling_seed(name: str) -> int:
-    """Below 2**31, as engines ask."""
+    """Derive a seed below 2**31, the limit of engines."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1

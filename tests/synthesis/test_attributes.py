@@ -92,7 +92,7 @@ def test_a_complement_flips_exactly_and_is_found_whenever_there_is_one(
         assert ALL.read(instruction) == requirements
 
 
-def test_the_same_seed_gets_the_same_words_whatever_came_before():
+def test_the_same_example_gets_the_same_words_in_any_order():
     row = example({"region": "africa", "coast": "island"}, [{"region": "asia", "coast": "coastal"}])
     first = compose(row, row.instruction_negatives[0], WRITER, ALL)
     for i in range(20):
@@ -102,7 +102,7 @@ def test_the_same_seed_gets_the_same_words_whatever_came_before():
 
 
 def drawn(writer, positive, negative, original, num=2000):
-    """How often each requirement is composed over `num` examples that differ in their id only."""
+    """The share of each requirement over `num` examples that differ only in their id."""
     counts = Counter()
     for i in range(num):
         row = example(positive, [negative], [original], id=str(i))
@@ -118,7 +118,7 @@ def test_kinds_and_polarities_come_in_the_shares_asked_for():
         {"region": "asia", "coast": "coastal"},
         Requirement(True, "region", "africa"),
     )
-    # Same facet has no exclusion that is not the negation, so its 0.15 of exclusions fall to the coast.
+    # The only exclusion on the same facet is the negation, so its 0.15 of exclusions go to the coast.
     assert shares[Requirement(False, "region", "africa")] == pytest.approx(0.15, abs=0.03)
     assert shares[Requirement(True, "region", "asia")] == pytest.approx(0.45 * 0.85, abs=0.03)
     assert shares[Requirement(True, "coast", "coastal")] == pytest.approx(0.40 * 0.85, abs=0.03)
@@ -127,7 +127,7 @@ def test_kinds_and_polarities_come_in_the_shares_asked_for():
 
 
 @pytest.mark.parametrize(("negation", "same"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
-def test_an_impossible_kind_gives_way_to_a_possible_one(negation, same):
+def test_an_impossible_kind_is_replaced_by_a_possible_one(negation, same):
     writer = WRITER.model_copy(update={"negation_share": negation, "same_attribute_share": same})
     shares = drawn(
         writer, {"climate": "cold"}, {"climate": "arid"}, Requirement(True, "region", "africa"), num=50
@@ -155,7 +155,7 @@ def test_a_compound_flips_too_and_its_second_requirement_is_about_something_else
     }
 
 
-def test_unknown_values_are_never_said():
+def test_values_without_phrases_are_never_used():
     row = example({"region": "africa"}, [{"region": "asia"}], [Requirement(True, "region", "africa")])
     only_originals = vocabulary([("region", "africa")])
     for i in range(20):

@@ -1,4 +1,4 @@
-"""The card, and that what it says about reading the rows is so."""
+"""The card, and its snippets that read the rows."""
 
 from pathlib import Path
 import re
@@ -68,7 +68,7 @@ def test_pandas_reads_the_rows(finished):
 
 def test_duckdb_reads_the_rows(finished):
     rows = as_ours(read(finished, "DuckDB").to_arrow_table())
-    assert sorted(rows, key=lambda each: each.example.id) == expected(finished)
+    assert sorted(rows, key=lambda dual_view: dual_view.example.id) == expected(finished)
 
 
 def test_datasets_reads_the_rows(finished, tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_the_card_says_what_the_run_is(finished):
     front_matter = yaml.safe_load(front)
     assert front_matter["size_categories"] == ["n<1K"]
     compared = (finished / "near_duplicates.parquet").exists()
-    assert [each["config_name"] for each in front_matter["configs"]] == ["rows", "near_duplicates"][
+    assert [config["config_name"] for config in front_matter["configs"]] == ["rows", "near_duplicates"][
         : 1 + compared
     ]
     assert f"5 rows, {3 if compared else 4} of them to train on" in " ".join(body.split())
@@ -99,7 +99,7 @@ def test_every_column_is_described():
     assert list(COLUMNS) == DUAL_VIEW_SCHEMA.names
 
 
-def test_a_card_that_stands_stays(finished):
+def test_an_existing_card_is_kept(finished):
     before = (finished / "README.md").read_bytes()
     assert put_card(open_run(str(finished))) == ("README.md", False)
     assert (finished / "README.md").read_bytes() == before
@@ -133,7 +133,7 @@ def test_a_run_that_has_grown_gets_a_card_of_all_its_rows(finished):
 def test_an_unfinished_run_gets_no_card(tmp_path):
     store = open_store(str(tmp_path))
     run = finish_run(store, SHARDS, {}, num_missing=1)
-    with pytest.raises(InputError, match=r"not finished: 1 of 2 shards stand.*; a card needs a finished run"):
+    with pytest.raises(InputError, match=r"not finished: 1 of 2 shards .*a card needs"):
         put_card(run)
     assert not (tmp_path / "README.md").exists()
 

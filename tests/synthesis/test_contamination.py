@@ -80,22 +80,22 @@ def test_the_checksum_is_that_of_the_texts():
         (
             "a.jsonl",
             b'{"text": "fine"}\n{"text": 1}',
-            "a.jsonl line 2: expected texts under some of text, query",
+            "a.jsonl line 2: expected .* text, query",
         ),
-        ("a.jsonl", b'{"_id": "1"}', "a.jsonl line 1: expected texts"),
-        ("a.jsonl", b'["text"]', "a.jsonl line 1: expected texts"),
-        ("a.jsonl", b'{"query": "q", "instructions": {"yes": 1}}', "a.jsonl line 1: expected texts"),
+        ("a.jsonl", b'{"_id": "1"}', "a.jsonl line 1: expected .*instructions"),
+        ("a.jsonl", b'["text"]', "a.jsonl line 1: expected .*instructions"),
+        ("a.jsonl", b'{"query": "q", "instructions": {"yes": 1}}', "a.jsonl line 1: expected .*instructions"),
         ("a.jsonl", b"text", "a.jsonl line 1: is not valid JSON"),
         ("a.txt", b"fine\n\xff", "a.txt line 2: is not UTF-8"),
-        ("a.csv", b"text", "a.csv ends neither in .jsonl nor in .txt"),
+        ("a.csv", b"text", "a.csv does not end in .jsonl or .txt"),
     ],
 )
-def test_bad_files_are_told(tmp_path, name, content, sentence):
+def test_bad_files_are_errors(tmp_path, name, content, sentence):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=sentence):
         load(tmp_path / name)
 
 
-def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(InputError, match=r"there is no file .*gone.jsonl"):
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"no file .*gone.jsonl"):
         load(tmp_path / "gone.jsonl")

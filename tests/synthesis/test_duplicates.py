@@ -14,7 +14,7 @@ ASKED = {"near_duplicates": SETTINGS.model_dump(mode="json")}
 
 
 def found(tmp_path, shards, settings=SETTINGS, each=map):
-    """(example, target) -> ((example, target) that it repeats, similarity)"""
+    """Map (example, target) to ((example, target) that it repeats, similarity)."""
     asked = {"near_duplicates": settings.model_dump(mode="json")}
     run = finish_run(open_store(str(tmp_path)), shards, asked)
     mark_near_duplicates(run, settings, each)
@@ -30,7 +30,7 @@ def shingles(text, ngram):
 
 
 def by_comparing_all(rows, settings):
-    """The same by exact Jaccard indices of every row with every earlier one that stays."""
+    """The same from exact Jaccard indices of every row with every earlier kept row."""
     stays, repeated = [], {}
     for each in rows:
         own = shingles(each.new_instruction, settings.ngram)
@@ -49,7 +49,7 @@ def by_comparing_all(rows, settings):
 
 
 def written_rows(num_families: int) -> list:
-    """Families of instructions: a long one, copies with one word changed (Jaccard index above 0.9), others'."""
+    """Make families of instructions: a long one and copies with one word changed (Jaccard index above 0.9)."""
     rng = random.Random(4)
     vocabulary = [f"word{number}" for number in range(400)]
     rows = []
@@ -149,7 +149,7 @@ def test_a_list_that_exists_stays(tmp_path):
 
 
 def test_an_older_driver_compares_what_it_planned_while_a_newer_one_goes_on(tmp_path):
-    """Both in any order: each list is of its own plan's rows, and the newer one is in force at the end."""
+    """In either order, each list covers its own plan's rows, and the newer one applies in the end."""
     store = open_store(str(tmp_path))
     older = finish_run(store, [[row("a"), row("b")]], ASKED)
     newer = extend_run(store, [row("c")])

@@ -67,7 +67,7 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_and_an_undecided_one_is_in
 
     orders = [order(relevant, irrelevant) for relevant in margins[golds] for irrelevant in margins[~golds]]
     result = grade(margins, golds)
-    # Two undecided pairs are no tie: the relevant one is surely no, the irrelevant one surely yes.
+    # Two undecided pairs are not a tie: the relevant one counts as a certain no, the irrelevant one as a certain yes.
     assert result.auc == pytest.approx(np.mean(orders))
     assert result.agreement == np.mean(
         [margin is not None and (margin > 0) == gold for margin, gold in pairs]
@@ -116,7 +116,7 @@ def test_pairs_of_a_collection_are_relevant_under_one_instruction_and_not_under_
 
 
 def answering(answer):
-    """A judge that is given the passage's line of the prompt."""
+    """An engine that judges by the passage's line of the prompt."""
 
     def complete(request):
         logprobs = answer(inside(request.prompt[-1].text, "passage"))
@@ -170,7 +170,7 @@ def test_a_perfect_judge():
     assert (m.result.auc, m.auc_low, m.auc_high, m.result.agreement) == (1.0, 1.0, 1.0, 1.0)
     assert m.result.ece < 0.001
     assert (m.min_margin.threshold, m.min_margin.num_kept, m.min_margin.precision) == (8.0, 400, 1.0)
-    assert m.min_margin.low < 1.0  # 400 right ones do not prove that all are
+    assert m.min_margin.low < 1.0  # 400 correct verdicts do not prove that all are
     assert (m.min_yes.threshold, m.min_yes.num_kept) == (8.0, 200)
 
 
@@ -190,11 +190,11 @@ def test_an_inverted_judge():
 
 
 def test_an_over_confident_judge_is_as_good_as_its_calibrated_self_but_for_its_calibration():
-    """Gold drawn with the probability that a margin states; then ten times the margin."""
+    """Gold labels drawn with the margin's probability; then the margin times ten."""
     golds = RNG.random(len(NOISE)) < 1 / (1 + np.exp(-NOISE))
     calm, loud = measured(NOISE, golds), measured(10 * NOISE, golds)
     assert calm.result.auc == loud.result.auc
-    assert calm.result.ece < 0.08  # the noise of 40 pairs a bin
+    assert calm.result.ece < 0.08  # the noise of 40 pairs per bin
     assert loud.result.ece > 0.15
     assert loud.min_margin.threshold == 10 * calm.min_margin.threshold
     assert loud.min_margin.num_kept == calm.min_margin.num_kept
@@ -242,7 +242,7 @@ def test_the_threshold_reaches_the_precision_and_no_smaller_one_does(pairs, want
 
 def test_the_interval_is_wider_where_queries_have_many_pairs_that_are_alike():
     margins, golds = np.repeat(NOISE[:40], 10), np.repeat(GOLDS[:40], 10)
-    together = [f"query {i // 20}" for i in range(400)]  # ten relevant and ten irrelevant ones each
+    together = [f"query {i // 20}" for i in range(400)]  # each with ten relevant and ten irrelevant pairs
     apart = [f"query {i}" for i in range(400)]
     (low, high), (low_apart, high_apart) = (
         auc_interval(queries, golds, margins, 50, 1) for queries in (together, apart)
@@ -276,7 +276,7 @@ def test_copies_of_a_pair_make_nothing_surer(num_hits):
 
 
 @pytest.mark.parametrize("share", [0.6, 0.9, 0.97])
-@pytest.mark.parametrize("likeness", [0.0, 0.3, 1.0])  # of the hits of a query
+@pytest.mark.parametrize("likeness", [0.0, 0.3, 1.0])  # correlation of a query's hits
 def test_the_interval_holds_the_share_of_all_queries_nearly_as_often_as_it_says(share, likeness):
     rng = np.random.default_rng(1)
     queries = [f"query {n // 5}" for n in range(120)]
@@ -286,7 +286,7 @@ def test_the_interval_holds_the_share_of_all_queries_nearly_as_often_as_it_says(
         hits = np.where(rng.random(120) < np.sqrt(likeness), of_query, rng.random(120) < share)
         found = kept(queries, np.ones(120), hits, 0.5)
         holds += found.low <= share <= found.high
-    assert holds / 300 > 0.9  # as if all pairs were of other queries: 0.5 to 0.9 where they are alike
+    assert holds / 300 > 0.9  # correlated pairs in an interval for independent ones: 0.5 to 0.9
 
 
 def test_a_query_alone_shows_nothing_of_others():

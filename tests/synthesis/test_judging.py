@@ -113,6 +113,6 @@ def test_the_verdicts_of_the_named_judge_and_conditions_decide(judge, min_margin
         Verdict("attributes", "new", "n", expected=True, margin=1.0),
         Verdict("llm", "original", "n", expected=False, margin=-4.0),
         Verdict("llm", "query", "p", expected=True, margin=-1.0),
-        Verdict("llm", "new", "hard", expected=None, margin=-9.0),  # nobody's label: never counts
+        Verdict("llm", "new", "hard", expected=None, margin=-9.0),  # unlabelled: never counts
     ]
     assert decide(verdicts, {judge: min_margin}, conditions) == expected

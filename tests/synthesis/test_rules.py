@@ -94,7 +94,7 @@ def test_length_limits_are_inclusive():
     texts=st.lists(st.text(alphabet="aAbBéÉ ,", max_size=30), max_size=3),
     length=st.integers(1, 4),
 )
-def test_a_shared_run_is_found_wherever_it_stands(words, texts, length):
+def test_a_shared_run_is_found_anywhere(words, texts, length):
     def runs(of):
         return {tuple(of[start : start + length]) for start in range(len(of) - length + 1)}
 
@@ -126,7 +126,7 @@ def test_what_a_benchmark_holds_is_contaminated():
     for instruction, reason in [
         ("Keep islands that trade with their neighbours.", "contaminated"),
         ("Keep islands that trade with great neighbours.", None),
-        ("Only the ports of Asia.", None),  # a short text counts only as a whole
+        ("Only the ports of Asia.", None),  # a short text must match as a whole
     ]:
         assert broken_rule(instruction, SEED, RULES, benchmarks) == reason
     for example in (replace(SEED, query="ports of asia?"), replace(SEED, instruction="Ports of Asia!")):

@@ -95,7 +95,7 @@ ISLANDS = "Only keep countries that are island."
 
 
 def engine(write: str | Completion, relevant: Callable[[str], float | None]) -> Scripted:
-    """Writes one answer; judges a passage's text with a margin, None for no clear word."""
+    """Writes one answer; judges a passage's text with a margin, or undecided for None."""
 
     def answer(request: Request) -> Completion:
         if not request.num_logprobs:
@@ -256,7 +256,7 @@ def world(num):
     ]
 
 
-def test_facets_rows_are_accepted_or_declined_without_any_engine():
+def test_attributes_rows_are_accepted_or_declined_without_any_engine():
     rows = finish(recipe(writer=FACETS, judges=(ATTRIBUTES,), accept="attributes"), world(100))
 
     assert {row.status for row in rows} == {"accepted", "declined"}
@@ -338,7 +338,7 @@ def test_a_poison_row_carries_the_seed_and_nothing_else():
         ({"conditions": ("original",)}, "expected `new`"),
         (
             {"judgements": Judgements(conditions=("query",), hard_negatives=False)},
-            "only what judgements.conditions holds",
+            "judgements.conditions",
         ),
         (
             {"conditions": ("query", "new"), "judges": (ATTRIBUTES,), "accept": "attributes"},
@@ -351,10 +351,10 @@ def test_a_poison_row_carries_the_seed_and_nothing_else():
             },
             "needs `query_prompt`",
         ),
-        ({"accept": None}, "judges: nothing is judged"),
+        ({"accept": None}, "judges: .*`accept: null`"),
         (
             {"accept": "none", "rewording": VocabularyRewording(kind="vocabulary", num=1, seed=1)},
-            "a wording stays only if",
+            "rewording: .*accept.judge is none",
         ),
         (
             {"bootstrap": BOOTSTRAP, "judges": (ATTRIBUTES,), "accept": "attributes"},
@@ -438,7 +438,7 @@ def test_an_accepted_draft_goes_before_a_surer_one_that_was_rejected():
 
 
 def by_condition(query=3.0, original=3.0):
-    """Judges like a good judge under each condition, times the factor given for that condition."""
+    """Judge correctly under each condition, with margins scaled by the condition's factor."""
 
     def answer(request):
         if not request.num_logprobs:
@@ -548,7 +548,7 @@ def test_a_row_that_poisoned_the_writing_pass_stays_what_it_is():
     assert (row.status, row.trainable) == ("poison", False)
 
 
-# --- plain examples ----------------------------------------------------------------------------------
+# --- plain examples -------------------------------------------------------------------------------
 
 PLAIN = replace(
     SEED,
@@ -557,9 +557,9 @@ PLAIN = replace(
     requirements=(),
     hard_negatives=(
         country("cuba", "america", "island"),  # breaks the written original
-        country("mali", "africa", "landlocked"),  # obeys it: no negative of any kind
+        country("mali", "africa", "landlocked"),  # obeys it: not a negative of any kind
         country("off-topic", "asia", "coastal"),
-        country("fiji", "oceania", "island"),  # breaks it, less surely
+        country("fiji", "oceania", "island"),  # breaks it, less clearly
     ),
 )
 ORIGINAL = "Only keep countries of africa."
@@ -630,7 +630,7 @@ def test_a_plain_seed_without_an_instruction_to_be_had_says_why(writes, mined, s
 
 
 def rewording_engine(reword):
-    """Writes ISLANDS; rewords with the function; judges islands relevant where the text says island."""
+    """Writes ISLANDS; rewords with the function; judges a passage relevant if its text says island."""
 
     def answer(request):
         question = request.prompt[-1].text

@@ -90,10 +90,10 @@ def test_a_run_that_two_versions_made_shows_both(tmp_path):
 
 def test_examples_are_the_first_accepted_rows_and_one_of_each_reason(tmp_path):
     stats = stats_of(tmp_path, [[row(str(number)) for number in range(9)], ROWS])
-    assert [each.status for each in stats.accepted_examples] == ["accepted"] * 5
-    assert [each.status for each in stats.rejected_examples] == ["declined", "not_flipped"]
+    assert [example.status for example in stats.accepted_examples] == ["accepted"] * 5
+    assert [example.status for example in stats.rejected_examples] == ["declined", "not_flipped"]
     declined = stats.rejected_examples[0]
-    assert declined.answer == "There is none."  # where no instruction was written
+    assert declined.answer == "There is none."  # because no instruction was written
     assert (declined.positive, declined.target) == (
         "Kenya lies in Africa.",
         "Peru Peru lies in South America.",
@@ -114,7 +114,7 @@ def test_near_duplicates_are_counted_as_such(tmp_path):
 
 def test_an_unfinished_run_says_so(tmp_path):
     stats = stats_of(tmp_path, [ROWS[:2], ROWS[2:4], ROWS[4:]], num_missing=2)
-    assert state(stats).startswith("not finished: 1 of 3 shards stand")
+    assert state(stats).startswith("not finished: 1 of 3 shards")
     assert stats.num_rows == 2
 
 
@@ -148,10 +148,10 @@ def test_the_tables_show_the_figures(tmp_path):
         "33.3%",
         "llm:j@1",
         "0.912",
-        "accepted 50.0%; trainable 3; tokens: 600 read, 60 written",
+        "accepted 50.0%; trainable 3; tokens: 600 prompt, 60 completion",
         "main [bold]ports[/bold]",
         "There is none.",
     ):
         assert text in shown
     print_stats(stats_of(tmp_path / "nothing-yet", [ROWS], num_missing=1), Console(file=output))
-    assert "not finished: 0 of 1 shards stand" in output.getvalue()
+    assert "not finished: 0 of 1 shards" in output.getvalue()
