@@ -39,17 +39,17 @@ def broken_rule(
     `benchmarks` are the loaded `rules.benchmarks`. The example's query and instruction are checked against them too:
     every instruction for a benchmark query is contaminated.
     """
-    own_words = words(instruction)
-    if not rules.min_words <= len(own_words) <= rules.max_words:
+    draft_words = words(instruction)
+    if not rules.min_words <= len(draft_words) <= rules.max_words:
         return "bad_length"
     if num_sentences(instruction) > rules.max_sentences:
         return "bad_length"
     if _META.search(instruction):
         return "meta_language"
     passages = (example.positive, *example.instruction_negatives, *example.hard_negatives)
-    if shares_run(own_words, (passage.full_text for passage in passages), rules.max_copied_words + 1):
+    if shares_run(draft_words, (passage.full_text for passage in passages), rules.max_copied_words + 1):
         return "leaks_passage"
-    if _jaccard(set(own_words), set(words(example.instruction))) > rules.max_similarity_to_original:
+    if _jaccard(set(draft_words), set(words(example.instruction))) > rules.max_similarity_to_original:
         return "near_original"
     # The original instruction is in the query's language, and identifies it better than a query of two words.
     if rules.other_language is not None and (
@@ -63,21 +63,21 @@ def broken_rule(
     return None
 
 
-def shares_run(own: list[str], texts: Iterable[str], length: int) -> bool:
-    """Whether a run of `length` of the lower-case words `own` occurs in one of the texts, ignoring case."""
-    own_runs = set(runs(own, length))
+def shares_run(draft_words: list[str], texts: Iterable[str], length: int) -> bool:
+    """Whether a run of `length` of the lower-case `draft_words` occurs in one of the texts, ignoring case."""
+    draft_runs = set(runs(draft_words, length))
     return any(
-        run in own_runs
+        run in draft_runs
         for text in map(str.lower, texts)
-        if _may_share_run(own, text, length)
+        if _may_share_run(draft_words, text, length)
         for run in runs(words(text), length)
     )
 
 
-def _may_share_run(own: list[str], text: str, length: int) -> bool:
+def _may_share_run(draft_words: list[str], text: str, length: int) -> bool:
     """False only if no run of `length` words can occur in the text. Much cheaper than splitting it into words."""
     num_consecutive = 0
-    for word in own:
+    for word in draft_words:
         num_consecutive = num_consecutive + 1 if word in text else 0
         if num_consecutive == length:
             return True

@@ -130,7 +130,7 @@ def test_an_empty_text(tmp_path: Path) -> None:
 def test_a_missing_column(tmp_path: Path) -> None:
     file = tmp_path / "examples.parquet"
     pq.write_table(pa.Table.from_pylist([SEED]).drop_columns("instruction"), file)
-    assert error_of_examples(file).startswith(f"{file} row 1: has no `instruction`; expected an object like")
+    assert error_of_examples(file).startswith(f"{file} row 1: has no `instruction`; expected")
 
 
 # --- storage --------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_prompt_for_another_use(tmp_path: Path) -> None:
     file.write_text(json.dumps(SEED))
     engine = {"kind": "scripted", "seed": 1}
     error = error_of("generate", {**judged_by_llm(file), "engine": engine, "writer.prompt": "judge-v1"})
-    assert re.match(r"prompt judge-v1@\w+: has no value for \$passage; this use of a prompt offers", error)
+    assert re.match(r"prompt judge-v1@\w+: has no value for \$passage;", error)
 
 
 def test_training_data_that_are_not_there(tmp_path: Path) -> None:

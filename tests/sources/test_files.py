@@ -243,8 +243,8 @@ def test_files_that_were_not_touched_are_not_read_again(suffix: str, tmp_path: P
     for name in names:
         spoil(name, 0, os.path.getsize(name))
     again = source.inputs(known)
-    assert [(each.name, each.index, each.stamp) for each in again] == [
-        (each.name, each.index, each.stamp) for each in known
+    assert [(file.name, file.index, file.stamp) for file in again] == [
+        (file.name, file.index, file.stamp) for file in known
     ]
     write(Path(names[0]), [row_of(f"a{number}") for number in range(4)])
     os.utime(names[0], ns=(1, 1))  # touched: read again, with the same content

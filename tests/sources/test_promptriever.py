@@ -95,7 +95,7 @@ def write(file: Path, rows: list[dict[str, Any]]) -> str:
 
 def examples_of(file: str) -> list[Any]:
     source = Promptriever((file,), 0.0)
-    return [example for each in source.inputs() for example in source.read(each, 0, each.num_rows)]
+    return [example for file in source.inputs() for example in source.read(file, 0, file.num_rows)]
 
 
 @pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "train.jsonl"])
@@ -110,8 +110,8 @@ def test_rows_with_an_instruction_negative_are_examples(name: str, tmp_path: Pat
     assert (first.id, first.query_id, second.id) == ("1-instruct", "1", "3-instruct")
     assert (first.query, first.instruction) == ("query 1", "Only islands.")
     assert first.positive == Passage("1-p", "text of 1-p", "title of 1-p")
-    assert [each.id for each in first.instruction_negatives] == ["1-n0", "1-n1", "1-n2"]
-    assert [each.id for each in first.hard_negatives] == [f"1-h{rank}" for rank in range(30)]
+    assert [passage.id for passage in first.instruction_negatives] == ["1-n0", "1-n1", "1-n2"]
+    assert [passage.id for passage in first.hard_negatives] == [f"1-h{rank}" for rank in range(30)]
     assert source.read(announced, 1, 2) == [second]
 
 
@@ -129,12 +129,15 @@ def test_a_passage_has_one_role_and_an_id_one_passage(tmp_path: Path) -> None:
         negative_passages=[passage("7"), passage("8"), passage("9"), passage("9", text="other")],
     )
     (example,) = examples_of(write(tmp_path / "train.jsonl", [row]))
-    assert [(each.id, each.text) for each in example.instruction_negatives] == [
+    assert [(passage.id, passage.text) for passage in example.instruction_negatives] == [
         ("7#2", "written"),
         ("7#3", "written too"),
         ("8", "text of 8"),
     ]
-    assert [(each.id, each.text) for each in example.hard_negatives] == [("9", "text of 9"), ("9#2", "other")]
+    assert [(passage.id, passage.text) for passage in example.hard_negatives] == [
+        ("9", "text of 9"),
+        ("9#2", "other"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -217,8 +220,8 @@ from dualview.errors import one_sentence
 from dualview.sources.promptriever import Promptriever
 with one_sentence():
     source = Promptriever(("hub:someone/their-data",), 0.0)
-    for each in source.inputs():
-        print(each.name, each.num_rows, *[example.id for example in source.read(each, 0, each.num_rows)])
+    for file in source.inputs():
+        print(file.name, file.num_rows, *[example.id for example in source.read(file, 0, file.num_rows)])
 """
 
 

@@ -31,20 +31,20 @@ def shingles(text, ngram):
 
 def by_comparing_all(rows, settings):
     """The same from exact Jaccard indices of every row with every earlier kept row."""
-    stays, repeated = [], {}
-    for each in rows:
-        own = shingles(each.new_instruction, settings.ngram)
+    kept, repeated = [], {}
+    for later in rows:
+        first = shingles(later.new_instruction, settings.ngram)
         indices = [
-            (len(own & other) / len(own | other), earlier)
-            for earlier in stays
-            for other in [shingles(earlier.new_instruction, settings.ngram)]
-            if earlier.example.query == each.example.query
+            (len(first & second) / len(first | second), earlier)
+            for earlier in kept
+            for second in [shingles(earlier.new_instruction, settings.ngram)]
+            if earlier.example.query == later.example.query
         ]
         best, of = max(indices, key=lambda pair: pair[0], default=(0.0, None))
         if best >= settings.threshold:
-            repeated[each.example.id, each.target_id] = ((of.example.id, of.target_id), best)
+            repeated[later.example.id, later.target_id] = ((of.example.id, of.target_id), best)
         else:
-            stays.append(each)
+            kept.append(later)
     return repeated
 
 
@@ -67,10 +67,10 @@ def test_it_finds_what_comparing_all_rows_finds(tmp_path):
     rows = written_rows(50)
     expected = by_comparing_all(rows, SETTINGS)
     assert 20 < len(expected) < len(rows) / 2
-    there = found(tmp_path, [rows])
-    assert {key: of for key, (of, _) in there.items()} == {key: of for key, (of, _) in expected.items()}
+    marked = found(tmp_path, [rows])
+    assert {key: of for key, (of, _) in marked.items()} == {key: of for key, (of, _) in expected.items()}
     # The standard deviation of an estimate is 0.035 at most here.
-    assert all(abs(there[key][1] - index) < 0.15 for key, (_, index) in expected.items())
+    assert all(abs(marked[key][1] - index) < 0.15 for key, (_, index) in expected.items())
 
 
 def test_the_cut_into_shards_changes_nothing(tmp_path):
