@@ -155,7 +155,7 @@ class DualView:
     new_instruction: str  # "" if none was written
     new_requirements: tuple[Requirement, ...]
     status: str  # ACCEPTED, WRITTEN or one of REASONS
-    trainable: bool  # accepted by a judge that passed validation
+    trainable: bool  # accepted, and not by an LLM judge that failed validation
     verdicts: tuple[Verdict, ...]  # on new_instruction; `drafts` summarises those on the other drafts
     drafts: tuple[Draft, ...]
     rewordings: tuple[Rewording, ...]

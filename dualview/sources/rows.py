@@ -64,7 +64,7 @@ def _no_such_file(name: str) -> InputError:
 
 
 def survey_rows(name: str, update: Callable[[bytes], None], offsets: list[int]) -> Iterator[Any]:
-    """Yield all rows of a file. Passes its bytes to `update`; appends each block's start and the last end to `offsets`."""
+    """Yield all rows of a file. Passes its bytes to `update`; appends block starts and the last end to `offsets`."""
     survey = _survey_jsonl if name.endswith(".jsonl") else _survey_parquet
     yield from survey(name, update, offsets)
 

@@ -27,7 +27,7 @@ COLUMNS = {
     "new_instruction": "the complementary instruction; empty if none was written",
     "new_requirements": "attribute requirements of the new instruction, if known",
     "status": "accepted, or the reason for rejection",
-    "trainable": "accepted, and either by a judge that passed validation or without a judge (accept.judge of the run)",
+    "trainable": "accepted, unless the run's accept.judge is an LLM judge that failed validation",
     "verdicts": "of each judge on each passage under each condition; margin is log p(yes) - log p(no), null if"
     " the judge could not decide; expected is null if the example has no label",
     "drafts": "the writer's answers and their statuses; surplus is the smallest deciding margin, negative if a verdict"
@@ -77,8 +77,8 @@ def card(run: GenerateRun, stats: Stats) -> str:
             *_snippets(repeated),
             "## Licence",
             "",
-            "Queries and passages come from the source named above and keep its licence. Instructions may be subject to",
-            "the terms of the model that wrote them.",
+            "Queries and passages come from the source named above and keep its licence. Instructions may be subject",
+            "to the terms of the model that wrote them.",
             "",
         ]
     )
@@ -161,7 +161,8 @@ def _growth(plan: Plan) -> list[str]:
     return [
         f"Inputs were added {'once' if times == 1 else f'{times} times'} since the run began. This card counts all"
         " rows;",
-        "earlier cards (README.md) count only the rows of their time. To publish the data, rename this card to README.md.",
+        "earlier cards (README.md) count only the rows of their time. To publish the data, rename this card to",
+        "README.md.",
         "",
     ]
 

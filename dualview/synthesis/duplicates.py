@@ -140,8 +140,8 @@ def _repetitions(
     rows: np.ndarray, signatures_RP: np.ndarray, settings: NearDuplicates
 ) -> Iterator[tuple[int, int, float]]:
     """(row, the row it repeats, their similarity)."""
-    # Candidates are verified below, so the index favours recall: a lower threshold, and false negatives weigh nine times
-    # as much as false positives.
+    # Candidates are verified below, so the index favours recall: a lower threshold, and false negatives weigh nine
+    # times as much as false positives.
     index = MinHashLSH(threshold=settings.threshold - 0.1, num_perm=settings.num_perm, weights=(0.1, 0.9))
     for row in rows.tolist():
         minhash = LeanMinHash(seed=_SEED, hashvalues=signatures_RP[row], scheme=_SCHEME)

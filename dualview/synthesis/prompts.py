@@ -61,8 +61,8 @@ class Prompt:
     def fill(self, **values: str) -> tuple[Turn, ...]:
         """Replace every $placeholder with a value that cannot close the tags around it.
 
-        A space is inserted into the prompt's own tags in a value: "< /passage>" closes nothing. Raises InputError if the
-        prompt has a placeholder without a value, for example a writing prompt that is used for a judge.
+        A space is inserted into the prompt's own tags in a value: "< /passage>" closes nothing. Raises InputError if
+        a placeholder has no value, for example if a judge's prompt is a writing prompt.
         """
         if unknown := self._placeholders - values.keys():
             raise InputError(
