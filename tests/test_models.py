@@ -112,7 +112,7 @@ def test_encoders_beside_the_same_documents_have_their_side_in_common(
         ("package:json.decoder/model", "the Python package `json.decoder` is not installed"),
         (
             "file:///no/model",
-            "model file:///no/model: .* expected a folder with config.json",
+            "model file:///no/model: holds no model; expected a folder with config.json",
         ),
         ("s3://models/empty", "model s3://models/empty: holds no model"),
         ("s3://absent/model", "there is no bucket `absent`"),

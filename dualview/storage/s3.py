@@ -237,9 +237,7 @@ def check_bucket(store: S3Store) -> None:
     except ClientError as error:
         code = error.response["Error"]["Code"]
         if code == "NoSuchBucket":
-            raise InputError(
-                f"{store.url}: there is no bucket `{store.bucket}`; create it first"
-            ) from None
+            raise InputError(f"{store.url}: there is no bucket `{store.bucket}`; create it first") from None
         if _status(error) in (401, 403) or code in _EXPIRED_CODES:
             raise InputError(
                 f"{store.url}: the credentials are refused ({code});"

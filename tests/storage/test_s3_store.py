@@ -98,7 +98,7 @@ def test_what_passes_is_waited_for(
         (error(403, "AccessDenied"), "S3 refuses a request (AccessDenied)"),
         (
             error(501, "NotImplemented"),
-            "S3 does not know a request (NotImplemented); choose a store that honours `If-None-Match: *`",
+            "S3 does not support a request (NotImplemented); choose a store that honours `If-None-Match: *`",
         ),
         (error(400, "ExpiredToken"), "the credentials are no longer accepted (ExpiredToken); renew them"),
     ],
