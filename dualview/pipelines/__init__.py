@@ -1,1 +1,1 @@
-"""How each verb spreads over a cluster: the only room that imports ray or deepspeed."""
+"""The steps of the command line, each spread over a Ray cluster."""

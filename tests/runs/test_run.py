@@ -143,7 +143,7 @@ def test_training_takes_the_run_as_it_was_when_it_was_opened(tmp_path: Path) -> 
     )
     run = open_run(ExtendedAfterReading(tmp_path, (row("c"),)))
     assert [each.example.id for each in run.trainable()] == ["a"]
-    with pytest.raises(InputError, match="is not finished; run it to its end first"):
+    with pytest.raises(InputError, match="is not finished"):
         open_run(str(tmp_path)).trainable()
 
 
