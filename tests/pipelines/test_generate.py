@@ -182,7 +182,7 @@ def test_an_engine_that_dies_in_the_exam_ends_the_run(tmp_path: Path) -> None:
         raise EngineDied
 
     config = small(LLM, tmp_path / "run")
-    with pytest.raises(Interruption, match="engine died .* judge"):
+    with pytest.raises(Interruption, match=r"engine died .* judge"):
         finish_without_ray(config, open_store(config.output), answer)
 
 
