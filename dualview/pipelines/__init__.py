@@ -1,1 +1,1 @@
-"""The steps of the command line, each spread over a Ray cluster."""
+"""One module or package per command, each of which spreads its work over a Ray cluster."""

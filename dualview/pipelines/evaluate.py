@@ -144,7 +144,7 @@ def _pinned(store: Store) -> dict[str, Any]:
 def _content(
     config: EvaluateConfig, benchmarks: Sequence[Benchmark], pinned: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
-    """Fingerprints of the content behind the config's names (models by side, run files, benchmarks), and models' stamps.
+    """Fingerprints of the models (by side), run files and benchmarks that the config names, and the models' stamps.
 
     A model with the pinned stamp is not read again. Raises InputError if a run file is missing.
     """
@@ -170,7 +170,7 @@ def _run_url(model: RunFiles, benchmark: Benchmark) -> str:
 def read_scores(store: Store) -> pa.Table:
     """The scores of a finished evaluation, in SCORES_SCHEMA.
 
-    Raises InputError if they have no topics, as in an earlier version: intervals would resample single queries.
+    Raises InputError if an earlier version wrote them without topics: intervals would then resample single queries.
     """
     table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
     if table.schema.names != SCORES_SCHEMA.names:
@@ -350,7 +350,7 @@ class _Index:
 
 
 def texts_of_passages(collection: Collection) -> list[str]:
-    """In the order of their ids, which is the order of their numbers."""
+    """Texts of the passages, in the order of their ids, which is also that of their numbers."""
     return [collection.passages[id].full_text for id in sorted(collection.passages)]
 
 
@@ -384,7 +384,7 @@ def specs_of(
 
 
 def candidates_of(collection: Collection, views: Sequence[QueryView]) -> list[NDArray[np.int32]] | None:
-    """The numbers of each view's candidates; None if all passages are, which holds for all views or for none."""
+    """The numbers of each view's candidates; None if every passage is one, for all views of a collection alike."""
     number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
     listed = [view.candidates for view in views]
     if listed[0] is None:

@@ -79,7 +79,8 @@ def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, s
         raise InputError(f"{url}: there is no {CONFIG_KEY}; {expected}") from None
     except (ValueError, KeyError, AttributeError, ValidationError):
         raise InputError(
-            f"{url}/{CONFIG_KEY}: is not the manifest of an evaluation, or an earlier version wrote it; evaluate into another output"
+            f"{url}/{CONFIG_KEY}: is not the manifest of an evaluation, or an earlier version wrote it;"
+            " evaluate into another output"
         ) from None
 
 

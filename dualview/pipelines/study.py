@@ -117,7 +117,7 @@ def _concurrent_runs(config: TrainConfig) -> int:
 
 
 def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
-    """One sentence on the cost of the missing runs: tokens from the data, time and money extrapolated from finished runs.
+    """One sentence on the cost of the missing runs: tokens by the data, time and money by the finished runs.
 
     If the data does not exist yet, the sentence says so: a study may be planned before its data is generated.
     """
@@ -140,7 +140,7 @@ def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
 
 
 def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, str]) -> str:
-    """The report on the finished runs, as Markdown. Also puts it beside the runs, as Markdown and HTML named by content."""
+    """Reports on the finished runs, as Markdown; also puts it in the store, as Markdown and HTML named by content."""
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):

@@ -60,8 +60,8 @@ def _check_rows(
     elif len(set(planned)) != len(planned):
         problem = "a request is planned twice"
     elif any(
-        row.example.id != seed_id or target_id not in ("", row.target_id)
-        for (seed_id, target_id), row in zip(planned, rows, strict=True)
+        row.example.id != example_id or target_id not in ("", row.target_id)
+        for (example_id, target_id), row in zip(planned, rows, strict=True)
     ):
         problem = "rows of other requests, or in the wrong order"
     elif unknown := {row.status for row in rows} - {ACCEPTED, WRITTEN, *REASONS}:
@@ -79,7 +79,9 @@ def _check_rows(
 def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa.Table:
     """The rows of one shard that are trainable and not left out; needs the columns id, target_id, trainable."""
     rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
-    is_kept = [trainable and (seed_id, target_id) not in left_out for trainable, seed_id, target_id in rows]
+    is_kept = [
+        trainable and (example_id, target_id) not in left_out for trainable, example_id, target_id in rows
+    ]
     return table.filter(pa.array(is_kept, pa.bool_()))
 
 

@@ -84,7 +84,7 @@ class ShardActor:
         attempt = uuid4().hex
         ordinal = await asyncio.to_thread(begin_attempt, self.run.store, shard, attempt)
         tasks = await asyncio.to_thread(self._tasks, shard)
-        # Outages of a remote server are no crashes of ours, so they must not slow shards down by isolation.
+        # A remote server's outages are not our crashes, so they must not send shards into slow isolation.
         isolated = ordinal >= FIRST_ISOLATED_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
         async with self.turns.alone() if isolated else self.turns.together():
             origin = lineage(
@@ -199,7 +199,7 @@ class Metrics:
 
 
 class Turns:
-    """Runs the shards of one actor together, but an isolated one alone: if the engine dies, only one row is suspect."""
+    """Runs the shards of one actor together, but an isolated one alone: if the engine dies, only one row is a suspect."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
