@@ -194,7 +194,7 @@ def local_data(path: str, hub_name: str) -> Path:
 
     Raises InputError if there is none, with advice on how to get `hub_name`.
     """
-    how = f"on a machine that reaches the hub, run `hf download {hub_name} --repo-type dataset --local-dir FOLDER`"
+    how = f"on a machine that can reach the hub, run `hf download {hub_name} --repo-type dataset --local-dir FOLDER`"
     if path.startswith("package:"):
         return _package_folder(path)
     if path.startswith("hub:"):

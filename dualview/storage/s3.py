@@ -118,7 +118,7 @@ class S3Store:
                     ) from error
                 elif time.monotonic() - began > _PATIENCE_SECONDS:
                     raise Interruption(
-                        f"{self.url}: S3 has failed for {_PATIENCE_SECONDS} s ({reason}); retry once it has recovered"
+                        f"{self.url}: S3 has failed for {_PATIENCE_SECONDS} s ({reason}); wait until it has recovered"
                     ) from error
             # Random, so that a thousand actors do not return at the same moment.
             time.sleep(random.uniform(0, min(0.2 * 2**number, _LONGEST_PAUSE_SECONDS)))
