@@ -1,4 +1,4 @@
-"""Where a model's files lie on this machine, whatever the name it goes by."""
+"""Finds the files of a model or data set by its name, and fingerprints their content."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,16 +13,16 @@ from dualview.config.base import fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
-Side = Literal["query", "document"]  # an asymmetric encoder has two; others read both the same way
+Side = Literal["query", "document"]  # an asymmetric encoder treats them differently
 SIDES: tuple[Side, ...] = ("query", "document")
 ROUTER = "router_config.json"
 
 
 def local_model(model: str) -> str:
-    """A folder, or a hub name for transformers to resolve.
+    """A local folder, or a hub name for transformers to resolve.
 
     `package:NAME/FOLDER` is a folder inside an installed Python package; `s3://...` and `file://...`
-    are copied to a local folder, once a process. Raises InputError where nothing is there.
+    are copied to a local folder once per process. Raises InputError if there is no such model.
     """
     check_model(model)
     if model.startswith("package:"):
@@ -33,7 +33,7 @@ def local_model(model: str) -> str:
 
 
 def check_model(model: str) -> None:
-    """Raises InputError where it is plain, without loading or copying anything, that nothing is there."""
+    """Raises InputError if there is no such model, as far as can be seen without loading or copying it."""
     if model.startswith("package:"):
         _package_folder(model)
     elif "://" in model:
@@ -41,7 +41,7 @@ def check_model(model: str) -> None:
         if isinstance(store, S3Store):
             check_reachable(store)
         if not store.list("config"):
-            raise InputError(f"model {model}: nothing lies there; expected a folder with config.json")
+            raise InputError(f"model {model}: holds no model; expected a folder with config.json")
     elif model.startswith((".", "/")) and not Path(model).is_dir():
         raise InputError(
             f"model {model}: no such folder; expected a folder, a hub name or s3://bucket/prefix"
@@ -49,14 +49,14 @@ def check_model(model: str) -> None:
 
 
 def model_fingerprint(model: str, side: Side) -> str:
-    """Tells the content of the files that decide one side's vectors, wherever they lie.
+    """Identifies the content of the files that determine one side's vectors, wherever they are stored.
 
-    Encoders that were trained beside frozen documents have one fingerprint of their document side in common.
-    For a name of the hub it is the commit that the hub has now, or that this machine keeps where there is no
-    hub. Raises InputError where nothing is there.
+    Encoders trained on the same frozen documents share the fingerprint of their document side. For a hub name it
+    is the hub's current commit, or the locally cached one if the hub cannot be reached.
+    Raises InputError if there is no such model.
     """
     check_model(model)
-    if model.startswith("s3://"):  # whose stamps are of the content
+    if model.startswith("s3://"):  # its stamps are content hashes
         store = open_store(model)
         stamps = {entry.key: entry.stamp for entry in store.list()}
         return fingerprint([[name, stamps[name]] for name in _of_side(side, sorted(stamps), store.get)])
@@ -68,40 +68,39 @@ def model_fingerprint(model: str, side: Side) -> str:
             for name in _of_side(side, names, lambda name: (folder / name).read_bytes())
         ]
         return fingerprint(read)
-    from huggingface_hub import (
-        model_info,
-        snapshot_download,
-    )  # here: only those who use it wait for its import
+    # Imported here, because it is slow and few callers need it.
+    from huggingface_hub import model_info, snapshot_download
 
     try:
         return str(model_info(model).sha)
-    except Exception as error:  # its own, its HTTP library's, the system's
+    except Exception as error:  # of huggingface_hub, its HTTP library or the system
         try:
             return Path(snapshot_download(model, local_files_only=True)).name
         except Exception:
             raise InputError(
-                f"model {model}: is no folder, and cannot be had from the hub ({type(error).__name__})"
+                f"model {model}: is not a folder and cannot be downloaded from the hub ({type(error).__name__})"
             ) from None
 
 
 def _of_side(side: str, names: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
-    """Without what is only to read, and without the modules that sentence-transformers' Router keeps for another side."""
+    """Leaves out the README and the modules that sentence-transformers' Router uses only for another side."""
     folders_of: dict[str, list[str]] = json.loads(read(ROUTER))["structure"] if ROUTER in names else {}
-    others = {folder for folders in folders_of.values() for folder in folders} - set(folders_of.get(side, ()))
-    return [name for name in names if name != "README.md" and name.partition("/")[0] not in others]
+    all_folders = {folder for folders in folders_of.values() for folder in folders}
+    unused = all_folders - set(folders_of.get(side, ()))
+    return [name for name in names if name != "README.md" and name.partition("/")[0] not in unused]
 
 
 class Saved(NamedTuple):
     """How a sentence-transformers folder was saved."""
 
-    pooling: Literal["mean", "cls"] | None  # then unit length, and nothing else; None: anything else
-    prompts: dict[Side, str]  # before every text of a side
+    pooling: Literal["mean", "cls"] | None  # followed only by normalization; None: anything else
+    prompts: dict[Side, str]  # prepended to every text of that side
 
 
 def saved_settings(model: str) -> Saved:
-    """Read from its small files, without its weights.
+    """Reads the model's small configuration files, without its weights.
 
-    Raises InputError where the encoder leaves its prompt out of the pooling, or its files cannot be read.
+    Raises InputError if the encoder leaves its prompt out of the pooling, or its files cannot be read.
     """
     modules = _read_json(model, "modules.json") or []
     settings = _read_json(model, "config_sentence_transformers.json") or {}
@@ -112,14 +111,14 @@ def saved_settings(model: str) -> Saved:
     ]
     named = settings.get("prompts") or {}
     names: dict[Side, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
-    # As sentence-transformers looks for them.
+    # In sentence-transformers' own order of lookup.
     prompts = {
         side: next((named[name] for name in of_side if name in named), None) or ""
         for side, of_side in names.items()
     }
     if any(prompts.values()) and any(pooling.get("include_prompt") is False for pooling in poolings):
         raise InputError(
-            f"model {model}: leaves its prompt out of the pooling (like Instructor), and so cannot be used"
+            f"model {model}: leaves its prompt out of the pooling (like Instructor), which is not supported"
         )
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     is_plain = (
@@ -140,7 +139,7 @@ def _pooling(settings: Mapping[str, Any]) -> Literal["mean", "cls"] | None:
 
 
 def _read_json(model: str, name: str) -> Any:
-    """None where the model has no such file."""
+    """None if the model has no such file."""
     try:
         if "://" in model:
             return json.loads(open_store(model).get(name))
@@ -151,7 +150,7 @@ def _read_json(model: str, name: str) -> Any:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"model {model}: {name} is no JSON ({error})") from None
+        raise InputError(f"model {model}: {name} is not valid JSON ({error})") from None
 
 
 def _from_hub(model: str, name: str) -> Any:
@@ -160,18 +159,18 @@ def _from_hub(model: str, name: str) -> Any:
 
     try:
         return json.loads(Path(hf_hub_download(model, name)).read_bytes())
-    except LocalEntryNotFoundError:  # no hub, and not among what this machine keeps
+    except LocalEntryNotFoundError:  # the hub cannot be reached, and the file is not cached
         return None
     except EntryNotFoundError:
         return None
-    except Exception as error:  # its own, its HTTP library's, the system's
+    except Exception as error:  # of huggingface_hub, its HTTP library or the system
         raise InputError(
-            f"model {model}: is no folder, and cannot be had from the hub ({type(error).__name__})"
+            f"model {model}: is not a folder and cannot be downloaded from the hub ({type(error).__name__})"
         ) from None
 
 
 def model_stamp(model: str) -> str | None:
-    """Costs no reading of the files, and is the same while nobody writes to them; None for a name of the hub."""
+    """Stays the same as long as nobody writes to the files; reads none of them. None for a hub name."""
     if model.startswith("package:"):
         model = str(_package_folder(model))
     elif "://" not in model and not Path(model).is_dir():
@@ -184,7 +183,7 @@ def _sha256(path: Path) -> str:
     return _sha256_of(path, status.st_size, status.st_mtime_ns)
 
 
-@cache  # large files, and most decide both sides
+@cache  # files are large, and most count for both sides
 def _sha256_of(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -193,9 +192,9 @@ def _sha256_of(path: Path, *_: int) -> str:
 def local_data(path: str, hub_name: str) -> Path:
     """The folder of a data set on this machine: a folder, package:NAME/FOLDER, s3://... or hub:OWNER/NAME.
 
-    Raises InputError where nothing is there, saying how to get `hub_name`.
+    Raises InputError if there is none, with advice on how to get `hub_name`.
     """
-    how = f"where the hub can be reached, run `hf download {hub_name} --repo-type dataset --local-dir FOLDER`"
+    how = f"on a machine that can reach the hub, run `hf download {hub_name} --repo-type dataset --local-dir FOLDER`"
     if path.startswith("package:"):
         return _package_folder(path)
     if path.startswith("hub:"):
@@ -203,20 +202,20 @@ def local_data(path: str, hub_name: str) -> Path:
 
         try:
             return Path(snapshot_download(path.removeprefix("hub:"), repo_type="dataset"))
-        except Exception as error:  # its own, its HTTP library's, the system's
+        except Exception as error:  # of huggingface_hub, its HTTP library or the system
             raise InputError(
-                f"{path}: cannot be had from the hub ({type(error).__name__}); {how}, and name FOLDER"
+                f"{path}: cannot be downloaded from the hub ({type(error).__name__}); {how}, and name FOLDER"
             ) from None
     folder = Path(_downloaded(path).name) if "://" in path else Path(path)
     if not folder.is_dir():
-        raise InputError(f"{path}: there is no such folder; {how}, and name FOLDER")
+        raise InputError(f"{path}: no such folder; {how}, and name FOLDER")
     return folder
 
 
 def open_data(path: str) -> Store:
-    """Where a data set's files are read: a folder, s3://..., package:NAME/FOLDER or hub:OWNER/NAME, downloaded first.
+    """The store of a data set: a folder, s3://..., package:NAME/FOLDER or hub:OWNER/NAME (downloaded first).
 
-    Raises InputError where the bucket or the hub cannot be reached. What the folder must hold is its reader's to say.
+    Raises InputError if the bucket or the hub cannot be reached. Whoever reads the files checks them.
     """
     if path.startswith(("hub:", "package:")):
         return open_store(str(local_data(path, path.removeprefix("hub:"))))
@@ -228,7 +227,7 @@ def open_data(path: str) -> Store:
 
 @cache
 def _downloaded(url: str) -> tempfile.TemporaryDirectory[str]:
-    # Kept for the life of the process and not longer: another run may write other weights to the same URL.
+    # Kept only for the life of the process: another run may write other weights to the same URL.
     folder = tempfile.TemporaryDirectory(prefix="dualview-model-")
     download_tree(open_store(url), Path(folder.name))
     return folder
@@ -238,7 +237,7 @@ def _package_folder(model: str) -> Path:
     package, _, inner = model.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a parent that is not there, or no name at all
+    except (ImportError, ValueError):  # a missing parent package, or an empty name
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise InputError(

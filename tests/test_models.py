@@ -1,4 +1,4 @@
-"""Where a model lies: folders, Python packages, stores; and what is said where nothing lies."""
+"""Where models are found: folders, Python packages, stores; and the errors if there is none."""
 
 from collections.abc import Iterator
 import json
@@ -112,9 +112,9 @@ def test_encoders_beside_the_same_documents_have_their_side_in_common(
         ("package:json.decoder/model", "the Python package `json.decoder` is not installed"),
         (
             "file:///no/model",
-            "model file:///no/model: nothing lies there; expected a folder with config.json",
+            "model file:///no/model: holds no model; expected a folder with config.json",
         ),
-        ("s3://models/empty", "model s3://models/empty: nothing lies there"),
+        ("s3://models/empty", "model s3://models/empty: holds no model"),
         ("s3://absent/model", "there is no bucket `absent`"),
         ("gs://models/x", "expected s3://bucket/prefix, file:///folder or a path"),
     ],

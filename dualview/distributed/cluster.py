@@ -1,4 +1,4 @@
-"""Joining a cluster, asking whether it can hold what a job wants, and hearing what went wrong in its workers."""
+"""Joins a Ray cluster, checks that it can hold a job, spreads work over it and re-raises its workers' errors."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,28 +24,28 @@ Result = TypeVar("Result")
 
 WAIT_VARIABLE = "DUALVIEW_WAIT_FOR_NODES_S"
 
-# Of actors that encode: the C library else gives a layer's memory back to the kernel and fetches it anew for the
-# next, a tenth to a fifth of the time on a CPU.
+# For actors that encode: by default malloc returns a layer's memory to the kernel and requests it again for the
+# next layer, which takes a tenth to a fifth of the time on a CPU.
 ENCODING_ENVIRONMENT = {
     "env_vars": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 }
 
 
 def join_cluster(actors: Actors, *, dashboard: bool = False) -> None:
-    """Connects to the cluster of RAY_ADDRESS or a running local one, else starts one on this machine.
+    """Connects to the cluster at RAY_ADDRESS or a running local one; otherwise starts one on this machine.
 
-    Such a one, of this job alone, has a dashboard only where asked for: it takes seconds of a laptop's cores.
-    Credentials are not carried over: every node finds its own in its environment.
-    Raises InputError where the cluster cannot hold the actors: Ray would wait for ever, quietly. A cluster
-    that grows says so by DUALVIEW_WAIT_FOR_NODES_S in its head's environment, and is given that time.
+    A cluster started here gets a dashboard only on request: it takes seconds of a laptop's cores.
+    Credentials are not forwarded: every node reads its own from its environment.
+    Raises InputError if the cluster cannot hold the actors: Ray would wait silently, forever. A cluster that
+    autoscales sets DUALVIEW_WAIT_FOR_NODES_S in its head's environment and gets that long to grow.
     """
     if not ray.is_initialized():
         ray.init(logging_level=logging.WARNING, include_dashboard=dashboard)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False  # our own progress says it shorter
+    context.enable_progress_bars = False  # our own is shorter
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # What ends a run reaches the driver as it was raised (see errors_of_workers), and Ray Data logs its
-    # traceback, which is raised anyway, not a second and third time.
+    # The driver gets the original exception (see errors_of_workers), with its traceback. Ray Data need not log
+    # that a second and third time.
     context.raise_original_map_exception = True
     for module in ("exceptions", "_internal.execution.streaming_executor_state"):
         logging.getLogger(f"ray.data.{module}").setLevel(logging.CRITICAL)
@@ -53,9 +53,9 @@ def join_cluster(actors: Actors, *, dashboard: bool = False) -> None:
 
 
 def _wait_for_capacity(actors: Actors) -> None:
-    """Asks the autoscaler for what is missing, and waits while the cluster may grow.
+    """Asks the autoscaler for the missing nodes, and waits while the cluster may still grow.
 
-    Whatever the end, the request is withdrawn: it would hold nodes, and their price, after the job.
+    Always withdraws the request in the end: it would hold nodes, at a cost, after the job.
     """
     deadline = time.monotonic() + _seconds_to_wait()
     asked = False
@@ -91,46 +91,46 @@ def _needs_of(actors: Actors) -> dict[str, float]:
 
 
 def check_capacity(actors: Actors, nodes: list[dict[str, float]]) -> None:
-    """Raises InputError where the actors do not fit on nodes with these resources."""
-    each = _needs_of(actors)
-    # Rounded as Ray counts, to 0.0001: three tenths hold three times a tenth.
+    """Raises InputError if the actors do not fit on nodes with these resources."""
+    needs = _needs_of(actors)
+    # Rounded to 0.0001, as Ray counts: a node with 0.3 CPUs holds three actors of 0.1.
     per_node = [
-        min(int(round(node.get(name, 0.0) / amount, 4)) for name, amount in each.items()) for node in nodes
+        min(int(round(node.get(name, 0.0) / amount, 4)) for name, amount in needs.items()) for node in nodes
     ]
     if sum(per_node) >= actors.num:
         return
-    for name, amount in each.items():
-        wanted, there = actors.num * amount, sum(node.get(name, 0.0) for node in nodes)
-        if wanted > there:
+    for name, amount in needs.items():
+        needed, available = actors.num * amount, sum(node.get(name, 0.0) for node in nodes)
+        if needed > available:
             raise InputError(
-                f"the cluster has {there:g} {name}s, but {actors.num} actors of {amount:g} {name}s each"
-                f" need {wanted:g}; ask for fewer actors or smaller ones, or add nodes"
+                f"the cluster has {available:g} {name}s, but {actors.num} actors of {amount:g} {name}s each"
+                f" need {needed:g}; ask for fewer or smaller actors, or add nodes"
             )
-    shape = " and ".join(f"{amount:g} {name}s" for name, amount in each.items())
+    shape = " and ".join(f"{amount:g} {name}s" for name, amount in needs.items())
     raise InputError(
-        f"the nodes of the cluster hold {sum(per_node)} actors of {shape} each, but {actors.num} are asked for,"
-        " and an actor lies on one node whole; ask for fewer actors or smaller ones, or add nodes"
+        f"the nodes of the cluster hold {sum(per_node)} actors of {shape} each, but {actors.num} are needed,"
+        " and an actor cannot span nodes; ask for fewer or smaller actors, or add nodes"
     )
 
 
 @contextmanager
 def errors_of_workers() -> Iterator[None]:
-    """An InputError or Interruption that ended a worker is raised here as what it was there.
+    """Unwraps an InputError or Interruption that a worker raised.
 
-    Everything else keeps the wrapping and the traceback that Ray gave it.
+    Any other exception keeps Ray's wrapper and traceback.
     """
     try:
         yield
     except Exception as error:
         for original in _originals(error):
             if isinstance(original, InputError | Interruption):
-                # Ray Data adds lines of advice to the sentence.
+                # Ray Data appends lines of advice to the message.
                 raise type(original)(str(original).partition("\n")[0]) from None
         raise
 
 
 def _originals(error: Any) -> Iterator[BaseException | None]:
-    """What Ray wrapped into `error`: raised in a task, in the constructor of an actor, in a training worker."""
+    """The exceptions that Ray wrapped in `error`: of a task, an actor's constructor or the training workers."""
     match error:
         case RayTaskError():
             yield error.cause
@@ -143,7 +143,7 @@ def _originals(error: Any) -> Iterator[BaseException | None]:
 def map_on_cluster(
     actors: Actors, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
-    """map_in_order, on a cluster that is joined for it; a single item is done here, without one."""
+    """Joins a cluster and runs map_in_order on it; maps a single item locally, without a cluster."""
     items = list(items)
     if len(items) < 2:
         yield from map(function, items)
@@ -153,8 +153,8 @@ def map_on_cluster(
 
 
 def map_in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` by tasks of one CPU each. At most two results a CPU wait to be taken, so memory stays flat."""
-    # Not `function` itself: Ray takes no partial functions.
+    """`map` in tasks of one CPU each. At most two tasks per CPU are pending, so memory stays flat."""
+    # A lambda, because Ray does not accept functools.partial.
     call = ray.remote(num_cpus=1)(lambda item: function(item))
     limit = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     pending: deque[Any] = deque()

@@ -1,4 +1,4 @@
-"""Encoding on Ray: actors that hold an encoder put the vectors that are missing on the store."""
+"""Encoding on Ray: actors with an encoder add the missing vectors to the store."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,15 @@ if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the
 def ensure_embeddings(
     store: Store, wanted: Sequence[Wanted], actors: Actors, *, trust_remote_code: bool
 ) -> None:
-    """Encodes what is wanted and not on the store yet, whoever put there what is.
+    """Encodes the wanted texts that have no vectors in the store yet, from this run or any other.
 
-    INPUT units of missing texts -> FAN-OUT actors with an encoder -> OUTPUT one put each.
-    Raises InputError where an encoder cannot be used.
+    INPUT units of missing texts -> FAN-OUT actors with an encoder -> OUTPUT one put per unit.
+    Raises InputError if an encoder cannot be used.
     """
     missing = missing_units(store, wanted)
     if not missing:
         return
-    # Those of a model together, because actors change models slowly.
+    # Grouped by model, because an actor takes long to load another one.
     missing.sort(key=lambda unit: wanted[unit.wanted].model)
     units = [
         {
@@ -44,10 +44,10 @@ def ensure_embeddings(
     ]
     join_cluster(actors)
     size = actors.size(len(units)) if isinstance(actors, Pool) else {"size": min(actors.num, len(units))}
-    asked = [(one.model, one.spec, one.read) for one in wanted]
+    requests = [(request.model, request.spec, request.read) for request in wanted]
     rows = ray.data.from_items(units, override_num_blocks=len(units)).map(
         EncodeUnit,
-        fn_constructor_args=(store, asked, trust_remote_code),
+        fn_constructor_args=(store, requests, trust_remote_code),
         compute=ActorPoolStrategy(**size),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
@@ -60,10 +60,12 @@ def ensure_embeddings(
 
 
 class EncodeUnit:
-    """Puts the vectors of a unit; an actor that keeps the encoder it was last asked for."""
+    """An actor that encodes units and puts their vectors; keeps the last encoder loaded."""
 
-    def __init__(self, store: Store, asked: Sequence[tuple[str, Any, Any]], trust_remote_code: bool) -> None:
-        self.store, self.asked, self.trust_remote_code = store, asked, trust_remote_code
+    def __init__(
+        self, store: Store, requests: Sequence[tuple[str, Any, Any]], trust_remote_code: bool
+    ) -> None:
+        self.store, self.requests, self.trust_remote_code = store, requests, trust_remote_code
         self.loaded: tuple[str, str | None] | None = None
 
     def encoder_of(self, model: str, spec: "EmbeddingSpec") -> "SentenceTransformer":
@@ -79,12 +81,12 @@ class EncodeUnit:
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
         from dualview.retrieval.encoder import encode
 
-        model, spec, read = self.asked[unit["wanted"]]
+        model, spec, read = self.requests[unit["wanted"]]
         keys_D = np.asarray(unit["keys"], np.uint64)
         try:
-            found = encode(self.encoder_of(model, spec), spec, read(unit["payload"]))
+            encoded = encode(self.encoder_of(model, spec), spec, read(unit["payload"]))
         except InputError as error:
             name = f"model {model}: "
             raise InputError(name + str(error).removeprefix(name)) from None
-        put_unit(self.store, unit_name(keys_D), spec, keys_D, found, uuid4().hex)
+        put_unit(self.store, unit_name(keys_D), spec, keys_D, encoded, uuid4().hex)
         return {"num_texts": len(keys_D)}

@@ -1,1 +1,1 @@
-"""How each verb spreads over a cluster: the only room that imports ray or deepspeed."""
+"""One module or package per command, each of which spreads its work over a Ray cluster."""

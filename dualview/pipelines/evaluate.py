@@ -1,12 +1,12 @@
-"""Evaluation on Ray: actors encode, tasks search shards, the driver scores. Under the output:
+"""Evaluation on Ray: actors encode, tasks search shards, the driver scores. Files under the output:
 
-config.json                       what is evaluated, by name and by content; created once
-embeddings/                       vectors, see retrieval/embeddings.py; elsewhere where `embeddings` says so
+config.json                       the models and benchmarks, by name and content; created once
+embeddings/                       vectors, see retrieval/embeddings.py, unless `embeddings` names another place
 runs/ENCODER/BENCHMARK.trec       rankings
-moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, to be read
-results/ENCODER/BENCHMARK.json    in mteb's layout, and how it was asked
-scores.parquet                    every query's value, and its topic; created last
-report.html                       the tables
+moved/ENCODER/BENCHMARK.jsonl     passages that an instruction moved most, for human readers
+results/ENCODER/BENCHMARK.json    scores in mteb's layout, and the encoder's settings
+scores.parquet                    each query's scores and topic; created last
+report.html                       the tables of scores
 """
 
 # V = views of a collection, E = embedding size, D = passages of a shard
@@ -71,8 +71,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_KEY = "config.json"
 SCORES_KEY = "scores.parquet"
-DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; of listed candidates all are ranked
-_PASSAGES_A_TASK = 16_384  # the search of so many is done here, without a cluster
+DEPTH = 1000  # of a ranking of the whole corpus, as in mteb; listed candidates are all ranked
+_PASSAGES_A_TASK = 16_384  # up to this many are searched on the driver, without a cluster
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class Benchmark:
     collections: tuple[Collection, ...]
 
     def text(self, view: QueryView) -> str:
-        """What a model is asked."""
+        """The query text that models get."""
         if not view.instruction:
             return view.query
         return self.template.format(query=view.query, instruction=view.instruction)
 
 
 def evaluate(config: EvaluateConfig) -> Summary:
-    """Scores every model on every benchmark; a finished evaluation is only read, vectors that stand are not made again.
+    """Scores every model on every benchmark. Only reads a finished evaluation, and reuses existing vectors.
 
     Returns the summary: means with bootstrap intervals, and paired differences.
     """
@@ -104,10 +104,11 @@ def evaluate(config: EvaluateConfig) -> Summary:
         if isinstance(model, EncoderModel):
             check_model(model.model)
     benchmarks = [open_benchmark(benchmark, config.query_template) for benchmark in config.benchmarks]
-    content, stamps = _content(config, benchmarks, _claimed(store))
+    content, stamps = _content(config, benchmarks, _pinned(store))
     deciding = config.deciding()
-    others = {key: value for key, value in config.model_dump(mode="json").items() if key not in deciding}
-    pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata={**others, "stamps": stamps})
+    settings = config.model_dump(mode="json")
+    metadata = {key: value for key, value in settings.items() if key not in deciding}
+    pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata={**metadata, "stamps": stamps})
     if store.list(SCORES_KEY):
         logger.info(f"{config.output} is finished; nothing to do")
     else:
@@ -120,10 +121,10 @@ def evaluate(config: EvaluateConfig) -> Summary:
     return result
 
 
-def _claimed(store: Store) -> dict[str, Any]:
-    """What the output is pinned to, {} where it is not yet.
+def _pinned(store: Store) -> dict[str, Any]:
+    """The manifest of the output, {} if there is none yet.
 
-    Raises InputError where it is pinned by names alone: its scores may be of what lay there before.
+    Raises InputError if it has only names: its scores may be of earlier content under these names.
     """
     try:
         pinned: dict[str, Any] = json.loads(store.get(CONFIG_KEY))
@@ -133,9 +134,9 @@ def _claimed(store: Store) -> dict[str, Any]:
         pinned = {}
     if not isinstance(pinned, dict) or "content" not in pinned:
         raise InputError(
-            f"{store.url}/{CONFIG_KEY}: does not say which content its models and benchmarks had, as earlier versions"
-            " did not; choose another output, or, if nothing has changed since, remove this file and run the same"
-            " command again: it makes nothing anew"
+            f"{store.url}/{CONFIG_KEY}: does not identify the content of its models and benchmarks, because an earlier"
+            " version wrote it; choose another output, or, if nothing has changed since, remove this file and run the"
+            " same command again: it recomputes nothing"
         )
     return pinned
 
@@ -143,9 +144,9 @@ def _claimed(store: Store) -> dict[str, Any]:
 def _content(
     config: EvaluateConfig, benchmarks: Sequence[Benchmark], pinned: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str | None]]:
-    """Fingerprints of what lies behind the config's names: models by side, run files, benchmarks. And models' stamps.
+    """Fingerprints of the models (by side), run files and benchmarks that the config names, and the models' stamps.
 
-    A model whose stamp is the pinned one is not read again. Raises InputError where a run file is missing.
+    A model with the pinned stamp is not read again. Raises InputError if a run file is missing.
     """
     models, runs, stamps = dict[str, Any](), dict[str, str](), dict[str, str | None]()
     for model in config.encoders.values():
@@ -158,7 +159,7 @@ def _content(
         elif isinstance(model, RunFiles):
             urls = [_run_url(model, benchmark) for benchmark in benchmarks]
             runs |= {url: file_sha256(url)[:16] for url in urls}
-    of_benchmarks = {each.name: fingerprint_of(each.collections) for each in benchmarks}
+    of_benchmarks = {benchmark.name: fingerprint_of(benchmark.collections) for benchmark in benchmarks}
     return {"models": models, "runs": runs, "benchmarks": of_benchmarks}, stamps
 
 
@@ -169,14 +170,14 @@ def _run_url(model: RunFiles, benchmark: Benchmark) -> str:
 def read_scores(store: Store) -> pa.Table:
     """The scores of a finished evaluation, in SCORES_SCHEMA.
 
-    Raises InputError where they were made before scores had a topic: intervals over them would draw queries.
+    Raises InputError if an earlier version wrote them without topics: intervals would then resample single queries.
     """
     table = pq.read_table(pa.BufferReader(store.get(SCORES_KEY)))
     if table.schema.names != SCORES_SCHEMA.names:
         lacking = ", ".join(name for name in SCORES_SCHEMA.names if name not in table.schema.names)
         raise InputError(
-            f"{store.url}/{SCORES_KEY}: lacks {lacking}, which scores of an earlier version did not have; remove it"
-            " and report.html beside it and run the same command again: it encodes nothing anew, vectors are kept"
+            f"{store.url}/{SCORES_KEY}: lacks {lacking}, because an earlier version wrote it; remove it and"
+            " report.html beside it and run the same command again: it reuses all vectors"
         )
     return table
 
@@ -185,12 +186,12 @@ def _check_comparisons(config: EvaluateConfig) -> None:
     for name in (name for pair in config.compare for name in pair):
         if name not in config.encoders:
             raise InputError(
-                f"compare: `{name}` is none of the encoders; expected one of {', '.join(config.encoders)}"
+                f"compare: `{name}` is not among the encoders; expected one of {', '.join(config.encoders)}"
             )
 
 
 def open_benchmark(settings: BenchmarkConfig, template: str | None = None) -> Benchmark:
-    """Raises InputError where its data are missing or wrong."""
+    """Raises InputError if its data are missing or invalid."""
     collections = read_benchmark(settings)
     kind = KINDS[f"followir {settings.score}" if isinstance(settings, FollowIR) else settings.kind]
     return Benchmark(collections[0].name, kind, template or kind.template, tuple(collections))
@@ -233,7 +234,7 @@ def _evaluate(
 
 
 def _with(notes: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of several collections add up."""
+    """Merges notes; the counts of several collections are added up."""
     return {
         **notes,
         **{
@@ -257,7 +258,7 @@ def _put_files(
     pairs = list(zip(benchmark.collections, rankings, strict=True))
     put(
         f"runs/{name}/{benchmark.name}.trec",
-        "".join(line for _, each in pairs for line in run_lines(each, name)),
+        "".join(line for _, of_views in pairs for line in run_lines(of_views, name)),
     )
     put(f"moved/{name}/{benchmark.name}.jsonl", "".join(line for pair in pairs for line in most_moved(*pair)))
     result = mteb_result(benchmark.kind, benchmark.collections, rankings, scores, notes)
@@ -265,7 +266,7 @@ def _put_files(
 
 
 def _sentence(notes: Mapping[str, Any]) -> str:
-    """How it was asked, and what was not read or not there."""
+    """The query template, the number of texts that were cut, and the number of queries without a line."""
     cut = [
         f"{notes[f'num_{side}_texts_cut']:,} of {notes[f'num_{side}_texts']:,} {side} texts are longer than"
         f" {notes[f'{side}_max_tokens']} tokens and were cut"
@@ -287,7 +288,7 @@ class _Asked(NamedTuple):
 
 
 class _Index:
-    """The vectors of all texts, on the store."""
+    """The vectors of all texts, in the store."""
 
     def __init__(
         self,
@@ -322,7 +323,7 @@ class _Index:
         return locate(self.store, spec, keys_N, self.keys_of_units[spec])
 
     def hits(self, name: str, collection: Collection) -> Hits:
-        """INPUT units of passages -> FAN-OUT tasks -> OUTPUT the best of each; their vectors stay there."""
+        """INPUT units of passages -> FAN-OUT tasks -> OUTPUT the best hits of each; vectors stay in the tasks."""
         units = self.units(name, collection, "document")
         queries_VE = gather(self.store, self.units(name, collection, "query"))
         batches = list(_batches(units, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
@@ -334,7 +335,7 @@ class _Index:
         return _merged(parts, collection)
 
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
-        """How it was asked, and what was too long to be read whole."""
+        """The prompts and token limits, and how many texts were cut."""
         notes: dict[str, Any] = {}
         for side in SIDES:
             label = "query" if side == "query" else "passage"
@@ -349,7 +350,7 @@ class _Index:
 
 
 def texts_of_passages(collection: Collection) -> list[str]:
-    """In the order of their ids, which is that of their numbers."""
+    """Texts of the passages, in the order of their ids, which is also that of their numbers."""
     return [collection.passages[id].full_text for id in sorted(collection.passages)]
 
 
@@ -358,14 +359,14 @@ def _pick(texts: Sequence[str], numbers: Sequence[int]) -> list[str]:
 
 
 def vectors_store(config: EvaluateConfig, output: Store) -> Store:
-    """Where an evaluation keeps vectors; `output` is where it lies now."""
+    """The store of an evaluation's vectors; `output` is its current place."""
     return open_store(config.embeddings or f"{output.url.rstrip('/')}/embeddings")
 
 
 def specs_of(
     config: EvaluateConfig, model: EncoderModel, fingerprints: Mapping[Side, str]
 ) -> dict[Side, EmbeddingSpec]:
-    """What decides the vectors of each side of the model; `fingerprints` are of its files."""
+    """What determines the vectors of each side of the model; `fingerprints` are those of its files."""
     saved = saved_settings(model.model)
     prompts: dict[Side, str | None] = {"query": model.query_prompt, "document": model.passage_prompt}
     max_tokens: dict[Side, int] = {"query": config.max_query_tokens, "document": config.max_passage_tokens}
@@ -383,7 +384,7 @@ def specs_of(
 
 
 def candidates_of(collection: Collection, views: Sequence[QueryView]) -> list[NDArray[np.int32]] | None:
-    """The numbers of each view's candidates; None where all are. All views of a collection are alike in this."""
+    """The numbers of each view's candidates; None if every passage is one, for all views of a collection alike."""
     number_of = {id: number for number, id in enumerate(sorted(collection.passages))}
     listed = [view.candidates for view in views]
     if listed[0] is None:
@@ -406,12 +407,12 @@ def search_among(
     candidates: Sequence[NDArray[np.int32]] | None,
     k: int = DEPTH,
 ) -> Found:
-    """All of each view's candidates; where none are listed, the k best passages."""
+    """Scores all of each view's candidates; if none are listed, finds the k best passages."""
     return search(shards, num_views, k=0 if candidates else k, listed=candidates)
 
 
 def hits_of(found: Found, view: QueryView) -> Hits:
-    """Those that views like this one are ranked by."""
+    """The hits that rank views like this one."""
     return found.best if view.candidates is None else found.listed
 
 
@@ -423,7 +424,7 @@ def _merged(parts: Iterable[Found], collection: Collection) -> Hits:
 
 
 def _hits_of_bm25(actors: Actors, model: Bm25Model, benchmark: Benchmark, collection: Collection) -> Hits:
-    """FAN-OUT parts of the corpus twice: to count terms, and to score each part as if all were indexed at once."""
+    """FAN-OUT parts of the corpus twice: to count terms, and to score each part with the counts of the whole."""
     terms = bm25.terms_of([benchmark.text(view) for view in collection.views], model)
     vocabulary = bm25.vocabulary_of(terms)
     texts = texts_of_passages(collection)

@@ -1,4 +1,4 @@
-"""The judge is measured: a task with an engine asks it about gold pairs, and the driver does the sums."""
+"""Measures a judge: tasks with an engine ask it about gold pairs, and the driver computes the statistics."""
 
 import asyncio
 from collections.abc import Callable
@@ -56,8 +56,8 @@ PAIRS_SCHEMA = pa.schema(
         ("instruction", pa.string()),
         ("passage_id", pa.string()),
         ("passage", pa.string()),
-        ("relevant", pa.bool_()),  # what its labels say
-        ("margin", pa.float64()),  # what the judge says: log p(yes) - log p(no); null where it cannot tell
+        ("relevant", pa.bool_()),  # by the labels
+        ("margin", pa.float64()),  # the judge's log p(yes) - log p(no); null if undecided
         ("engine", pa.string()),
     ]
 )
@@ -65,15 +65,15 @@ PAIRS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Judged:
-    engines: list[str]  # names, one as a rule
+    engines: list[str]  # names, usually one
     measurements: dict[str, Measurement]  # by gold collection
 
 
 def judge(config: JudgeConfig) -> Judged:
-    """Measures the judge on each gold collection; a finished measurement is only read.
+    """Measures the judge on each gold collection; only reads a finished measurement.
 
-    Leaves `pairs.parquet` (PAIRS_SCHEMA) and `measures.json` under the output. Raises InputError where
-    something of the config cannot be used, or the engine cannot be reached.
+    Puts `pairs.parquet` (PAIRS_SCHEMA) and `measures.json` under the output. Raises InputError if part of the
+    config cannot be used, or the engine cannot be reached.
     """
     store = open_store(config.output)
     check_reachable(store)
@@ -84,7 +84,7 @@ def judge(config: JudgeConfig) -> Judged:
         **config.model_dump(mode="json", exclude={"output": True, "actors": True, "engine": CONNECTION}),
         "judge_version": judge_name(config.judge),
     }
-    # What is asked, whatever the gold's paths hold by now.
+    # The questions themselves, because the files at the gold's paths may change.
     asked = {name: fingerprint([asdict(pair) for pair in of_gold]) for name, of_gold in pairs.items()}
     pin_manifest(
         store,
@@ -112,7 +112,7 @@ def judge(config: JudgeConfig) -> Judged:
 
 
 def _gold_pairs(config: JudgeConfig) -> dict[str, list[GoldPair]]:
-    """Collection -> its pairs: half of them relevant, half not."""
+    """Collection -> its gold pairs: half of them relevant, half not."""
     pairs: dict[str, list[GoldPair]] = {}
     for gold in config.gold:
         num_pairs, rng = config.judge.validation.num_pairs, random.Random(config.judge.validation.seed)
@@ -124,14 +124,16 @@ def _gold_pairs(config: JudgeConfig) -> dict[str, list[GoldPair]]:
                 examples = first_examples(source, source.inputs(), 10 * num_pairs)
                 name, drawn = gold.kind, draw_gold_pairs(examples, num_pairs, rng)
         if name in pairs:
-            raise InputError(f"gold: two collections are called `{name}`; give each a run of its own")
+            raise InputError(
+                f"gold: two collections have the name `{name}`; measure each in a run of its own"
+            )
         pairs[name] = drawn
     return pairs
 
 
 def _ask(config: JudgeConfig, pairs: dict[str, list[GoldPair]]) -> pa.Table:
-    """FAN-OUT every n-th pair to one of n tasks with an engine each -> OUTPUT the table of the judged pairs."""
-    flat = [(name, pair) for name, several in pairs.items() for pair in several]
+    """FAN-OUT every n-th pair to one of n tasks, each with an engine -> OUTPUT the table of judged pairs."""
+    flat = [(name, pair) for name, of_gold in pairs.items() for pair in of_gold]
     num = min(config.actors.num, len(flat))
     task = ray.remote(_answers).options(
         num_cpus=config.actors.cpus,
@@ -164,7 +166,7 @@ def _ask(config: JudgeConfig, pairs: dict[str, list[GoldPair]]) -> pa.Table:
 
 
 def _answers(config: JudgeConfig, pairs: list[GoldPair]) -> tuple[str, list[float | None]]:
-    """The engine's name, and its margins for these pairs. Raises Interruption where it cannot be reached."""
+    """The engine's name, and its margins for these pairs. Raises Interruption if it cannot be reached."""
 
     async def ask() -> tuple[str, list[float | None]]:
         engine = open_engine(config.engine)
@@ -194,7 +196,7 @@ def _measure(config: JudgeConfig, table: pa.Table) -> Measurement:
 
 
 def print_judged(config: JudgeConfig, judged: Judged) -> None:
-    """One table of all collections, one of calibration for each, and what follows for a config."""
+    """Prints a table of all collections, a calibration table for each, and what that means for a config."""
     console = Console()
     measurements = judged.measurements
     heading = f"{judge_name(config.judge)} answered by {', '.join(judged.engines)}"
@@ -230,12 +232,12 @@ _ROWS: dict[str, Callable[[Measurement], str]] = {
 
 
 def threshold_sentences(config: JudgeConfig, measurement: Measurement) -> list[str]:
-    """What the config's own min_margin gives, and which thresholds give the wanted precision."""
+    """The result of the config's min_margin, and the thresholds that reach the wanted precision."""
     wanted, num_pairs = f"a precision of {config.wanted_precision:g}", measurement.result.num_pairs
-    own, least, yes = measurement.at_min_margin, measurement.min_margin, measurement.min_yes
+    configured, least, yes = measurement.at_min_margin, measurement.min_margin, measurement.min_yes
     return [
         f"min_margin {config.judge.min_margin:g}, as configured, "
-        + (_kept(own, num_pairs, "right") if own else "keeps no pair"),
+        + (_kept(configured, num_pairs, "right") if configured else "keeps no pair"),
         f"min_margin {least.threshold:.4g}, the smallest that reaches {wanted},"
         f" {_kept(least, num_pairs, 'right')}"
         if least
@@ -248,7 +250,7 @@ def threshold_sentences(config: JudgeConfig, measurement: Measurement) -> list[s
 
 
 def _kept(kept: Kept, num_pairs: int, hit: str) -> str:
-    chance = "; too few to tell it from chance" if kept.low <= 0.5 < kept.precision else ""
+    chance = "; too few to distinguish it from chance" if kept.low <= 0.5 < kept.precision else ""
     return (
         f"keeps {kept.num_kept} of {num_pairs} pairs ({kept.num_kept / num_pairs:.0%});"
         f" {kept.precision:.3f} [{kept.low:.3f}, {kept.high:.3f}] of them are {hit}{chance}"

@@ -1,4 +1,4 @@
-"""One query under two instructions, in an index that an evaluation made: what each of its encoders finds first."""
+"""Searches an evaluation's index for one query under several instructions, with each of its encoders."""
 
 # V = views, one for each instruction
 
@@ -31,12 +31,12 @@ from dualview.storage import Store, check_reachable, open_store
 
 
 def search(url: str, query: str | None, instructions: Sequence[str], num_hits: int = 5) -> list[Found]:
-    """Asks the encoders of the evaluation under `url` for a query under each of the instructions.
+    """Searches for a query under each of the instructions, with each encoder of the evaluation at `url`.
 
-    Passages keep the vectors that the evaluation made; only the query is encoded. query None: the first of the
-    evaluation's queries of which an instruction excludes something, under its own two instructions. Passages of a
-    query that the benchmark knows are its candidates, and labelled; any other query searches the whole corpus of
-    the first benchmark. Raises InputError where `url` holds no such evaluation.
+    Encodes only the query; passages keep the evaluation's vectors. If `query` is None, takes the first query of
+    the benchmark with an instruction that excludes something, under its own two instructions. For a query of the
+    benchmark, the hits are among its candidates and have labels; any other query searches the whole corpus of the
+    first benchmark. Raises InputError if there is no such evaluation at `url`.
     """
     store, config, fingerprints = _evaluation(url)
     benchmark = open_benchmark(config.benchmarks[0], config.query_template)
@@ -56,7 +56,9 @@ def search(url: str, query: str | None, instructions: Sequence[str], num_hits: i
         if isinstance(model, EncoderModel)
     }
     if not hits:
-        raise InputError(f"{url}: has no encoder, only rankings of other models; expected one to search with")
+        raise InputError(
+            f"{url}: has no encoder, only rankings of other models; expected an evaluation of an encoder"
+        )
     return [
         Found(view.query, view.instruction, {name: of_views[number] for name, of_views in hits.items()})
         for number, view in enumerate(views)
@@ -64,7 +66,7 @@ def search(url: str, query: str | None, instructions: Sequence[str], num_hits: i
 
 
 def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, str]]]:
-    """Where it lies, its settings, and the fingerprints of its models' sides."""
+    """Its store, its settings, and the fingerprints of its models' sides."""
     store = open_store(url)
     check_reachable(store)
     try:
@@ -74,23 +76,24 @@ def _evaluation(url: str) -> tuple[Store, EvaluateConfig, dict[str, dict[Side, s
         return store, EvaluateConfig.model_validate(current), content["models"]
     except FileNotFoundError:
         expected = "expected the output of jobs/evaluate.py"
-        raise InputError(f"{url}: no {CONFIG_KEY} lies there; {expected}") from None
+        raise InputError(f"{url}: there is no {CONFIG_KEY}; {expected}") from None
     except (ValueError, KeyError, AttributeError, ValidationError):
         raise InputError(
-            f"{url}/{CONFIG_KEY}: is not of an evaluation, or of one of an earlier version; evaluate into another output"
+            f"{url}/{CONFIG_KEY}: is not the manifest of an evaluation, or an earlier version wrote it;"
+            " evaluate into another output"
         ) from None
 
 
 def _example(collection: Collection) -> list[QueryView]:
-    """Of the first case that excludes something; where nothing is labelled so, of the first of several views."""
-    several = [case for case in collection.cases if len(case.views) > 1]
-    if not several:
+    """Two views of the first case with an exclusion; if none is labelled so, of the first case with several views."""
+    candidates = [case for case in collection.cases if len(case.views) > 1]
+    if not candidates:
         raise InputError(
-            f"{collection.name}: has no query with two instructions; ask one of your own, for example"
+            f"{collection.name}: has no query with two instructions; give one of your own, for example"
             ' --query "main exports" --instruction "Only islands." --instruction "No islands."'
         )
-    excluding = [case for case in several if case.labels.get("polarity") == "exclusion"]
-    return list((excluding or several)[0].views.values())[:2]
+    excluding = [case for case in candidates if case.labels.get("polarity") == "exclusion"]
+    return list((excluding or candidates)[0].views.values())[:2]
 
 
 def _asked(collection: Collection, query: str, instructions: Sequence[str]) -> list[QueryView]:
@@ -110,7 +113,7 @@ def _best(
     views: Sequence[QueryView],
     num_hits: int,
 ) -> list[list[Hit]]:
-    """INPUT views -> their vectors -> OUTPUT the best passages of each."""
+    """INPUT views -> their vectors -> OUTPUT the best passages of each view."""
     from dualview.retrieval.encoder import encode, encoder_of  # seconds to import
 
     collection = benchmark.collections[0]

@@ -1,4 +1,4 @@
-"""A study on Ray: what is missing of its grid is run, several at once where they fit, and all of it is reported."""
+"""A study on Ray: executes the missing runs of its grid, as many at once as fit, and reports on all."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -32,10 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
-    """Trains and evaluates what is missing. Returns all runs, and for those that failed the reason, by folder.
+    """Trains and evaluates the missing runs. Returns all runs, and folder -> reason of those that failed.
 
-    A run that fails is tried again, and then does not stop the others. The same command goes on where a
-    killed driver stopped, as every run does.
+    A run that fails is retried, and does not stop the others. After a killed driver, the same command continues.
     """
     runs = plan_study(study)
     check_reachable(open_store(study.output))
@@ -43,15 +42,15 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
     for metric in study.metrics:
         if metric.partition(" ")[0] not in names:
             raise InputError(
-                f"metrics: `{metric}` is of none of the benchmarks of {study.evaluate}, {', '.join(names)};"
+                f"metrics: `{metric}` belongs to none of the benchmarks of {study.evaluate}, {', '.join(names)};"
                 f" expected for example `{names[0]} nDCG@10`"
             )
     largest = max((run.train.workers for run in runs), key=lambda workers: workers.num * workers.cpus)
-    join_cluster(largest, dashboard=True)  # as in a training
+    join_cluster(largest, dashboard=True)  # as for a training run
     for run in runs:
-        plan_mixture(run.train)  # a recipe that asks for more than there is, before any is run
+        plan_mixture(run.train)  # finds a recipe that asks for too much data before any run starts
     record_code(open_store(study.output))
-    # One repeat of all after the other: a study that is cut short has fewer of them, and not fewer recipes.
+    # Repeat by repeat: a study that is cut short then has fewer repeats, not fewer recipes.
     repeats = list(study.axes[study.seeds])
     missing = [run for run in runs if not _is_finished(run)]
     logger.info(f"{len(runs) - len(missing)} of {len(runs)} runs are finished, {len(missing)} to do")
@@ -63,12 +62,12 @@ def run_study(study: StudyConfig) -> tuple[list[Run], dict[str, str]]:
 
 
 def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
-    """As many at once as fit. Returns of those that failed the reason, by folder."""
+    """Executes as many runs at once as fit. Returns folder -> reason of those that failed."""
     to_do = deque(missing)
     failed: dict[str, str] = {}
     tries: dict[str, int] = {}
     under_way: dict[Any, Run] = {}
-    # Training and evaluation ask for their own resources; the task that waits for them needs none.
+    # Training and evaluation request their own resources; the task that waits for them needs none.
     environment = {"env_vars": worker_environment()}
     task = ray.remote(num_cpus=0, max_retries=0, runtime_env=environment)(_train_and_evaluate)
     with Progress("study", total=len(missing), unit="runs", trail=None) as progress:
@@ -82,17 +81,17 @@ def _run_all(study: StudyConfig, missing: Sequence[Run]) -> dict[str, str]:
             try:
                 with errors_of_workers():
                     ray.get(done)
-            except Exception as error:  # whatever it is, the other runs go on
+            except Exception as error:  # of any kind: the other runs continue
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 if tries[run.folder] < study.max_tries and not isinstance(error, InputError | Interruption):
-                    logger.warning(f"tried again: {run.name}: {reason}")
+                    logger.warning(f"retrying: {run.name}: {reason}")
                     to_do.append(run)
                     continue
                 logger.warning(f"failed: {run.name}: {reason}")
                 failed[run.folder] = reason
             else:
                 logger.info(f"finished: {run.name}")
-                _values_of_run(run, study)  # a metric that was not measured ends the study here
+                _values_of_run(run, study)  # a missing metric ends the study here
             progress.advance(1)
     return failed
 
@@ -108,19 +107,19 @@ def _is_finished(run: Run) -> bool:
 
 
 def _concurrent_runs(config: TrainConfig) -> int:
-    """How many such runs the cluster holds at once."""
+    """How many such runs fit on the cluster at once."""
     resources = ray.cluster_resources()
     workers = config.workers
-    rooms = [int(resources.get("CPU", 0) / (workers.num * workers.cpus))]
+    limits = [int(resources.get("CPU", 0) / (workers.num * workers.cpus))]
     if workers.gpus:
-        rooms.append(int(resources.get("GPU", 0) / (workers.num * workers.gpus)))
-    return min(rooms)
+        limits.append(int(resources.get("GPU", 0) / (workers.num * workers.gpus)))
+    return min(limits)
 
 
 def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
-    """What the missing runs will take, in a sentence: tokens from the data, time and money as the finished ones took.
+    """One sentence on the cost of the missing runs: tokens by the data, time and money by the finished runs.
 
-    Where the data is not there yet, the sentence says so: a study may be planned before it is made.
+    If the data does not exist yet, the sentence says so: a study may be planned before its data is generated.
     """
     try:
         for url in {study.output, *(part.data for run in runs for part in run.train.mixture.parts)}:
@@ -128,18 +127,20 @@ def estimate_study(study: StudyConfig, runs: Sequence[Run]) -> str:
         to_do = [run for run in runs if not _is_finished(run)]
         tokens = sum(expected_tokens(run.train) for run in to_do)
     except InputError as error:
-        return f"{len(runs)} runs; what they will read cannot be told yet: {error}"
+        return f"{len(runs)} runs; their tokens cannot be estimated yet: {error}"
     finished = [_cost_of(run) for run in runs if run not in to_do]
-    sentence = f"{len(to_do)} of {len(runs)} runs to do, about {tokens:,} tokens to train on"
+    sentence = f"{len(to_do)} of {len(runs)} runs to do, about {tokens:,} training tokens"
     if not finished:
         return sentence
     seconds = tokens * sum(cost.device_seconds for cost in finished) / sum(cost.tokens for cost in finished)
     price = f" and ${Spent(gpu_seconds=seconds).dollars(study.price):,.2f}" if study.price else ""
-    return f"{sentence}; as the finished ones went, {seconds:,.0f} device seconds{price}, evaluation left out"
+    return (
+        f"{sentence}; judging by the finished ones, {seconds:,.0f} device seconds{price}, without evaluation"
+    )
 
 
 def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, str]) -> str:
-    """The report of what is finished, as Markdown; also put beside the runs, and as a page, named by its content."""
+    """Reports on the finished runs, as Markdown; also puts it in the store, as Markdown and HTML named by content."""
     values, costs = {}, {}
     for run in runs:
         if _is_finished(run):
@@ -157,23 +158,23 @@ def report_study(study: StudyConfig, runs: Sequence[Run], failed: Mapping[str, s
 
 
 def code_section(outputs: Sequence[str]) -> list[Section]:
-    """Which code made these outputs, as they note it themselves; nothing where none does."""
+    """The code that made these outputs, as recorded in them; no section if none is recorded."""
     made = {str(code) for url in outputs for code, _ in read_codes(open_store(url))}
-    note = "What worked on these runs; the libraries of each are in `code/` of its output."
+    note = "The code that worked on these runs; `code/` of each output lists the libraries."
     return [Section("Code", note, items=sorted(made))] if made else []
 
 
 def _values_of_run(run: Run, study: StudyConfig) -> Values:
-    """Raises InputError where a metric of the study's is not among them."""
+    """Raises InputError if a metric of the study is missing."""
     [values] = _values_of(run.evaluate).values()
     for metric in study.metrics:
         if metric not in values:
-            raise InputError(f"metrics: `{metric}` was not measured; expected some of {', '.join(values)}")
+            raise InputError(f"metrics: `{metric}` was not measured; expected one of {', '.join(values)}")
     return values
 
 
 def _values_of_baselines(study: StudyConfig) -> dict[str, Values]:
-    """A metric that is undefined for all queries of a baseline has no value there, and is no mistake."""
+    """A metric that is undefined for all queries of a baseline has no values, which is not an error."""
     if not study.baselines:
         return {}
     return {
@@ -183,7 +184,7 @@ def _values_of_baselines(study: StudyConfig) -> dict[str, Values]:
 
 
 def _values_of(evaluated: EvaluateConfig) -> dict[str, Values]:
-    """Of each of its encoders."""
+    """Encoder -> its values."""
     return {
         encoder: {
             f"{benchmark} {metric}": of_metric
@@ -199,7 +200,7 @@ def _cost_of(run: Run) -> TrainingCost:
     generation = Spent()
     for part in result["mixture"]:
         if part["views"] in ("original", "plain"):
-            continue  # no LLM had to write for it
+            continue  # needs no LLM
         generation += spent_on(open_run(part["data"])).share(part["seeds"], part["seeds_available"])
     return TrainingCost(
         instances=result["instances"],
@@ -211,7 +212,7 @@ def _cost_of(run: Run) -> TrainingCost:
 
 
 def spent_on(run: GenerateRun) -> Spent:
-    """On the rows of a generate run; where it judges what another one wrote, on the writing too."""
+    """The cost of a generate run's rows; if it judges the rows of another run, includes the cost of writing them."""
     source = run.plan.settings["source"]
     written = spent_on(open_run(source["run"])) if source["kind"] == "drafts" else Spent()
     return written + run.spent()

@@ -41,9 +41,8 @@ def crashing_rows(store: Store, shard: Shard, num_requests: int) -> set[int]:
     shards, so that a later run with a healthy engine starts its search from scratch.
     """
     last_rows: dict[str, int] = {}
-    for entry in store.list(
-        f"marks/{shard.index:06d}/"
-    ):  # sorted, so an attempt's last breadcrumb comes last
+    # Sorted, so an attempt's last breadcrumb comes last.
+    for entry in store.list(f"marks/{shard.index:06d}/"):
         *_, ordinal, row_index = entry.key.split("/")
         last_rows[ordinal] = int(row_index)
     counts = Counter(last_rows.values())

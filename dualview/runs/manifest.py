@@ -28,17 +28,16 @@ def pin_manifest(
 ) -> None:
     """Pins the output to `content`, or checks that it is already pinned to the same.
 
-    `metadata` is stored beside it for human readers and never compared; neither is the code, which
-    record_code lists. Of the content only what `deciding` returns is compared. Raises InputError, naming the
-    differences, if the output is pinned to other content, and if the store lets a second writer replace an
-    object.
+    Compares only what `deciding` returns for the content. `metadata` is stored beside it for human readers and
+    never compared; neither is the code, which record_code lists. Raises InputError, naming the differences, if
+    the output is pinned to other content, and if the store lets a second writer replace an object.
     """
     text = json.dumps({**metadata, **content}, indent=2, ensure_ascii=False, allow_nan=False).encode()
     try:
         stored = store.get(key)
     except FileNotFoundError:
         store.put_new(key, text, attempt=uuid4().hex)
-        stored = store.get(key)  # another writer's, if that one was first
+        stored = store.get(key)  # another writer's, if it was first
     _check_create_only(store, key, stored)
     try:
         pinned = deciding({name: value for name, value in json.loads(stored).items() if name not in metadata})
@@ -55,19 +54,19 @@ def pin_manifest(
 
 
 def pin_embedding_cache(store: Store) -> None:
-    """Pins a folder of vectors that runs share; each object in it is named by what decides its content."""
+    """Pins an embedding cache that runs share; each object in it is named by what determines its content."""
     pin_manifest(store, "shelf.json", {"holds": "vectors that several runs share"}, metadata={})
 
 
 def record_code(store: Store) -> None:
-    """Records which code works on this output, once for each version, so that a run made by two shows both."""
+    """Records which code works on this output, once per version, so that a run made by two versions shows both."""
     record = {"code": asdict(code()), "libraries": libraries()}
     data = json.dumps(record, indent=2).encode()
     store.put_new(f"{CODE_PREFIX}{fingerprint(record)}.json", data, attempt=uuid4().hex)
 
 
 def read_codes(store: Store) -> list[tuple[Code, dict[str, str]]]:
-    """Each code that worked on the output, with the versions of its libraries; see record_code."""
+    """Each version of the code that worked on the output, and its libraries' versions; see record_code."""
     records = [json.loads(store.get(entry.key)) for entry in store.list(CODE_PREFIX)]
     return [(Code(**record["code"]), record["libraries"]) for record in records]
 
@@ -76,14 +75,14 @@ def _check_create_only(store: Store, key: str, data: bytes) -> None:
     """Puts the stored bytes again, as another writer would: harmless if it succeeds, but it must not."""
     if store.put_new(key, data, attempt=uuid4().hex):
         raise InputError(
-            f"{store.url}: this store replaces objects that are to be created only: it ignores"
-            " `If-None-Match: *`, and two jobs would overwrite each other; choose a store that honours it,"
+            f"{store.url}: this store replaces existing objects: it ignores `If-None-Match: *`,"
+            " so two jobs would overwrite each other; choose a store that honours it,"
             " for example AWS S3, MinIO, Cloudflare R2 or Ceph (cluster/README.md, Stores)"
         )
 
 
 def differences(stored: Any, given: Any) -> str:
-    """The first few, for a sentence; "" if there are none. A key that is absent is one that is null."""
+    """The first few, for an error message; "" if there are none. An absent key equals null."""
     stored_flat, given_flat = dict(_flatten(stored)), dict(_flatten(given))
     differing = [
         key

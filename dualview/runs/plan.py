@@ -1,4 +1,4 @@
-"""What a generate run is: its inputs, cut into numbered shards of fixed examples. Planned once; inputs may be added."""
+"""The plan of a generate run: its inputs, cut into numbered shards of fixed examples. Inputs may be added later."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,23 +20,23 @@ PLAN_KEY = "plan.json"
 
 @dataclass(frozen=True)
 class Input:
-    """A list of examples, in an order that does not change as long as the checksum is the same.
+    """A list of examples, in the same order as long as the checksum is the same.
 
-    `stamp` and `index` spare its source the work of reading it again: they are not compared.
+    `stamp` and `index` save its source from reading it again; they are not compared.
     """
 
     name: str
     num_rows: int  # examples
     checksum: str
-    num_bad: int = field(default=0, compare=False)  # rows beside them that should have been examples
+    num_bad: int = field(default=0, compare=False)  # further rows, which are not valid examples
     bad: tuple[tuple[int, str], ...] = field(default=(), compare=False)  # the first of them: number, reason
-    stamp: str = field(default="", compare=False)  # storage's mark of the content, see storage.Entry
-    index: str = field(default="", compare=False)  # where its examples stand, for its source alone
+    stamp: str = field(default="", compare=False)  # see storage.Entry
+    index: str = field(default="", compare=False)  # where its examples are; private to its source
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows start to stop (without stop) of one input."""
+    """Rows start to stop (exclusive) of one input."""
 
     index: int
     input: str  # the input's name
@@ -54,14 +54,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    settings: Mapping[str, Any]  # all that decides what the rows will be, as JSON values
-    inputs: tuple[Input, ...]  # which it began with
+    settings: Mapping[str, Any]  # all that determines the rows, as JSON values
+    inputs: tuple[Input, ...]  # at the first planning
     rows_per_shard: int
-    extensions: tuple[tuple[Input, ...], ...] = ()  # which came later
+    extensions: tuple[tuple[Input, ...], ...] = ()  # added later
 
     @cached_property
     def fingerprint(self) -> str:
-        """Stays what it is when the run grows, so that rows of before and after are rows of one run."""
+        """Unchanged when the run grows, so that old and new rows belong to the same run."""
         first = [[source.name, source.num_rows, source.checksum] for source in self.inputs]
         return fingerprint([self.settings, first, self.rows_per_shard])
 
@@ -74,7 +74,7 @@ class Plan:
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
-        """All inputs in their order, each cut into shards of rows_per_shard; an input's last may be shorter."""
+        """All inputs in order, each cut into shards of rows_per_shard; the last of an input may be shorter."""
         spans = [
             (source, start, min(start + self.rows_per_shard, source.num_rows))
             for source in self.all_inputs
@@ -86,11 +86,11 @@ class Plan:
 
 
 def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input], rows_per_shard: int) -> Plan:
-    """Creates the run's plan, or goes on with the one that exists; inputs that are new to it are added.
+    """Creates the run's plan, or continues with the existing one and adds the inputs that are new to it.
 
-    The shards of an extended plan are those of before, and then the new inputs'. An input may be left out
-    once its shards are finished. Raises InputError, saying what differs, where a plan of other settings or
-    rows_per_shard exists, where an input has changed, and where one is gone that is still to be read.
+    The shards of an extended plan are the previous ones, followed by those of the new inputs. An input may be
+    left out once its shards are finished. Raises InputError, naming the differences, if there is a plan with
+    other settings or rows_per_shard, if an input has changed, or if an unfinished input is missing.
     """
     if repeated := [name for name, count in Counter(source.name for source in inputs).items() if count > 1]:
         raise InputError(f"input {repeated[0]}: is listed more than once")
@@ -112,7 +112,7 @@ def plan_run(store: Store, settings: Mapping[str, Any], inputs: Sequence[Input],
         if not new:
             _list_bad_rows(store, plan)
             return plan
-        # Where another driver extends at the same time one put wins, and the other looks what is still new.
+        # If another driver extends the plan at the same time, one put wins and the other looks again for new inputs.
         data = json.dumps({"inputs": new}, indent=2, ensure_ascii=False).encode()
         store.put_new(_extension_key(len(plan.extensions) + 1), data, attempt=uuid4().hex)
 
@@ -133,7 +133,7 @@ def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
             changed = differences(_compared(stored), _compared(given[stored.name]))
             raise InputError(
                 f"{store.url}: input {stored.name} has changed since the run was planned ({changed});"
-                " put it back as it was, give new examples in files of their own, or choose another output"
+                " restore it, put new examples in files of their own, or choose another output"
             )
     absent = {source.checksum: source.name for source in plan.all_inputs if source.name not in given}
     if not absent:
@@ -142,14 +142,14 @@ def _check_inputs(store: Store, plan: Plan, inputs: Sequence[Input]) -> None:
     for source in inputs:
         if source.name not in known and source.checksum in absent:
             raise InputError(
-                f"{store.url}: input {source.name} has the content of {absent[source.checksum]}, with which the"
-                " run was planned; give it under its old name, or choose another output"
+                f"{store.url}: input {source.name} has the content of {absent[source.checksum]}, which the run"
+                " was planned with; use the old name, or choose another output"
             )
     finished = finished_keys(store)
     to_do = Counter(shard.input for shard in plan.shards if shard.key not in finished)
     if unread := [name for name in absent.values() if to_do[name]]:
         raise InputError(
-            f"{store.url}: the run was planned with input {unread[0]}, which is not among the inputs any more,"
+            f"{store.url}: the run was planned with input {unread[0]}, which is no longer among the inputs,"
             f" and {to_do[unread[0]]} of its shards are still to do; put it back, or choose another output"
         )
 
@@ -159,8 +159,8 @@ def _compared(source: Input) -> dict[str, Any]:
 
 
 def _list_bad_rows(store: Store, plan: Plan) -> None:
-    """Writes bad_rows.jsonl: for each input with bad rows how many there are, and the first of them."""
-    standing = {entry.key for entry in store.list("bad_rows")}
+    """Writes bad_rows.jsonl: the number of bad rows of each input that has any, and the first of them."""
+    existing = {entry.key for entry in store.list("bad_rows")}
     for number, inputs in enumerate((plan.inputs, *plan.extensions)):
         key = numbered("bad_rows", number, "jsonl")
         lines = []
@@ -168,13 +168,13 @@ def _list_bad_rows(store: Store, plan: Plan) -> None:
             if source.num_bad:
                 lines.append({"input": source.name, "num_bad": source.num_bad, "num_listed": len(source.bad)})
                 lines += [{"input": source.name, "row": row, "reason": why} for row, why in source.bad]
-        if lines and key not in standing:
+        if lines and key not in existing:
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             store.put_new(key, text.encode(), attempt=uuid4().hex)
 
 
 def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]:
-    """What a run of these settings knows of its inputs already; () where there is none."""
+    """The inputs that a run of these settings has planned already; () if there is no such run."""
     if not store.list(PLAN_KEY):
         return ()
     plan = read_plan(store)
@@ -182,7 +182,7 @@ def known_inputs(store: Store, settings: Mapping[str, Any]) -> tuple[Input, ...]
 
 
 def read_plan(store: Store) -> Plan:
-    """The plan with its extensions. Raises InputError where there is none or it cannot be read."""
+    """The plan with its extensions. Raises InputError if there is none or it cannot be read."""
     key = PLAN_KEY
     extensions: list[tuple[Input, ...]] = []
     try:

@@ -1,11 +1,11 @@
-"""An output of several files, all of one attempt's making, whoever is killed when and whatever overlaps.
+"""Publishes an output of several files, all from the same attempt, even if attempts overlap or are killed.
 
-    exports/ATTEMPT/...     what an attempt has made, under its own name
-    exported.json           whose export is the output's; created once
-    encoder/..., result.json    copies of that one, result.json last
+    exports/ATTEMPT/...     the files of one attempt
+    exported.json           the attempt whose files are published; created once
+    encoder/..., result.json    copies of its files, result.json last
 
-Attempts may differ in the last bits, so their files must not mix. Once exported.json exists, anyone can finish the
-copying, and nobody has to compute anything again.
+Attempts may differ in the last bits, so their files must not be mixed. Once exported.json exists, anyone can finish
+the copying without computing anything again.
 """
 
 import json
@@ -20,22 +20,22 @@ _EXPORTS = "exports/"
 
 
 def offer(store: Store, attempt: str, folder: Path) -> None:
-    """Puts the files of the folder, with its result.json, as this attempt's export; the first that is whole is chosen."""
+    """Puts the folder's files, result.json included, as this attempt's export. The first complete export is chosen."""
     upload_tree(folder, store, f"{_EXPORTS}{attempt}")
     store.put_new(CHOSEN_KEY, json.dumps({"attempt": attempt}).encode(), attempt)
 
 
 def publish(store: Store) -> bool:
-    """Copies the chosen export into its place, as far as that is not done; False where none is chosen yet.
+    """Copies the chosen export into place, as far as still needed; returns False if none is chosen yet.
 
-    Raises InputError where other files are in its place.
+    Raises InputError if other files are in its place.
     """
     if not store.list(LAST_KEY):
         if not store.list(CHOSEN_KEY):
             return False
         try:
             _copy(store, json.loads(store.get(CHOSEN_KEY))["attempt"])
-        except FileNotFoundError:  # another was faster, and has removed the export
+        except FileNotFoundError:  # another attempt was faster and has removed the export
             if not store.list(LAST_KEY):
                 raise
     store.remove(_EXPORTS)

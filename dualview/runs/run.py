@@ -1,4 +1,4 @@
-"""A generate run on its store: the plan, which is read once, and what exists of it."""
+"""A handle on a generate run in its store: the plan, read once, and the finished parts."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ NEAR_DUPLICATES_SCHEMA = pa.schema(
     [
         ("seed_id", pa.string()),
         ("target_id", pa.string()),
-        ("of_seed_id", pa.string()),  # the row that it repeats, and which is kept
+        ("of_seed_id", pa.string()),  # the row that it repeats, which is kept
         ("of_target_id", pa.string()),
         ("similarity", pa.float32()),
     ]
@@ -38,17 +38,17 @@ NEAR_DUPLICATES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class GenerateRun:
-    """A generate run, finished or not, by the plan that it had when it was opened.
+    """A generate run, finished or not, with the plan that it had when it was opened.
 
     Other drivers may work on the run and even extend its plan at the same time. Shards, rows and counts are always
-    those of this handle's plan, so that answers to several questions agree; open the run again for a later plan.
-    Everything else is read from the store when it is asked for. Can be pickled.
+    those of this handle's plan, so that they agree with each other; open the run again for a later plan.
+    Everything else is read from the store on demand. Can be pickled.
     """
 
     store: Store
     plan: Plan
 
-    # --- how far it is -----------------------------------------------------------------------------
+    # --- progress ----------------------------------------------------------------------------------
 
     def missing(self) -> list[Shard]:
         """The shards that are still to do, found by one listing."""
@@ -63,14 +63,14 @@ class GenerateRun:
     def check_complete(self) -> None:
         """Raises InputError if the run is not complete: its rows would still change."""
         if not self.is_complete:
-            raise InputError(f"the generate run at {self.store.url} is not finished; run it to its end first")
+            raise InputError(f"the generate run at {self.store.url} is not finished; finish it first")
 
     # --- rows --------------------------------------------------------------------------------------
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The finished shards in order, each as a table in DUAL_VIEW_SCHEMA with its metadata, see commit.
+        """The finished shards in order, each as a table in DUAL_VIEW_SCHEMA with the metadata of `commit`.
 
-        `columns`: only these. Raises InputError, naming the file, if one is corrupt.
+        `columns`: read only these. Raises InputError, naming the file, if one is corrupt.
         """
         finished = finished_keys(self.store)
         for shard in self.plan.shards:
@@ -82,7 +82,7 @@ class GenerateRun:
         return (row for table in self.tables() for row in dual_views_from_table(table))
 
     def trainable_tables(self) -> Iterator[pa.Table]:
-        """The rows that training takes, a table for each shard; without those that repeat an earlier one.
+        """The rows that training uses, a table per shard, without near-duplicates.
 
         Raises InputError if the run is not complete.
         """
@@ -90,7 +90,7 @@ class GenerateRun:
         return (trainable_rows(table, left_out) for table in self.tables())
 
     def trainable(self) -> Iterator[DualView]:
-        """The same, row by row."""
+        """The rows of trainable_tables."""
         return (row for table in self.trainable_tables() for row in dual_views_from_table(table))
 
     def left_out_of_training(self) -> frozenset[tuple[str, str]]:
@@ -100,9 +100,9 @@ class GenerateRun:
         return frozenset(zip(*(repeated[name].to_pylist() for name in ("seed_id", "target_id")), strict=True))
 
     def to_huggingface(self) -> "datasets.Dataset":
-        """The rows that training takes as a Hugging Face data set, with the columns of DUAL_VIEW_SCHEMA.
+        """The rows that training uses as a Hugging Face data set, with the columns of DUAL_VIEW_SCHEMA.
 
-        It is memory-mapped from the cache of `datasets`, which holds it under the content of the run's files.
+        Memory-mapped from the cache of `datasets`, keyed by the content of the run's files.
         Raises InputError if the run is not complete, or if `datasets` is not installed.
         """
         try:
@@ -123,12 +123,12 @@ class GenerateRun:
     # --- figures -----------------------------------------------------------------------------------
 
     def summaries(self) -> list[dict[str, Any]]:
-        """What commit left in the metadata of each finished shard, in order; only file footers are read."""
+        """The summary of each finished shard, in order, from its metadata; reads only file footers."""
         finished = finished_keys(self.store)
         return read_summaries(self.store, [shard.key for shard in self.plan.shards if shard.key in finished])
 
     def spent(self) -> Spent:
-        """What all attempts of the whole run spent, later plans included; one that died leaves no account."""
+        """The cost of all attempts of the whole run, later plans included; attempts that died are not counted."""
         names = [field.name for field in fields(Spent)]
         total = Spent()
         for account in [
@@ -139,9 +139,9 @@ class GenerateRun:
         return total
 
     def summary(self, price: Price | None = None) -> dict[str, Any]:
-        """Counts of the finished rows, from the metadata of their shards, and what the whole run spent.
+        """Counts of the finished rows, from the metadata of their shards, and the cost of the whole run.
 
-        A near-duplicate counts as rejected. With a price, the cost in dollars is among them.
+        A near-duplicate counts as rejected. With a price, the cost in dollars is included.
         """
         statuses: Counter[str] = Counter()
         trainable = 0
@@ -149,7 +149,7 @@ class GenerateRun:
             statuses.update(summary["statuses"])
             trainable += summary["trainable"]
         planned = statuses.total()
-        if num_repeated := self.near_duplicates().num_rows:  # which their shards count as accepted
+        if num_repeated := self.near_duplicates().num_rows:  # their shards count them as accepted
             statuses.update({ACCEPTED: -num_repeated, NEAR_DUPLICATE: num_repeated})
             trainable -= num_repeated
         spent = self.spent()
@@ -168,11 +168,11 @@ class GenerateRun:
             "judge_validation": self.validation,
         }
 
-    # --- what spans shards -------------------------------------------------------------------------
+    # --- across shards -----------------------------------------------------------------------------
 
     @property
     def validation(self) -> dict[str, dict[str, Any]]:
-        """Judge -> its result; empty as long as none has sat the exam."""
+        """Judge -> its result; empty until the judges have been validated."""
         try:
             results: dict[str, dict[str, Any]] = json.loads(self.store.get(VALIDATION_KEY))
         except FileNotFoundError:
@@ -180,7 +180,7 @@ class GenerateRun:
         return results
 
     def put_validation(self, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Stores the result of each judge, unless there are results already. Returns those that count."""
+        """Stores each judge's result unless results exist already. Returns the stored ones."""
         data = json.dumps(results, indent=2, allow_nan=False).encode()
         self.store.put_new(VALIDATION_KEY, data, uuid4().hex)
         return self.validation
@@ -191,9 +191,9 @@ class GenerateRun:
 
     @property
     def lacks_near_duplicates(self) -> bool:
-        """Whether the plan asks for the list of near-duplicates, and it does not exist yet."""
-        asked = self.plan.settings.get("near_duplicates") is not None
-        return asked and not self.store.list(self.near_duplicates_key)
+        """Whether the plan asks for a list of near-duplicates that does not exist yet."""
+        is_asked_for = self.plan.settings.get("near_duplicates") is not None
+        return is_asked_for and not self.store.list(self.near_duplicates_key)
 
     def near_duplicates(self) -> pa.Table:
         """The run's list, in NEAR_DUPLICATES_SCHEMA; empty if none was made. Raises InputError if it is corrupt."""
@@ -206,18 +206,18 @@ class GenerateRun:
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{self.store.url}/{self.near_duplicates_key}: is not a whole list ({reason})"
+                f"{self.store.url}/{self.near_duplicates_key}: is not a complete list ({reason})"
             ) from None
 
     def put_near_duplicates(self, table: pa.Table) -> None:
-        """Stores the run's list, in NEAR_DUPLICATES_SCHEMA; if there is one already, it says the same and stays."""
+        """Stores the run's list, in NEAR_DUPLICATES_SCHEMA; keeps an existing one, which has the same content."""
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         self.store.put_new(self.near_duplicates_key, buffer.getvalue().to_pybytes(), uuid4().hex)
 
 
 def open_run(output: str | Store) -> GenerateRun:
-    """Opens the generate run at a URL or path, for example `s3://bucket/run`, with its plan as it is now.
+    """Opens the generate run at a URL or path, for example `s3://bucket/run`, with its current plan.
 
     Raises InputError if there is no generate run or its plan cannot be read.
     """

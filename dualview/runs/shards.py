@@ -1,4 +1,4 @@
-"""The commit: a finished shard is one Parquet file, whose metadata sums it up."""
+"""Commits shards: a finished shard is one Parquet file with a summary in its metadata."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -29,12 +29,12 @@ def commit(
     attempt: str,
     spent: Spent,
 ) -> bool:
-    """Puts a finished shard as one Parquet file; False if another attempt's stands already.
+    """Puts a finished shard as one Parquet file; returns False if another attempt has committed it already.
 
-    planned: the (example id, target id) of each request; "" for a target that is found on the way. The file's
-    metadata has under "dualview" a JSON object: run, attempt, statuses (a count each), trainable (a count),
-    and what was spent. Raises ValueError, and puts nothing, where the rows are not exactly one finished row
-    for each planned request, in order: that is a bug of ours.
+    planned: the (example id, target id) of each request; "" for a target that generation chooses. The file's
+    metadata has a JSON object under "dualview": run, attempt, statuses (status -> count), trainable (a count),
+    and the fields of Spent. Raises ValueError, and puts nothing, unless there is exactly one finished row for
+    each planned request, in order; anything else is our own bug.
     """
     _check_rows(shard, planned, rows, attempt)
     summary = {
@@ -60,10 +60,10 @@ def _check_rows(
     elif len(set(planned)) != len(planned):
         problem = "a request is planned twice"
     elif any(
-        row.example.id != seed_id or target_id not in ("", row.target_id)
-        for (seed_id, target_id), row in zip(planned, rows, strict=True)
+        row.example.id != example_id or target_id not in ("", row.target_id)
+        for (example_id, target_id), row in zip(planned, rows, strict=True)
     ):
-        problem = "rows of other requests, or in another order"
+        problem = "rows of other requests, or in the wrong order"
     elif unknown := {row.status for row in rows} - {ACCEPTED, WRITTEN, *REASONS}:
         problem = f"unknown status {unknown}"
     elif any(row.trainable and row.status != ACCEPTED for row in rows):
@@ -79,12 +79,14 @@ def _check_rows(
 def trainable_rows(table: pa.Table, left_out: Collection[tuple[str, str]]) -> pa.Table:
     """The rows of one shard that are trainable and not left out; needs the columns id, target_id, trainable."""
     rows = zip(*(table[name].to_pylist() for name in ("trainable", "id", "target_id")), strict=True)
-    stays = [trainable and (seed_id, target_id) not in left_out for trainable, seed_id, target_id in rows]
-    return table.filter(pa.array(stays, pa.bool_()))
+    is_kept = [
+        trainable and (example_id, target_id) not in left_out for trainable, example_id, target_id in rows
+    ]
+    return table.filter(pa.array(is_kept, pa.bool_()))
 
 
 def read_summaries(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
-    """What commit left in the metadata of each of these shards, in their order; only file footers are read."""
+    """The summary in the metadata of each of these shards, in order; reads only file footers."""
 
     def summary(key: str) -> dict[str, Any]:
         end = _with_footer(store, key)
@@ -95,19 +97,19 @@ def read_summaries(store: Store, keys: Iterable[str]) -> list[dict[str, Any]]:
             raise _corrupt(store, key, error) from None
         return content
 
-    with ThreadPoolExecutor(max_workers=10) as threads:  # as many as boto3 keeps connections
+    with ThreadPoolExecutor(max_workers=10) as threads:  # the size of boto3's connection pool
         return list(threads.map(summary, keys))
 
 
 def _with_footer(store: Store, key: str) -> bytes:
-    """So much of the end of a Parquet file that its metadata can be read."""
+    """The end of a Parquet file, including all of its metadata."""
     end = store.get_end(key, _USUAL_FOOTER_BYTES)
-    footer_bytes = int.from_bytes(end[-8:-4], "little") + 8  # its length and "PAR1" are the last eight
+    footer_bytes = int.from_bytes(end[-8:-4], "little") + 8  # the last eight: its length and "PAR1"
     return end if footer_bytes <= len(end) else store.get_end(key, footer_bytes)
 
 
 def read_shard(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One committed shard, or these columns of it. Raises InputError, naming the file, where it is corrupt."""
+    """One committed shard, or these columns of it. Raises InputError, naming the file, if it is corrupt."""
     data = store.get(key)
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -125,4 +127,4 @@ def read_shard(store: Store, key: str, columns: Sequence[str] | None = None) -> 
 
 def _corrupt(store: Store, key: str, error: Exception) -> InputError:
     reason = str(error).splitlines()[0]
-    return InputError(f"{store.url}/{key}: is not a whole Parquet file of a generate run ({reason})")
+    return InputError(f"{store.url}/{key}: is not a complete Parquet file of a generate run ({reason})")

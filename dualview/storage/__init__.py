@@ -1,10 +1,10 @@
 """One small store over local disk and S3: get (whole, or the end), list and create-only put.
 
-A put is atomic and never replaces: an object is absent or whole, and it stays what it was. That is all
-that commits need. Keys are relative to the store's prefix and use "/". Large files that one writer alone
-names may be uploaded in parts, and removed when nobody needs them any more: checkpoints are.
+A put is atomic and never replaces: an object is absent or whole, and never changes. That is all that commits
+need. Keys are relative to the store's prefix and use "/". Large files whose name only one writer uses, such as
+checkpoints, may be uploaded in parts and removed later.
 
-A store that fails for a while is waited for. One that stays away, refuses or is full raises Interruption.
+Temporary failures of a store are retried. A store that stays unavailable, refuses or is full raises Interruption.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ def open_store(url: str) -> Store:
     """The store at `s3://bucket/prefix`, `file:///folder` or a plain path. Touches nothing yet."""
     scheme, separator, address = url.partition("://")
     if not separator and url:
-        return LocalStore(Path(url).absolute())  # absolute: Ray's actors run in other folders
+        return LocalStore(Path(url).absolute())  # absolute, because Ray's actors run in other folders
     if scheme == "file" and address.startswith("/"):
         return LocalStore(Path(unquote(urlsplit(url).path)))
     if scheme == "s3":
@@ -52,7 +52,7 @@ def holds(store: Store, key: str) -> bool:
 
 
 def parent_of(store: Store) -> Store:
-    """The folder that this one lies in; at the top it is the same."""
+    """The parent folder; at the top, the same folder."""
     match store:
         case LocalStore(folder):
             return LocalStore(folder.parent)
@@ -62,7 +62,7 @@ def parent_of(store: Store) -> Store:
 
 
 def check_reachable(store: Store) -> None:
-    """Raises InputError, within seconds, where the store of a run to come cannot be used.
+    """Raises InputError, within seconds, if a run could not use the store.
 
     S3: the bucket can be listed. Local: the folder, or the nearest parent that exists, can be written.
     """
@@ -74,10 +74,10 @@ def check_reachable(store: Store) -> None:
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same place for libraries that want a pyarrow filesystem and a path in it (Ray Train does)."""
+    """The same location for libraries, such as Ray Train, that take a pyarrow filesystem and a path in it."""
     store = open_store(url)
     if isinstance(store, S3Store):
-        # As patient as our own requests are, nearly: its own three tries are over within a second.
+        # Nearly as patient as our own requests: the default of three tries is over within a second.
         patience = pyarrow.fs.AwsDefaultS3RetryStrategy(max_attempts=12)
         filesystem = pyarrow.fs.S3FileSystem(endpoint_override=store.endpoint_url, retry_strategy=patience)
         return filesystem, f"{store.bucket}/{store.prefix}"

@@ -12,12 +12,12 @@ from uuid import uuid4
 from dualview.errors import InputError, Interruption
 from dualview.storage.base import Entry
 
-PARTIAL = ".partial-"  # names of local files that are still being written; no object is called so
+PARTIAL = ".partial-"  # prefix of files that are still being written; no object has such a name
 
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A folder. Creation is atomic through link(2), which fails where the name is taken."""
+    """A folder. Creation is atomic through link(2), which fails if the name is taken."""
 
     folder: Path
 
@@ -39,7 +39,7 @@ class LocalStore:
 
     def list(self, prefix: str = "") -> Sequence[Entry]:
         deepest, _, beginning = prefix.rpartition("/")
-        # Only what begins so is walked: a file may be asked for that lies beside large folders.
+        # Walk only what matches the prefix: there may be large folders beside it.
         tops = [path for path in (self.folder / deepest).glob("*") if path.name.startswith(beginning)]
         paths = [path for top in tops for path in (top, *([] if top.is_symlink() else top.rglob("*")))]
         return sorted(
@@ -61,7 +61,7 @@ class LocalStore:
                 try:
                     os.link(partial, path)
                 except FileExistsError:
-                    # NFS repeats a request whose answer was lost, and then meets our own link [link(2), BUGS].
+                    # NFS repeats a request whose answer was lost, and then finds our own link [link(2), BUGS].
                     if not path.samefile(partial):
                         return False
             finally:
@@ -87,32 +87,34 @@ class LocalStore:
         for entry in self.list(prefix):
             path = self.folder / entry.key
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # not empty, or removed by another
-                for parent in Path(entry.key).parents[:-2]:  # the topmost others may be about to use
+            with suppress(OSError):  # not empty, or already removed by another writer
+                for parent in Path(entry.key).parents[
+                    :-2
+                ]:  # not the topmost: another writer may be about to use it
                     (self.folder / parent).rmdir()
 
 
-# What to do where a file cannot be written.
+# What to do if a file cannot be written.
 _ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room for it"),
-    errno.EACCES: "give the job the right to write there",
-    # What link(2) says where the file system has no hard links.
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    errno.EACCES: "give the job write permission there",
+    # Also what link(2) reports on a file system without hard links.
     **dict.fromkeys(
-        (errno.EPERM, errno.ENOTSUP), "give the job the right to write and to make hard links there"
+        (errno.EPERM, errno.ENOTSUP), "give the job permission to write and to create hard links there"
     ),
-    errno.EROFS: "mount it so that it can be written",
+    errno.EROFS: "mount it read-write",
 }
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises Interruption where the disk has no room, or does not let us write for another reason."""
+    """Raises Interruption if the disk is full or cannot be written for another reason."""
     try:
         yield
-    except FileNotFoundError:  # of what was to be read
+    except FileNotFoundError:  # about the file to be read
         raise
     except OSError as error:
-        advice = _ADVICE.get(error.errno or 0, "see to the disk and the folder")
+        advice = _ADVICE.get(error.errno or 0, "check the disk and the folder")
         raise Interruption(f"{path}: cannot be written ({error.strerror}); {advice}") from error
 
 
@@ -129,7 +131,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def check_writable(store: LocalStore) -> None:
-    """Raises InputError where the folder, or the nearest parent that exists, cannot be written."""
+    """Raises InputError if the folder, or its nearest existing parent, cannot be written."""
     nearest = next(parent for parent in (store.folder, *store.folder.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{store.url}: cannot be written, because {nearest} is not a writable folder")

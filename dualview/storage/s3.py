@@ -1,4 +1,4 @@
-"""A prefix in a bucket as a store, and which of S3's errors are waited for."""
+"""A prefix in a bucket as a store, and which of S3's errors are retried."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ from dualview.storage.local import writing
 
 T = TypeVar("T")
 
-# A restart of a server, a failover or a throttled prefix is over within minutes; what takes longer wants a person.
+# A server restart, a failover or throttling is over within minutes; anything longer needs a person.
 _PATIENCE_SECONDS = 300
 _LONGEST_PAUSE_SECONDS = 20
-# Without a byte for this long, a connection is taken for dead. boto3 would wait twice as long.
+# A connection is considered dead after this long without a byte. boto3 would wait twice as long.
 _SILENCE_SECONDS = 30
-# What boto3's retries call throttling and time-outs, and what a machine gets whose clock jumped.
+# Codes that boto3 retries as throttling and timeouts, and what a machine gets after a clock jump.
 _PASSING_CODES = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "ConditionalRequestConflict"}
-# Temporary credentials that ran out, or old ones that were deleted. A HEAD has no body to say more than 403.
+# Expired temporary credentials, or deleted ones. A HEAD has no body, so it says only 403.
 _EXPIRED_CODES = {
     "403",
     "ExpiredToken",
@@ -53,26 +53,26 @@ _EXPIRED_CODES = {
 
 @dataclass(frozen=True)
 class S3Store:
-    """A prefix in a bucket. Endpoint and credentials come from boto3's own sources and nowhere else."""
+    """A prefix in a bucket. Endpoint and credentials come only from boto3's own sources."""
 
     bucket: str
-    prefix: str  # without slashes at its ends; "" for the whole bucket
+    prefix: str  # without leading or trailing slash; "" for the whole bucket
 
     @property
     def url(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return S3Store, (self.bucket, self.prefix)  # a client cannot be pickled; each process makes its own
+        return S3Store, (self.bucket, self.prefix)  # a client cannot be pickled; each process creates its own
 
     @property
     def endpoint_url(self) -> str:
-        """Where requests go, as boto3 finds it in its own configuration."""
+        """The endpoint from boto3's own configuration."""
         return str(self._client.meta.endpoint_url)
 
     @cached_property
     def _client(self) -> Any:
-        # One try a request: `_ask` repeats what is worth it, and boto3 would give up after seconds.
+        # One try per request: `_ask` does the retries, and boto3 would give up after seconds.
         return _s3_client(
             Config(
                 connect_timeout=_SILENCE_SECONDS,
@@ -82,9 +82,9 @@ class S3Store:
         )
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """What `question` gets from the client, asked until S3 answers. May be asked more than once.
+        """Calls `question` with a client until S3 answers, and returns its result. It may be called several times.
 
-        Raises Interruption where S3 refuses it, or fails for longer than _PATIENCE_SECONDS.
+        Raises Interruption if S3 refuses the request, or fails for longer than _PATIENCE_SECONDS.
         """
         began = time.monotonic()
         asked_with_fresh_credentials = False
@@ -99,7 +99,7 @@ class S3Store:
                         " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another source that boto3 knows"
                     ) from error
                 if _is_about_credentials(error):
-                    # boto3 renews some kinds by itself; a file that was renewed it reads for a new client only.
+                    # boto3 renews some kinds itself, but reads a renewed credentials file only for a new client.
                     if asked_with_fresh_credentials:
                         raise Interruption(
                             f"{self.url}: the credentials are no longer accepted ({reason}); renew them"
@@ -108,19 +108,19 @@ class S3Store:
                     self.__dict__.pop("_client", None)
                 elif isinstance(error, ClientError) and _status(error) == 501:
                     raise Interruption(
-                        f"{self.url}: S3 does not know a request ({reason});"
+                        f"{self.url}: S3 does not support a request ({reason});"
                         " choose a store that honours `If-None-Match: *` (cluster/README.md, Stores)"
                     ) from error
                 elif not _may_pass(error):
                     raise Interruption(
                         f"{self.url}: S3 refuses a request ({reason});"
-                        " see to the rights of the credentials and the state of the bucket"
+                        " check the permissions of the credentials and the state of the bucket"
                     ) from error
                 elif time.monotonic() - began > _PATIENCE_SECONDS:
                     raise Interruption(
-                        f"{self.url}: S3 has failed for {_PATIENCE_SECONDS} s ({reason}); wait until it is well"
+                        f"{self.url}: S3 has failed for {_PATIENCE_SECONDS} s ({reason}); wait until it has recovered"
                     ) from error
-            # Drawn by lot, so that a thousand actors do not come back at the same moment.
+            # Random, so that a thousand actors do not return at the same moment.
             time.sleep(random.uniform(0, min(0.2 * 2**number, _LONGEST_PAUSE_SECONDS)))
         raise AssertionError("count() does not end")
 
@@ -143,7 +143,7 @@ class S3Store:
                 if _status(error) == 416:  # an empty object has no last bytes
                     return b""
                 raise
-            content: bytes = answer["Body"].read()  # a connection may break off here, too
+            content: bytes = answer["Body"].read()  # the connection may break here, too
             return content
 
         return self._ask(read)
@@ -162,7 +162,7 @@ class S3Store:
                 break
             place["ContinuationToken"] = page["NextContinuationToken"]
         start = len(self._full_key(""))
-        # Consoles mark an empty "folder" by an object whose key ends with "/".
+        # Consoles mark an empty "folder" with an object whose key ends in "/".
         return sorted(
             Entry(item["Key"][start:], item["Size"], stamp=item["ETag"].strip('"'))
             for item in objects
@@ -178,7 +178,7 @@ class S3Store:
             except ClientError as error:
                 if _status(error) != 412:
                     raise
-                # A put whose answer was lost is repeated, and then meets its own object.
+                # A put whose answer was lost is repeated, and then finds its own object.
                 metadata = client.head_object(**place)["Metadata"]
                 return bool(metadata.get("attempt") == attempt)
             return True
@@ -187,7 +187,7 @@ class S3Store:
 
     def upload(self, key: str, path: Path) -> None:
         def put(client: Any) -> None:
-            with path.open("rb") as file:  # anew each time: a failed try has read some of it
+            with path.open("rb") as file:  # reopened for each try: a failed one has read part of it
                 client.upload_fileobj(file, self.bucket, self._full_key(key))
 
         self._ask(put)
@@ -199,7 +199,7 @@ class S3Store:
 
 
 def _reason(error: Exception) -> str:
-    """S3's code, or what happened on the way to it."""
+    """S3's error code, or the kind of failure if S3 did not answer."""
     return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else type(error).__name__
 
 
@@ -219,7 +219,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _s3_client(config: Config) -> Any:
-    # A session of our own: boto3's default session may not be set up by two threads at once.
+    # A session of our own: setting up boto3's default session is not thread-safe.
     return boto3.session.Session().client("s3", config=config)
 
 
@@ -228,7 +228,7 @@ def _status(error: ClientError) -> int:
 
 
 def check_bucket(store: S3Store) -> None:
-    """Raises InputError, within seconds, where the bucket cannot be listed."""
+    """Raises InputError, within seconds, if the bucket cannot be listed."""
     impatient = Config(
         connect_timeout=5, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 2}
     )
@@ -241,14 +241,14 @@ def check_bucket(store: S3Store) -> None:
         if _status(error) in (401, 403) or code in _EXPIRED_CODES:
             raise InputError(
                 f"{store.url}: the credentials are refused ({code});"
-                " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"
+                " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their permissions on the bucket"
             ) from None
         raise InputError(f"{store.url}: S3 answers {code} to a listing of the bucket") from None
     except NoCredentialsError:
         raise InputError(
             f"{store.url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+    except (BotoCoreError, ValueError) as error:  # ValueError: the endpoint is not a URL
         raise InputError(
             f"{store.url}: cannot be reached ({type(error).__name__});"
             " check the bucket's name and AWS_ENDPOINT_URL_S3, for example http://minio:9000"

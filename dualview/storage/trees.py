@@ -1,4 +1,4 @@
-"""Folders of files to a store and back."""
+"""Copies folders of files to a store and back."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +11,10 @@ from dualview.storage.s3 import S3Store, check_bucket
 
 
 def download_tree(store: Store, folder: Path, keys: Iterable[str] | None = None) -> Path:
-    """Copies these or all objects of the store into `folder`, which appears whole or not at all, and returns it.
+    """Copies the objects under `keys`, or all, into `folder` and returns it. The folder appears whole or not at all.
 
     A folder that has content is kept as it is, so that several processes may ask for the same one.
+    Raises InputError if there is nothing to copy.
     """
     if folder.is_dir() and any(folder.iterdir()):
         return folder
@@ -21,9 +22,7 @@ def download_tree(store: Store, folder: Path, keys: Iterable[str] | None = None)
         check_bucket(store)
     keys = [entry.key for entry in store.list()] if keys is None else list(keys)
     if not keys:
-        raise InputError(
-            f"{store.url}: nothing lies there; expected a folder, for example with a model's config.json"
-        )
+        raise InputError(f"{store.url}: is empty; expected a folder, for example with a model's config.json")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder.parent) as partial:
         tree = Path(partial) / "tree"

@@ -272,9 +272,7 @@ def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(
-        InputError, match=r"hub:orionweller/NevIR-mteb: cannot be had from the hub \(OSError\); "
-    ):
+    with pytest.raises(InputError, match=r"hub:orionweller/NevIR-mteb: .* the hub \(OSError\)"):
         read_benchmark(_hub("nevir", "hub:orionweller/NevIR-mteb"))
 
 

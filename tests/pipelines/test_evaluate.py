@@ -134,12 +134,12 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
 def test_a_shelf_on_a_store_that_replaces_objects_is_refused(config, s3, faulty_s3, tmp_path, monkeypatch):
     monkeypatch.setattr(faulty_s3, "ignores_conditions", True)
     own = config("local", output=str(tmp_path / "evaluation"), embeddings=f"{s3}/replaced")
-    with pytest.raises(InputError, match=r"/replaced: this store replaces objects"):
+    with pytest.raises(InputError, match=r"/replaced: this store replaces .*If-None-Match"):
         evaluate(own)
 
 
 def test_a_comparison_with_an_encoder_that_is_not_there_is_one_sentence(config):
-    with pytest.raises(InputError, match="compare: `third` is none of the encoders"):
+    with pytest.raises(InputError, match=r"compare: `third` .* encoders"):
         evaluate(config("misnamed", compare=[["one", "third"]]))
 
 
@@ -327,13 +327,11 @@ def test_run_files_that_change_are_refused(instructed, tmp_path):
         evaluate(own)
 
 
-def test_an_output_that_was_claimed_by_names_alone_is_refused_and_may_be_claimed_anew(instructed):
+def test_an_output_that_was_pinned_by_names_alone_is_refused_and_can_be_pinned_again(instructed):
     summary, file = evaluate(instructed), Path(instructed.output) / "config.json"
     named = {name: value for name, value in json.loads(file.read_text()).items() if name != "content"}
     file.write_text(json.dumps(named))
-    with pytest.raises(
-        InputError, match=r"out/config.json: does not say which content .*; choose another output, or"
-    ):
+    with pytest.raises(InputError, match=r"out/config.json: .* content .*; choose another output, or"):
         evaluate(instructed)
     file.unlink()
     assert evaluate(instructed) == summary

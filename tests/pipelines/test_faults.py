@@ -52,7 +52,8 @@ def test_an_engine_that_answers_nonsense_ends_the_run_and_a_lower_bar_finishes_i
         job = Job(strict, tmp_path)
         assert job.process.wait() == 3
     last = (tmp_path / "log.txt").read_text().splitlines()[-1]
-    assert last.startswith(f"stopped: {strict.output}: of the last 500 rows ")
+    assert last.startswith(f"stopped: {strict.output}: ")
+    assert "of the last 500 rows" in last
     assert not open_run(strict.output).is_complete
 
     generate(config_of(LLM, strict.output, **changes))

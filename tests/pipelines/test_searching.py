@@ -75,12 +75,10 @@ def test_a_query_of_ones_own_is_searched_in_the_whole_corpus(evaluated, best_by_
 
 
 def test_what_is_no_evaluation_is_told(tmp_path, evaluated):
-    with pytest.raises(
-        InputError, match=r"no config.json lies there; expected the output of jobs/evaluate.py"
-    ):
+    with pytest.raises(InputError, match=r"no config.json; expected the output of jobs/evaluate.py"):
         search(str(tmp_path), None, [])
     (tmp_path / "config.json").write_text('{"output": "x"}')
-    with pytest.raises(InputError, match=r"config.json: is not of an evaluation"):
+    with pytest.raises(InputError, match=r"config.json: .* evaluation"):
         search(str(tmp_path), None, [])
 
 

@@ -95,10 +95,10 @@ def test_a_killed_study_goes_on_and_reports_as_if_it_had_not_been(study_at, capl
     assert not failed
     text = report_study(study, runs, failed)
     assert "| dual minus single |" in text
-    assert "## Code\n\nWhat worked on these runs" in text
+    assert "## Code\n\nThe code that worked on these runs" in text
     assert f"- {code()}\n" in text
     wrong = study.model_copy(update={"metrics": ("factbook-development nDCG@5",)})
-    with pytest.raises(InputError, match="`factbook-development nDCG@5` was not measured; expected some of"):
+    with pytest.raises(InputError, match="`factbook-development nDCG@5` was not measured"):
         report_study(wrong, runs, failed)
     before = open_store(study.output).list()
     again, failed = run_study(study)
@@ -135,17 +135,17 @@ def test_a_benchmark_that_is_missing_is_told_before_any_run(study_at):
     study = load(StudyConfig, str(study_at("no-benchmark"))).model_copy(
         update={"metrics": ("robust04 p-MRR",)}
     )
-    with pytest.raises(InputError, match="`robust04 p-MRR` is of none of the benchmarks"):
+    with pytest.raises(InputError, match=r"`robust04 p-MRR` .* benchmarks"):
         run_study(study)
 
 
 def test_a_study_may_be_planned_before_its_data_is_made(study_at):
     study = load(StudyConfig, str(study_at("early")))
     told = estimate_study(study, plan_study(study))
-    assert re.match(r"2 of 2 runs to do, about [\d,]+ tokens to train on$", told)
+    assert re.match(r"2 of 2 runs to do, about [\d,]+ training tokens$", told)
     nowhere = study.model_copy(update={"train_changes": {"mixture.parts.0.data": f"{study.output}/nowhere"}})
     told = estimate_study(nowhere, plan_study(nowhere))
-    assert told.startswith("2 runs; what they will read cannot be told yet: no generate run at ")
+    assert told.startswith("2 runs; their tokens cannot be estimated yet: no generate run at ")
 
 
 def test_run_files_without_some_queries_are_baselines_of_a_report(tmp_path):

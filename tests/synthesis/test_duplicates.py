@@ -132,7 +132,7 @@ def test_training_reads_what_is_left(tmp_path):
     run = finish_run(open_store(str(tmp_path)), shards, ASKED)
     assert run.lacks_near_duplicates
     assert not run.is_complete
-    with pytest.raises(InputError, match="is not finished; run it to its end first"):
+    with pytest.raises(InputError, match="is not finished"):
         run.trainable()
     mark_near_duplicates(run, SETTINGS)
     assert run.is_complete

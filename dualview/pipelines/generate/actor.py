@@ -1,4 +1,4 @@
-"""An actor that holds an engine and takes shards from tasks to committed rows."""
+"""An actor with an engine that turns the tasks of shards into committed rows."""
 
 import asyncio
 from collections import Counter
@@ -32,14 +32,14 @@ from dualview.synthesis.recipe import Recipe, lineage
 from dualview.synthesis.shard import Task, finish_row, finish_shard, poison_row, tasks_of
 from dualview.vocabulary import Vocabulary
 
-# From this attempt at a shard on, its rows run in isolation, to find one that crashes the engine.
+# From this attempt on, a shard's rows run in isolation, to find one that crashes the engine.
 FIRST_ISOLATED_ATTEMPT = 3
 
 
 class ShardActor:
-    """Takes shards from tasks to committed rows; several at a time, so that its engine never drains.
+    """Finishes and commits shards, several at a time, so that its engine never idles.
 
-    `account` is the run's Account where it has a budget: no shard is begun once that is used up.
+    `account` is the run's Account if it has a budget. Once that is used up, no more shards begin.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ShardActor:
     ) -> None:
         self.accounted_until = time.monotonic()
         self.config, self.run, self.pairs, self.account = config, run, pairs, account
-        self.vocabulary = vocabulary  # as the driver read it: a path may mean another file on this node
+        self.vocabulary = vocabulary  # as the driver read it: the same path may be another file on this node
         self.source = open_source(config.source)
         self.engine = open_engine(config.engine) if config.engine else None
         self.recipe: Recipe | None = None
@@ -61,7 +61,7 @@ class ShardActor:
         self.metrics = Metrics() if ray.is_initialized() else None
 
     async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A report on one shard; with 0 examples where the budget was used up before it began."""
+        """Finishes one shard and reports on it; 0 examples if the budget was used up before it began."""
         shard = self.run.plan.shards[int(batch["shard"][0])]
         if self.account is not None and await self.account.used_up.remote():
             return _report(0.0, 0, [], Spent())
@@ -72,7 +72,7 @@ class ShardActor:
         except EngineUnavailable as error:
             raise Interruption(f"{self.config.output}: {error}; wait until it answers") from None
         except EngineDied:
-            # Ray starts a new actor and hands it this one's shards.
+            # Ray starts a new actor and gives it this one's shards.
             os._exit(1)
         if self.account is not None:
             await self.account.add.remote(spent)
@@ -84,7 +84,7 @@ class ShardActor:
         attempt = uuid4().hex
         ordinal = await asyncio.to_thread(begin_attempt, self.run.store, shard, attempt)
         tasks = await asyncio.to_thread(self._tasks, shard)
-        # A server's death is not ours, so its outages must not make the shards that met them slow.
+        # A remote server's outages are not our crashes, so they must not send shards into slow isolation.
         isolated = ordinal >= FIRST_ISOLATED_ATTEMPT and not isinstance(self.config.engine, HttpEngine)
         async with self.turns.alone() if isolated else self.turns.together():
             origin = lineage(
@@ -119,7 +119,7 @@ class ShardActor:
         return tasks
 
     def _spent(self, rows: list[DualView]) -> Spent:
-        """The tokens of these rows, and the time since the actor last gave account of it."""
+        """The tokens of these rows, and the GPU time since the actor last reported any."""
         now = time.monotonic()
         seconds, self.accounted_until = now - self.accounted_until, now
         return Spent(
@@ -140,22 +140,22 @@ class ShardActor:
             await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, index)
             try:
                 rows.append(await finish_row(recipe, task, origin))
-            except EngineUnavailable:  # no row is to blame
+            except EngineUnavailable:  # not this row's fault
                 await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, len(tasks))
                 raise
-        # One past the last, so that a death while committing is not laid to the last row.
+        # One past the last, so that a death during the commit is not blamed on the last row.
         await asyncio.to_thread(leave_breadcrumb, self.run.store, shard, ordinal, len(tasks))
         return rows
 
     async def _validated_recipe(self) -> Recipe:
-        """The recipe, after the judges' exam: the first actor sits it, all go by its one result."""
+        """The recipe. The first actor validates the judges, and all actors use its one result."""
         async with self.validating:
             if self.recipe is None:
                 results = await asyncio.to_thread(lambda: self.run.validation)
                 if self.pairs and not results:
                     assert self.engine is not None  # check_parts: no LLM judge without an engine
-                    own = await validate_judges(self.engine, self.config, self.pairs)
-                    results = await asyncio.to_thread(self.run.put_validation, own)
+                    validated = await validate_judges(self.engine, self.config, self.pairs)
+                    results = await asyncio.to_thread(self.run.put_validation, validated)
                 self.recipe = Recipe(
                     self.config,
                     vocabulary=self.vocabulary,
@@ -179,11 +179,11 @@ def _report(seconds: float, num_examples: int, rows: list[DualView], spent: Spen
 
 
 class Metrics:
-    """The same figures for Prometheus, through Ray's own exporter."""
+    """Counts of rows and tokens for Prometheus, through Ray's own exporter."""
 
     def __init__(self) -> None:
         self._rows = ray.util.metrics.Counter(
-            "dualview_rows", "Finished requests by what became of them", tag_keys=("status",)
+            "dualview_rows", "Finished requests by status", tag_keys=("status",)
         )
         self._tokens = ray.util.metrics.Counter(
             "dualview_tokens", "Tokens read and written by the engine", tag_keys=("kind",)
@@ -199,7 +199,7 @@ class Metrics:
 
 
 class Turns:
-    """Shards of one actor run together, but an isolated one alone: a dying engine must have one suspect."""
+    """Runs the shards of one actor together, but an isolated one alone: if the engine dies, only one row is a suspect."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()

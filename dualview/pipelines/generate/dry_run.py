@@ -1,4 +1,4 @@
-"""A look at a generate run before it runs: nothing is written and no engine is started."""
+"""A preview of a generate run, which writes nothing and starts no engine."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from dualview.sources import open_source
 from dualview.synthesis.preview import Conversation, estimate, fill_prompts
 
 SAMPLE = 20  # examples
-TOKENS_PER_WORD = 1.4  # where no tokenizer is at hand; English, with a chat template's extras
+TOKENS_PER_WORD = 1.4  # if there is no tokenizer; for English, chat template included
 
 
 def dry_run(config: GenerateConfig) -> None:
@@ -25,7 +25,7 @@ def dry_run(config: GenerateConfig) -> None:
     source = open_source(config.source)
     inputs = source.inputs()
     plan = Plan({}, tuple(inputs), config.rows_per_shard)
-    first = next(each for each in inputs if each.num_rows)
+    first = next(source_input for source_input in inputs if source_input.num_rows)
     sample = source.read(first, 0, min(SAMPLE, first.num_rows))
     console = Console()
 
@@ -33,12 +33,12 @@ def dry_run(config: GenerateConfig) -> None:
         for turn in prompt:
             console.print(Panel(turn.text, title=f"{use}: {turn.role}", title_align="left"), markup=False)
 
-    num_examples = sum(each.num_rows for each in inputs)
+    num_examples = sum(source_input.num_rows for source_input in inputs)
     count_tokens, how = _counter(config)
     figures = estimate(config, sample, num_examples, count_tokens)
     table = Table("", "", title=f"dry run of {config.output}", show_header=False)
-    for each in inputs[:10]:
-        table.add_row("input", f"{each.name}: {each.num_rows:,} examples")
+    for source_input in inputs[:10]:
+        table.add_row("input", f"{source_input.name}: {source_input.num_rows:,} examples")
     if len(inputs) > 10:
         table.add_row("input", f"{len(inputs) - 10} more")
     table.add_row("plan", f"{num_examples:,} examples in {len(plan.shards):,} shards")
@@ -52,7 +52,7 @@ def dry_run(config: GenerateConfig) -> None:
 
 
 def _counter(config: GenerateConfig) -> tuple[Callable[[Conversation], int], str]:
-    """How many tokens a prompt has, and in words how that is known."""
+    """A function that counts a prompt's tokens, and how it counts, in words."""
     if isinstance(config.engine, VllmEngine):
         chat = chat_of(config.engine)
 

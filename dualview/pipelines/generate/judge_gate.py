@@ -1,4 +1,7 @@
-"""The judges' exam as a gate of a generate run: set by the driver, sat by the first actor, read by all."""
+"""Validates the LLM judges of a generate run on gold pairs; judges that fail do not count.
+
+The driver draws the pairs, the first actor asks the judges, and all actors read the result.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +16,7 @@ from dualview.sources import Source, open_source
 from dualview.synthesis.judge_validation import GoldPair, draw_gold_pairs, validate_judge
 from dualview.synthesis.judging import judge_name
 
-GoldPairs = dict[str, list[GoldPair]]  # judge -> the pairs it must answer
+GoldPairs = dict[str, list[GoldPair]]  # judge -> its gold pairs
 Results = Mapping[str, Mapping[str, float]]  # judge -> ValidationResult as JSON
 
 
@@ -22,25 +25,25 @@ def _llm_judges(config: GenerateConfig) -> list[LlmJudge]:
 
 
 def first_examples(source: Source, inputs: Sequence[Input], num: int) -> list[SourceExample]:
-    """The first `num` examples of the source, or all there are."""
+    """The first `num` examples of the source, or all if it has fewer."""
     examples: list[SourceExample] = []
-    for each in inputs:
+    for source_input in inputs:
         if len(examples) < num:
-            examples += source.read(each, 0, min(each.num_rows, num - len(examples)))
+            examples += source.read(source_input, 0, min(source_input.num_rows, num - len(examples)))
     return examples
 
 
 def gold_pairs_of(config: GenerateConfig, inputs: Sequence[Input] | None = None) -> GoldPairs:
-    """Gold pairs for each LLM judge, from the labels of the first examples of its exam's gold source.
+    """Gold pairs for each LLM judge, from the labels of the first examples of its gold source.
 
-    `inputs` of the config's own source are not listed again where they are given.
+    `inputs`: those of the config's own source, if they are known already; otherwise they are listed.
     """
     pairs: GoldPairs = {}
     for judge in _llm_judges(config):
         source = open_source(judge.validation.gold or config.source)
-        own = None if judge.validation.gold else inputs
+        known = None if judge.validation.gold else inputs
         examples = first_examples(
-            source, source.inputs() if own is None else own, 10 * judge.validation.num_pairs
+            source, source.inputs() if known is None else known, 10 * judge.validation.num_pairs
         )
         pairs[judge_name(judge)] = draw_gold_pairs(
             examples, judge.validation.num_pairs, random.Random(judge.validation.seed)
@@ -49,9 +52,9 @@ def gold_pairs_of(config: GenerateConfig, inputs: Sequence[Input] | None = None)
 
 
 async def validate_judges(engine: Engine, config: GenerateConfig, pairs: GoldPairs) -> Results:
-    """Every LLM judge's result. Raises Interruption where the engine dies.
+    """Each LLM judge's result. Raises Interruption if the engine dies.
 
-    No row is to blame for that, so none could be left out: with a new actor it would go on for ever.
+    There is no row to blame and leave out, so new actors would keep dying forever.
     """
     try:
         return {
@@ -60,12 +63,12 @@ async def validate_judges(engine: Engine, config: GenerateConfig, pairs: GoldPai
         }
     except EngineDied as error:
         raise Interruption(
-            f"{config.output}: the engine died in the exam of the judge; see its log and mend it"
+            f"{config.output}: the engine died during the validation of the judge; read its log and fix it"
         ) from error
 
 
 def judges_passed(config: GenerateConfig, results: Results) -> bool:
-    """Whether every LLM judge reached its minimum; the absence of a result is no pass."""
+    """Whether every LLM judge reached its min_auc; a judge without a result fails."""
     return all(
         judge_name(judge) in results and results[judge_name(judge)]["auc"] >= judge.validation.min_auc
         for judge in _llm_judges(config)
@@ -73,7 +76,7 @@ def judges_passed(config: GenerateConfig, results: Results) -> bool:
 
 
 def validation_sentences(config: GenerateConfig, results: Results) -> list[str]:
-    """One sentence a judge: how it did, and what follows for the rows."""
+    """One sentence per judge: its result, and what that means for the rows."""
     sentences = []
     for judge in _llm_judges(config):
         if judge_name(judge) in results:
@@ -86,6 +89,6 @@ def validation_sentences(config: GenerateConfig, results: Results) -> list[str]:
                 effect = "its verdicts are kept, but do not count"
             sentences.append(
                 f"judge {judge_name(judge)}: AUC {result['auc']:.2f} on {result['num_pairs']:.0f} gold pairs,"
-                f" the config asks for {judge.validation.min_auc}; {effect}"
+                f" the config requires {judge.validation.min_auc}; {effect}"
             )
     return sentences

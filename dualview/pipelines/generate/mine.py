@@ -1,14 +1,13 @@
-"""Mining on Ray: a BEIR folder becomes examples with hard negatives, as Parquet under the output of a run.
+"""Mining on Ray: turns a BEIR folder into source examples with hard negatives, as Parquet under a run's output.
 
-    mined/plan.json                       what is mined; created once
-    mined/work/bm25-statistics.npy        of the whole corpus
+    mined/plan.json                       the settings and inputs; created once
+    mined/work/bm25-statistics.npy        statistics of the whole corpus
     mined/work/bm25-000017.npz            the index of a shard of the corpus
-    mined/work/embeddings/                vectors of passages and queries, see retrieval/embeddings.py; elsewhere
-                                          where `embeddings` says so
-    mined/part-000003.parquet             their examples, in EXAMPLE_SCHEMA
+    mined/work/embeddings/                vectors of passages and queries, see retrieval/embeddings.py, unless
+                                          `embeddings` names another place
+    mined/part-000003.parquet             the examples of a shard of queries, in EXAMPLE_SCHEMA
 
-Each object is created whole or not at all, and what stands is not made again. What lies under `work` can be
-deleted once all parts stand.
+Each object is created whole or not at all, and existing ones are kept. `work` can be deleted once all parts exist.
 """
 
 # Q = queries of a shard, E = embedding size
@@ -59,7 +58,7 @@ STATISTICS_KEY = "mined/work/bm25-statistics.npy"
 
 @dataclass(frozen=True)
 class Mined:
-    """The examples of a finished mining: files in the layout of the `tuples` source."""
+    """The mined examples: files in the layout of the `tuples` source."""
 
     files: tuple[str, ...]
     num_queries: int
@@ -68,10 +67,10 @@ class Mined:
 
 
 def mine(source: BeirSource, output: str) -> Mined:
-    """Brings the mining under this output to its end, whatever of it stands already.
+    """Finishes the mining under this output, new or interrupted.
 
-    The examples do not depend on the number of actors, nor on the sizes of shards. Raises InputError where the
-    folder or the settings are not as expected, or the output holds examples of others.
+    The examples depend neither on the number of actors nor on the shard sizes. Raises InputError if the folder or
+    the settings are invalid, or if the output holds examples of other settings.
     """
     check_mining(source.mining)
     store = open_store(output)
@@ -97,7 +96,7 @@ def mine(source: BeirSource, output: str) -> Mined:
 
 
 def _plan(source: BeirSource, collection: BeirCollection) -> dict[str, Any]:
-    """All that decides the examples, and how they are cut."""
+    """Everything that determines the examples and their division into parts."""
     settings = source.model_dump(
         mode="json",
         exclude={"path": True, "qrels": True, "mining": {"actors": True, "dense": {"embeddings"}}},
@@ -116,8 +115,8 @@ def _index_key(shard: int) -> str:
 
 
 def _missing(store: Store, key: Callable[[int], str], num: int) -> list[int]:
-    there = {entry.key for entry in store.list("mined/")}
-    return [index for index in range(num) if key(index) not in there]
+    existing = {entry.key for entry in store.list("mined/")}
+    return [index for index in range(num) if key(index) not in existing]
 
 
 def _summary(store: Store, num_queries: int, num_parts: int) -> Mined:
@@ -134,7 +133,7 @@ def _summary(store: Store, num_queries: int, num_parts: int) -> Mined:
 
 @dataclass(frozen=True)
 class _Work:
-    """What every process knows; large things are in Ray's object store, once a node."""
+    """What every process needs; large data are in Ray's object store, once per node."""
 
     mining: Mining
     store: Store
@@ -146,7 +145,7 @@ class _Work:
     num_queries: int
 
     def rows_of(self, side: Side, shard: int) -> range:
-        """Of queries or passages."""
+        """The row numbers of a shard of queries or passages."""
         size, num = (
             (self.mining.queries_per_shard, self.num_queries)
             if side == "query"
@@ -156,7 +155,7 @@ class _Work:
 
     @property
     def num_shards(self) -> int:
-        """Of the corpus."""
+        """Shards of the corpus."""
         return -(-self.num_passages // self.mining.passages_per_shard)
 
 
@@ -196,7 +195,7 @@ def _index(work: _Work) -> None:
 
 
 def _encode(dense: DenseRetriever, work: _Work, collection: BeirCollection) -> list[Unit]:
-    """Queries and corpus. Returns the units of the corpus."""
+    """Encodes the queries and the corpus. Returns the units of the corpus."""
     mining, specs, corpus = work.mining, specs_of(dense), collection.corpus
     queries = [query.text for query in collection.queries]
     wanted = [
@@ -223,7 +222,7 @@ def _encode(dense: DenseRetriever, work: _Work, collection: BeirCollection) -> l
 
 
 def specs_of(dense: DenseRetriever) -> dict[Side, EmbeddingSpec]:
-    """What decides the vectors of each side."""
+    """What determines the vectors of each side."""
     saved = saved_settings(dense.model)
     max_tokens: dict[Side, int] = {"query": dense.max_query_tokens, "document": dense.max_passage_tokens}
     return {
@@ -248,9 +247,9 @@ def _read_passages(corpus: Any, rows: Sequence[int]) -> list[str]:
     return [passage.full_text for passage in corpus_here.read(rows)]
 
 
-# --- how shards spread ----------------------------------------------------------------------------
+# --- distribution over the cluster ----------------------------------------------------------------
 
-Task = dict[str, Any]  # side, shard, and how many rows the shard has
+Task = dict[str, Any]  # side, shard number, number of rows of the shard
 
 
 def _unit(work: _Work, side: Side, shard: int) -> Task:
@@ -264,10 +263,9 @@ def _dataset(units: Sequence[Task]) -> ray.data.Dataset:
 def _on_tasks(
     do: Callable[[Task, _Work], Task], work: _Work, units: Sequence[Task], label: str, things: str
 ) -> Iterator[Task]:
-    """INPUT shard numbers -> FAN-OUT tasks, an object each -> OUTPUT what they return, in any order.
+    """INPUT shard numbers -> FAN-OUT tasks, an object each -> OUTPUT their results, in any order.
 
-    Tasks and not actors: counting, indexing and mining take place in the same processes, which are slow to
-    start.
+    Tasks instead of actors, so that counting, indexing and mining share processes, which are slow to start.
     """
     if units:
         actors = work.mining.actors
@@ -304,7 +302,7 @@ def _index_shard(unit: Task, work: _Work) -> Task:
 
 
 def _terms_of_passages(unit: Task, work: _Work) -> tuple[list[list[int]], int]:
-    """The numbered terms of each passage, and how many distinct terms queries have."""
+    """The numbered terms of each passage, and the number of distinct terms of the queries."""
     assert work.mining.bm25 is not None
     vocabulary: Mapping[str, int] = ray.get(work.vocabulary)
     texts = _read_passages(work.corpus, work.rows_of("document", unit["shard"]))
@@ -335,8 +333,8 @@ def _mine_part(unit: Task, work: _Work) -> Task:
     sink, num_negatives = pa.BufferOutputStream(), 0
     with pq.ParquetWriter(sink, EXAMPLE_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(queries), QUERIES_AT_A_TIME):
-            some = slice(start, start + QUERIES_AT_A_TIME)
-            examples = _examples(work.mining, corpus, queries[some], rankings[some], scores[some])
+            block = slice(start, start + QUERIES_AT_A_TIME)
+            examples = _examples(work.mining, corpus, queries[block], rankings[block], scores[block])
             num_negatives += sum(len(example.hard_negatives) for example in examples)
             writer.write_table(examples_to_table(examples))
         writer.add_key_value_metadata({"num_negatives": str(num_negatives)})
@@ -347,10 +345,10 @@ def _mine_part(unit: Task, work: _Work) -> Task:
 def _candidates(
     work: _Work, queries: Sequence[JudgedQuery]
 ) -> tuple[list[list[list[int]]], list[Mapping[int, float]]]:
-    """Each query's rankings, and the scores of all that stands in them and of its positives.
+    """Each query's rankings, and the scores of its ranked passages and of its positives.
 
-    Scores are the encoder's where there is one, and BM25's otherwise: what the encoder puts near the
-    positive may well be relevant, and what only shares the query's words is what we are after.
+    The scores are the encoder's if there is one, otherwise BM25's: a passage that the encoder scores close to the
+    positive may well be relevant, while one that only shares the query's words is the hard negative we want.
     """
     mining = work.mining
     texts = [query.text for query in queries]
@@ -398,7 +396,7 @@ def _examples(
         for query, of_query, scores_of_query in zip(queries, rankings, scores, strict=True)
         for positive in query.positives
     ]
-    # Without negatives nothing can be made of it.
+    # An example needs negatives.
     chosen = [(query, positive, negatives) for query, positive, negatives in chosen if negatives]
     rows = sorted({row for _, positive, negatives in chosen for row in (positive, *negatives)})
     passages = dict(zip(rows, corpus.read(rows), strict=True))

@@ -1,4 +1,4 @@
-"""Generation on Ray: Ray Data spreads shard numbers over actors, each of which holds an engine."""
+"""Generation on Ray: Ray Data distributes shard numbers over actors, each with an engine."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -36,15 +36,15 @@ from dualview.synthesis.recipe import check_parts, prompt_versions, vocabulary_v
 
 logger = logging.getLogger(__name__)
 
-# So many rows show whether an engine answers sense: at an accepted share of 5%, 25 of them are.
+# Enough rows to see whether an engine gives sensible answers: at a share of 5%, 25 of them are accepted.
 WATCHED_ROWS = 500
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
-    """Brings the run to its end, whatever of it exists already, or as far as its budget goes.
+    """Finishes the run, new or interrupted, or goes as far as its budget allows.
 
-    Every planned request ends as one row in one of the `data/shard-*.parquet` under the output.
-    Returns planned, trainable, a count for each status, what was spent, and each judge's exam.
+    Every planned request becomes one row in one of the `data/shard-*.parquet` under the output.
+    Returns GenerateRun.summary: counts by status, the cost, and the validation of each judge.
     """
     store = open_store(config.output)
     check_reachable(store)
@@ -63,7 +63,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
 
 
 def _with_mined_examples(config: GenerateConfig) -> GenerateConfig:
-    """The same with mined files for its source, where that is a collection without negatives."""
+    """Replaces a source without negatives, a BEIR collection, with the files mined from it."""
     if not isinstance(config.source, BeirSource):
         return config
     mined = mine(config.source, config.output)
@@ -72,20 +72,21 @@ def _with_mined_examples(config: GenerateConfig) -> GenerateConfig:
 
 
 def _plan(config: GenerateConfig, store: Store) -> tuple[GenerateRun, GoldPairs]:
-    """Plans the run, or goes on with its plan. A mistake in prompts or gold pairs shows before anything is written."""
+    """Plans the run, or continues its plan. Finds mistakes in prompts or gold pairs before anything is written."""
     source, settings = open_source(config.source), run_settings(config)
-    each = partial(map_on_cluster, config.actors)
-    inputs = source.inputs(known_inputs(store, settings), each)
-    fill_prompts(config, *source.read(next(one for one in inputs if one.num_rows), 0, 1))
+    map_all = partial(map_on_cluster, config.actors)
+    inputs = source.inputs(known_inputs(store, settings), map_all)
+    first = next(source_input for source_input in inputs if source_input.num_rows)
+    fill_prompts(config, *source.read(first, 0, 1))
     pairs = gold_pairs_of(config, inputs)
     run = GenerateRun(store, plan_run(store, settings, inputs, config.rows_per_shard))
     if isinstance(config.source, PromptrieverSource):
-        keep_plain(store, run.plan.all_inputs, each)
+        keep_plain(store, run.plan.all_inputs, map_all)
     return run, pairs
 
 
 def check(config: GenerateConfig) -> None:
-    """Raises InputError where it is plain, before anything is read or started, that the run cannot be made."""
+    """Raises InputError if the config alone shows that the run is impossible; reads and starts nothing."""
     engine, actors = config.engine, config.actors
     check_parts(
         config,
@@ -94,11 +95,11 @@ def check(config: GenerateConfig) -> None:
     )
     if isinstance(config.source, DraftsSource) != isinstance(config.writer, PrecomputedWriter):
         raise InputError(
-            "writer: kind precomputed and a source of kind drafts belong together; found only one of them"
+            "writer: kind precomputed and a source of kind drafts require each other; found only one of them"
         )
     if isinstance(engine, VllmEngine) and actors.gpus and engine.tensor_parallel != actors.gpus:
         raise InputError(
-            f"engine.tensor_parallel: {engine.tensor_parallel} GPUs share the model, but an actor asks for"
+            f"engine.tensor_parallel: {engine.tensor_parallel} GPUs share the model, but an actor requests"
             f" {actors.gpus:g}; set actors.gpus to {engine.tensor_parallel}"
         )
     if engine is not None:
@@ -106,10 +107,10 @@ def check(config: GenerateConfig) -> None:
 
 
 def run_settings(config: GenerateConfig) -> dict[str, Any]:
-    """What decides the rows of a run, and so whether it may go on: settings, and all text that is data to us.
+    """What determines the rows of a run, and so whether it may continue: settings and all text used as data.
 
-    Prompts with what is filled into them, the vocabulary, benchmarks, the model that tells languages. Code is not
-    among them: which one made a row is in its lineage, and which ones worked on a run is noted beside it.
+    The text is the prompts with everything filled into them, the vocabulary, the benchmarks and the language
+    model. Code is not included: a row's lineage names its code, and the run lists every version that worked on it.
     """
     benchmarks, vocabulary = config.rules.benchmarks, vocabulary_of(config.source)
     return {
@@ -122,7 +123,7 @@ def run_settings(config: GenerateConfig) -> dict[str, Any]:
 
 
 def _finish_all(config: GenerateConfig, run: GenerateRun, pairs: GoldPairs, to_do: list[Shard]) -> None:
-    """INPUT shard numbers -> FAN-OUT actors with an engine -> OUTPUT one put and one small report each."""
+    """INPUT shard numbers -> FAN-OUT actors with an engine -> OUTPUT one put and one small report per shard."""
     actors = config.actors
     account = _account(config, run)
     reports = ray.data.from_items(
@@ -142,13 +143,13 @@ def _finish_all(config: GenerateConfig, run: GenerateRun, pairs: GoldPairs, to_d
     _watch(config, reports.iter_rows(), sum(shard.num_rows for shard in to_do))
     if account is not None and (limit := ray.get(account.used_up.remote())):
         logger.warning(
-            f"{config.output}: the budget is used up ({limit}), {len(run.missing())} shards are left;"
-            " the same command goes on with a larger one"
+            f"{config.output}: the budget is used up ({limit}) and {len(run.missing())} shards are left;"
+            " raise the budget and run the same command to continue"
         )
 
 
 def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_examples: int) -> None:
-    """Follows the run on a live bar and in the trail."""
+    """Shows the run's progress in a live bar and writes it to the trail."""
     spent, rows, accepted = Spent(), 0, 0
     began: float | None = None
     recent: deque[tuple[int, int]] = deque()
@@ -158,12 +159,12 @@ def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_exa
             rows += report["rows"]
             accepted += report["accepted"]
             spent += Spent(*(report[name] for name in ("prompt_tokens", "completion_tokens", "gpu_seconds")))
-            # Durations from the actors, moments from here: clocks of nodes may disagree, and jump.
+            # Durations are measured by the actors, times by the driver: clocks of nodes may disagree and jump.
             began = began or time.monotonic() - report["seconds"]
             progress.advance(
                 report["examples"],
                 accepted_share=accepted / max(rows, 1),
-                # Read and written ones, while engines were up: neither their start nor the exam counts.
+                # Prompt and completion tokens while engines ran: excludes their start and the judges' validation.
                 tokens_per_second=spent.tokens / max(time.monotonic() - began, 1e-3),
                 **({"dollars": spent.dollars(config.price)} if config.price else {}),
             )
@@ -172,23 +173,23 @@ def _watch(config: GenerateConfig, reports: Iterable[Mapping[str, Any]], num_exa
 
 
 def check_accepted_share(config: GenerateConfig, recent: deque[tuple[int, int]]) -> None:
-    """Raises Interruption where the last WATCHED_ROWS rows have too few accepted ones to go on.
+    """Raises Interruption if too few of the last WATCHED_ROWS rows were accepted.
 
-    `recent` has (rows, accepted rows) of each shard; those that are too old to count are dropped.
+    `recent` has (rows, accepted rows) of each shard; drops those that are too old to count.
     """
     while sum(rows for rows, _ in recent) - recent[0][0] >= WATCHED_ROWS:
         recent.popleft()
     rows, accepted = (sum(counts) for counts in zip(*recent, strict=True))
     if rows >= WATCHED_ROWS and accepted < config.min_accepted_share * rows:
         raise Interruption(
-            f"{config.output}: of the last {rows:,} rows {accepted:,} were accepted, less than"
+            f"{config.output}: {accepted:,} of the last {rows:,} rows were accepted, less than"
             f" min_accepted_share {config.min_accepted_share:g}; look at the status and drafts of rows in data/"
-            " and mend the engine, or choose a smaller share"
+            " and fix the engine, or choose a smaller share"
         )
 
 
 class Account:
-    """What a run has spent, over all its attempts, against its budget. One actor for the whole run."""
+    """Compares the cost of a run, over all its attempts, with its budget. One actor for the whole run."""
 
     def __init__(self, spent: Spent, budget: Budget, price: Price | None) -> None:
         self._spent, self._budget, self._price = spent, budget, price

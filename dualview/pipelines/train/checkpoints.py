@@ -1,12 +1,12 @@
-"""Checkpoints of a training run on its store.
+"""Checkpoints of a training run in its store.
 
-    checkpoints/STEP-ATTEMPT/state/...          DeepSpeed's files, those of each rank
-    checkpoints/STEP-ATTEMPT/weights.safetensors what learns, whole: for another number of ranks or another stage
-    checkpoints/STEP-ATTEMPT/rank-3-of-8.json   rank 3 has put all of its files
+    checkpoints/STEP-ATTEMPT/state/...           DeepSpeed's files of every rank
+    checkpoints/STEP-ATTEMPT/weights.safetensors the trained weights, unsharded: for another world size or stage
+    checkpoints/STEP-ATTEMPT/rank-3-of-8.json    rank 3 has put all of its files
 
-An attempt is one life of the training workers. Its name is in everything that it puts, so attempts that overlap
-(a driver that was given up and still runs) never write to the same place. A checkpoint with the marks of all ranks
-is whole, whoever made it, and any attempt goes on from it.
+An attempt is one lifetime of the training workers. Its name is part of every key that it puts, so attempts that
+overlap (for example with an abandoned driver that still runs) never write to the same place. A checkpoint is complete
+once all ranks have put their JSON file; any attempt can resume from it.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ _MARK = re.compile(r"(.*)/rank-\d+-of-(\d+)\.json")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run was, and how its optimizer's state is laid out."""
+    """How far a run has come, and the layout of its optimizer state."""
 
     world_size: int
     deepspeed: dict[str, Any]
@@ -55,13 +55,13 @@ class Position:
 
 
 def whole_checkpoints(store: Store) -> list[str]:
-    """Folders of the checkpoints that all ranks have put, oldest step first."""
+    """Folders of the complete checkpoints, oldest step first."""
     marks = [mark.groups() for entry in store.list(FOLDER) if (mark := _MARK.fullmatch(entry.key))]
     return sorted(folder for (folder, size), count in Counter(marks).items() if count == int(size))
 
 
 class Checkpoints:
-    """One rank's hand in the checkpoints of its attempt. Files are put off the training path, one step at a time."""
+    """Saves one rank's part of its attempt's checkpoints. Uploads in the background, one checkpoint at a time."""
 
     def __init__(self, store: Store, attempt: str, rank: int, world_size: int) -> None:
         self._store, self._attempt = store, attempt
@@ -72,9 +72,9 @@ class Checkpoints:
     def save(
         self, engine: deepspeed.DeepSpeedEngine, position: Position, weights: dict[str, torch.Tensor]
     ) -> None:
-        """To be called by all ranks after the same step; weights: what learns, on rank 0.
+        """Call on all ranks after the same step. weights: the trained ones, on rank 0.
 
-        Raises Interruption where the files of the checkpoint before could not be put.
+        Raises Interruption if the upload of the previous checkpoint failed.
         """
         self.wait()
         folder = Path(tempfile.mkdtemp(prefix="dualview-checkpoint-"))
@@ -84,7 +84,7 @@ class Checkpoints:
         self._upload = self._uploads.submit(self._put, folder, position)
 
     def wait(self) -> None:
-        """Until the files of the last checkpoint are put."""
+        """Waits until the last checkpoint is uploaded."""
         if self._upload is not None:
             self._upload.result()
             self._upload = None
@@ -101,7 +101,7 @@ class Checkpoints:
             self._remove_old()
 
     def _remove_old(self) -> None:
-        """Whatever is older than the last whole checkpoints, also what attempts that died left unfinished."""
+        """Removes everything older than the last KEPT complete checkpoints, including unfinished ones."""
         if len(kept := whole_checkpoints(self._store)[-KEPT:]) < KEPT:
             return
         old = {entry.key.split("/")[1] for entry in self._store.list(FOLDER)}
@@ -109,8 +109,8 @@ class Checkpoints:
             for name in sorted(old):
                 if f"{FOLDER}{name}" < kept[0]:
                     self._store.remove(f"{FOLDER}{name}/")
-        except Interruption as error:  # the run is none the worse for it
-            logger.warning(f"old checkpoints stay: {error}")
+        except Interruption as error:  # harmless for the run
+            logger.warning(f"old checkpoints were not removed: {error}")
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,11 @@ class Saved:
     position: Position
 
     def fits(self, world_size: int, deepspeed: dict[str, Any]) -> bool:
-        """Whether ranks of that number and kind can take over the optimizer's state."""
+        """Whether this many ranks with this DeepSpeed layout can load the optimizer state."""
         return (self.position.world_size, self.position.deepspeed) == (world_size, deepspeed)
 
     def load_weights(self, learner: Learner) -> None:
-        """Only the weights. Raises InputError where they are another model's."""
+        """Loads only the weights. Raises InputError if they belong to another model."""
         missing, unexpected = learner.load_state_dict(load_file(self.folder / WEIGHTS), strict=False)
         learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
         if wrong := sorted({*unexpected, *(learned & set(missing))}):
@@ -134,15 +134,15 @@ class Saved:
             )
 
     def load_state(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        """Weights, the optimizer's state, the place in the schedule."""
+        """Loads the weights, the optimizer state and the position in the schedule."""
         engine.checkpoint_engine = _TensorsOnly()
         engine.load_checkpoint(str(self.folder), tag=STATE_TAG)
 
 
 class _TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
-    """Reads tensors, containers and three classes of DeepSpeed's, and runs no code that a file names.
+    """Reads tensors, containers and three DeepSpeed classes, and runs no code that a file names.
 
-    DeepSpeed's own would unpickle whatever stands in the bucket.
+    DeepSpeed's own engine would unpickle any file in the bucket.
     """
 
     def load(self, path: str, map_location: Any = None) -> Any:
@@ -152,35 +152,35 @@ class _TensorsOnly(TorchCheckpointEngine):  # type: ignore[misc]
 
 @contextmanager
 def latest_checkpoint(store: Store, rank: int, local_rank: int) -> Iterator[Saved | None]:
-    """A copy of the last whole checkpoint, the same on all ranks; None where there is none.
+    """A copy of the last complete checkpoint, the same on all ranks; None if there is none.
 
-    To be called by all ranks; one of each node copies it for all of the node.
+    Call on all ranks; one rank per node copies it for its node.
     """
     while (
         name := from_rank_0(next(reversed(whole_checkpoints(store)), None) if rank == 0 else None)
     ) is not None:
         copy = Path(tempfile.gettempdir()) / f"dualview-{name.replace('/', '-')}"
-        is_there = True
+        exists = True
         if local_rank == 0:
             try:
                 download_tree(store, copy, [entry.key for entry in store.list(f"{name}/")])
             except FileNotFoundError:
-                is_there = False
-        if on_all_ranks(is_there):
+                exists = False
+        if on_all_ranks(exists):
             try:
                 mark = next((copy / name).glob("rank-*.json"))
                 yield Saved(copy / name, Position(**json.loads(mark.read_text())))
-                on_all_ranks(True)  # have read it
+                on_all_ranks(True)  # wait until all have read it
             finally:
                 if local_rank == 0:
                     shutil.rmtree(copy, ignore_errors=True)
             return
-        # An attempt that overlaps has gone on and removed it: there is a newer one.
+        # An overlapping attempt has continued and removed it: there is a newer one.
     yield None
 
 
 def from_rank_0(value: Any) -> Any:
-    """What rank 0 gives, on all ranks."""
+    """Broadcasts the value of rank 0 to all ranks."""
     values = [value]
     if torch.distributed.get_world_size() > 1:
         torch.distributed.broadcast_object_list(values, src=0)
@@ -188,7 +188,7 @@ def from_rank_0(value: Any) -> Any:
 
 
 def on_all_ranks(value: bool) -> bool:
-    """Whether all ranks say so."""
+    """Whether the value is true on all ranks."""
     values = [value] * torch.distributed.get_world_size()
     if len(values) > 1:
         torch.distributed.all_gather_object(values, value)

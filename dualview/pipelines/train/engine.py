@@ -1,4 +1,4 @@
-"""DeepSpeed around what is trained: its config, its passes over a step, and the weights that it has spread."""
+"""DeepSpeed around the trained model: its config, its passes over a step, and its sharded weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,10 +14,10 @@ from dualview.training.step import Retained, Step
 
 
 def deepspeed_config(config: TrainConfig) -> dict[str, Any]:
-    """What DeepSpeed is told. Weights are fp32 and so, with them, gradients and their reduction."""
+    """DeepSpeed's config. Weights are fp32, hence also gradients and their reduction."""
     offload = {"offload_optimizer": {"device": "cpu"}} if config.deepspeed.offload_optimizer else {}
     return {
-        "train_micro_batch_size_per_gpu": 1,  # required and unused: our batches are not its samples
+        "train_micro_batch_size_per_gpu": 1,  # required but unused: it does not see our batches
         "gradient_clipping": config.optimizer.max_grad_norm,
         "zero_optimization": {"stage": config.deepspeed.stage, **offload},
         "zero_allow_untested_optimizer": True,
@@ -35,8 +35,8 @@ def deepspeed_engine(learner: Learner, config: TrainConfig, num_steps: int) -> d
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_scale(step, num_steps, config.optimizer.warmup_share)
     )
-    # DeepSpeed would compile an operator for shared memory, which training does not use; and a worker that is
-    # killed while it compiles leaves a lock behind, on which every later one waits for ever.
+    # DeepSpeed would compile an operator for shared memory, which training does not use. A worker killed during
+    # that compilation leaves a lock behind, on which every later worker waits forever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(
         model=learner,
@@ -51,7 +51,7 @@ def deepspeed_engine(learner: Learner, config: TrainConfig, num_steps: int) -> d
 def step_of(
     engine: deepspeed.DeepSpeedEngine, config: TrainConfig, retained: Retained, world_size: int
 ) -> Step:
-    """A step by the engine's passes."""
+    """A Step whose forward and backward passes are the engine's."""
     return Step(
         engine.module,
         config,
@@ -64,9 +64,9 @@ def step_of(
 
 
 def _accumulation(engine: deepspeed.DeepSpeedEngine) -> Callable[[], AbstractContextManager[object]]:
-    """A context for several backward passes of one step.
+    """A context for several backward passes in one step.
 
-    Without one, ZeRO 1 and 2 would reduce after the first, and gradients come out silently wrong.
+    Without it, ZeRO 1 and 2 would reduce after the first pass, and gradients would be silently wrong.
     """
     if engine.zero_optimization_stage():
         return lambda: engine.coalesce_grad_reduction()
@@ -89,12 +89,12 @@ def mean_over_ranks(loss: torch.Tensor) -> float:
 
 
 def all_weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """All of the encoder on the CPU, on rank 0; {} on the others. To be called by all: at stage 3 each has a part."""
+    """The encoder's weights on rank 0, in CPU memory; {} elsewhere. Call on all ranks: at stage 3 each has a shard."""
     return _on_rank_0(learner.encoder, config)
 
 
 def learned_weights(learner: Learner, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The same of what learns, the temperature included."""
+    """The same for the trained weights only, temperature included."""
     learned = {name for name, weight in learner.named_parameters() if weight.requires_grad}
     return {name: weight for name, weight in _on_rank_0(learner, config).items() if name in learned}
 

@@ -1,6 +1,6 @@
-"""The untouched encoder's vectors of frozen passages: kept where other runs find them, looked up in training.
+"""The base encoder's vectors of frozen passages: kept in an embedding cache, looked up in training.
 
-A run lists the units that it looks things up in, in its own vectors.json.
+A run lists the units that it reads in its own vectors.json.
 """
 
 # E = embedding size
@@ -24,46 +24,48 @@ from dualview.storage import Store, open_store
 from dualview.training.prepared import Prepared
 
 UNITS_KEY = "vectors.json"
-PASSAGES_PER_UNIT = 1024  # so that the passages of a small run, too, are work for several actors
+PASSAGES_PER_UNIT = 1024  # small enough that even a small run has work for several actors
 
 
 def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
-    """Encodes the passages whose vectors are not kept yet. What an interrupted run or another one kept is used.
+    """Encodes the passages that have no vectors in the cache yet, from this run or any other.
 
-    Raises InputError where vectors that the run has begun with are not there any more, or a file is no whole one.
+    Raises InputError if vectors that the run began with are gone, or a file is incomplete.
     """
     if config.embeddings is not None:
         pin_embedding_cache(open_store(config.embeddings))
-    store, shelf, spec = open_store(config.output), vectors_store(config), spec_of(config)
+    store, cache_store, spec = open_store(config.output), vectors_store(config), spec_of(config)
     if store.list(UNITS_KEY):
-        names = {entry.key for entry in shelf.list(f"{spec.folder}/")}
+        names = {entry.key for entry in cache_store.list(f"{spec.folder}/")}
         if lost := sorted(set(json.loads(store.get(UNITS_KEY))) - names):
             raise InputError(
-                f"{shelf.url}/{lost[0]}: the vectors that {store.url} began with are not there; expected `embeddings`"
-                " as when it began and nothing removed there, or another output"
+                f"{cache_store.url}/{lost[0]}: the vectors that {store.url} began with are missing; restore them, set"
+                " `embeddings` as when it began, or choose another output"
             )
         return
     model = config.encoder.model
     read = partial(_read_tokens, config.model_dump_json())
     wanted = Wanted(model, spec, prepared.text_keys, list, read, PASSAGES_PER_UNIT)
-    ensure_embeddings(shelf, [wanted], config.workers, trust_remote_code=config.encoder.trust_remote_code)
-    names_of_units = [unit.key for unit in locate(shelf, spec, prepared.text_keys)]
+    ensure_embeddings(
+        cache_store, [wanted], config.workers, trust_remote_code=config.encoder.trust_remote_code
+    )
+    names_of_units = [unit.key for unit in locate(cache_store, spec, prepared.text_keys)]
     store.put_new(UNITS_KEY, json.dumps(names_of_units, indent=1).encode(), attempt="driver")
 
 
 def look_up_vectors(
     config: TrainConfig, prepared: Prepared
 ) -> Callable[[Sequence[int]], NDArray[np.float32]]:
-    """Passage numbers to their vectors (len(numbers), E), read through a memory map."""
-    shelf, spec = vectors_store(config), spec_of(config)
+    """Maps passage numbers to their vectors (len(numbers), E), read through a memory map."""
+    cache_store, spec = vectors_store(config), spec_of(config)
     names = json.loads(open_store(config.output).get(UNITS_KEY))
-    folder = on_this_node(shelf, names, under=f"{spec.folder}/")
+    folder = on_this_node(cache_store, names, under=f"{spec.folder}/")
     tables = {name: pa.ipc.open_file(pa.memory_map(str(folder / name))).read_all() for name in names}
     vectors = [vectors_of(table) for table in tables.values()]
     keys = {name: table["key"].to_numpy() for name, table in tables.items()}
     unit_of, row_of = np.empty((2, prepared.num_passages), np.int64)
     places = {name: place for place, name in enumerate(tables)}
-    for unit in locate(shelf, spec, prepared.text_keys, keys):
+    for unit in locate(cache_store, spec, prepared.text_keys, keys):
         unit_of[unit.numbers_D], row_of[unit.numbers_D] = places[unit.key], unit.rows_D
 
     def look_up(numbers: Sequence[int]) -> NDArray[np.float32]:
@@ -93,6 +95,6 @@ def _read_tokens(settings: str, numbers: Sequence[int]) -> Tokenized:
     return Tokenized([prepared.tokens(number) for number in numbers], prepared.cut[list(numbers)].tolist())
 
 
-@cache  # once an actor
+@cache  # once per actor
 def _prepared(settings: str) -> Prepared:
     return open_prepared(TrainConfig.model_validate_json(settings))

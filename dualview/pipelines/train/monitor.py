@@ -1,4 +1,4 @@
-"""What is seen of a training run: figures of each step, and scores of its encoder on the way."""
+"""Monitors a training run: figures of each step, and scores of the encoder during training."""
 
 from collections.abc import Callable
 import importlib
@@ -41,15 +41,15 @@ Figures = dict[str, float]
 
 
 class Monitor:
-    """Rank 0's eyes. Rates are those since the step before; evaluation runs beside the training."""
+    """Monitors the run on rank 0. Rates are since the previous step; evaluation runs in parallel to training."""
 
     def __init__(self, config: TrainConfig, num_steps: int, *, num_parameters: int) -> None:
         self._config, self._num_steps, self._num_parameters = config, num_steps, num_parameters
         self._hook = hook_of(config.monitor.hook)
-        # For Prometheus, through Ray's own exporter: the latest value of each figure.
+        # The latest value of each figure, for Prometheus, through Ray's own exporter.
         self._gauge = ray.util.metrics.Gauge(
             "dualview_training",
-            "Figures of the last step and of evaluations on the way",
+            "Figures of the last step and of evaluations during training",
             tag_keys=("figure",),
         )
         self._writer, self._trail = None, None
@@ -89,13 +89,13 @@ class Monitor:
         self._collect(wait=False)
 
     def evaluate(self, step: int, weights: dict[str, torch.Tensor]) -> None:
-        """Scores an encoder of these weights while training goes on."""
-        # Beside the ranks, which may hold every CPU.
+        """Scores an encoder with these weights while training continues."""
+        # No CPUs requested, because the ranks may hold all of them.
         task = ray.remote(num_cpus=0)(_score_weights).remote(self._config.model_dump(mode="json"), weights)
         self._pending.append((step + 1, task))
 
     def close(self) -> list[dict[str, Any]]:
-        """Waits for evaluations under way, and returns all of them."""
+        """Waits for running evaluations, and returns all of them."""
         self._collect(wait=True)
         if self._writer is not None and self._trail is not None:
             self._writer.close()
@@ -103,18 +103,18 @@ class Monitor:
         return self._evaluations
 
     def _collect(self, *, wait: bool) -> None:
-        still = []
+        unfinished = []
         for step, task in self._pending:
             done, _ = ray.wait([task], timeout=None if wait else 0)
             if not done:
-                still.append((step, task))
+                unfinished.append((step, task))
                 continue
             scores: Figures = ray.get(task)
             self._evaluations.append({"step": step, "scores": scores})
             self._note(step - 1, {f"evaluation/{name}": value for name, value in scores.items()})
             shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
             logger.info(f"step {step}: {shown}")
-        self._pending = still
+        self._pending = unfinished
 
     def _note(self, step: int, figures: Figures) -> None:
         for name, value in figures.items():
@@ -136,7 +136,7 @@ class Monitor:
 
 
 def hook_of(name: str | None) -> Callable[[dict[str, float]], object] | None:
-    """The function that `package.module:function` names. Raises InputError where there is none."""
+    """The function that `package.module:function` names. Raises InputError if there is none."""
     if name is None:
         return None
     module, _, function = name.partition(":")
@@ -158,7 +158,7 @@ def _score_weights(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -
 
 
 def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
-    """Means of an encoder on the config's benchmark."""
+    """An encoder's mean metrics on the config's benchmark."""
     assert config.monitor.benchmark is not None
     benchmark = open_benchmark(config.monitor.benchmark)
     [collection] = benchmark.collections
@@ -179,6 +179,6 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
     rankings = rankings_of(hits, len(texts), sorted(collection.passages))
     of_views = {view.id: ranking for view, ranking in zip(collection.views, rankings, strict=True)}
     values: dict[str, list[float]] = {}
-    for each in score(benchmark.kind, benchmark.collections, [of_views]):
-        values.setdefault(each.metric, []).append(each.value)
+    for query_score in score(benchmark.kind, benchmark.collections, [of_views]):
+        values.setdefault(query_score.metric, []).append(query_score.value)
     return {metric: float(np.mean(of_metric)) for metric, of_metric in values.items()}

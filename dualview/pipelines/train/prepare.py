@@ -1,4 +1,4 @@
-"""From generate runs to tokenised groups on the store, by Ray tasks."""
+"""Turns generate runs into tokenized groups in the store, with Ray tasks."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,26 +30,26 @@ from dualview.training.prepared import Placed, Prepared, make_piece, view_text
 from dualview.training.schedule import tokens_of
 
 INDEX_KEY = "prepared.json"
-ROWS_LOOKED_AT = 64  # for an estimate
+ROWS_LOOKED_AT = 64  # by expected_tokens
 
 
 @dataclass(frozen=True)
 class ShardDraw:
-    """One shard of one part, and what is drawn from it."""
+    """One shard of one part of the mixture, and the rows drawn from it."""
 
     part: int
     data: str
     key: str
     left_out: frozenset[tuple[str, str]]
     draws: dict[str, Draw]
-    num_sections: int  # of the part: the most groups that an example gives, which must not share a batch
-    piece: str  # named by all of this: where the data has grown, another piece is made
+    num_sections: int  # of the part: the most groups of one example; these must not share a batch
+    piece: str  # key, named by all of the above: if the data grows, there is a new piece
 
 
 def plan_mixture(config: TrainConfig) -> tuple[list[ShardDraw], list[dict[str, Any]]]:
-    """Which rows of which shards the mixture takes, and for people the counts of each part.
+    """The rows that the mixture draws from each shard, and the counts of each part, for human readers.
 
-    Raises InputError where a part's data is not a finished generate run or holds too little.
+    Raises InputError if a part's data is not a finished generate run or is too small.
     """
     sources, counts = [], []
     for number, (part, num_instances) in enumerate(
@@ -61,18 +61,18 @@ def plan_mixture(config: TrainConfig) -> tuple[list[ShardDraw], list[dict[str, A
         of_shards = list(map_in_order(partial(_num_rows_of_examples, part.data, left_out), keys))
         num_rows_of = {id: num for of_shard in of_shards for id, num in of_shard.items()}
         drawn = draw(part, num_rows_of, num_instances, config.seed)
-        most = max(each.num_rows for each in drawn.values())
+        most = max(of_example.num_rows for of_example in drawn.values())
         num_sections = num_views(part, most) if part.views == "apart" else 1
         for key, of_shard in zip(keys, of_shards, strict=True):
-            if own := {id: drawn[id] for id in of_shard if id in drawn}:
-                decides = [
+            if draws := {id: drawn[id] for id in of_shard if id in drawn}:
+                deciding = [
                     run.plan.fingerprint,
-                    len(run.plan.extensions),  # with it, what is left out
+                    len(run.plan.extensions),  # determines left_out
                     num_sections,
-                    {id: asdict(of_example) for id, of_example in own.items()},
+                    {id: asdict(of_example) for id, of_example in draws.items()},
                 ]
-                piece = f"prepared/part-{number:02d}-{Path(key).stem}-{fingerprint(decides)}.arrow"
-                sources.append(ShardDraw(number, part.data, key, left_out, own, num_sections, piece))
+                piece = f"prepared/part-{number:02d}-{Path(key).stem}-{fingerprint(deciding)}.arrow"
+                sources.append(ShardDraw(number, part.data, key, left_out, draws, num_sections, piece))
         counts.append(
             {
                 "data": part.data,
@@ -88,16 +88,16 @@ def plan_mixture(config: TrainConfig) -> tuple[list[ShardDraw], list[dict[str, A
 def _num_rows_of_examples(data: str, left_out: frozenset[tuple[str, str]], key: str) -> dict[str, int]:
     table = read_shard(open_store(data), key, ["id", "target_id", "trainable"])
     ids = trainable_rows(table, left_out)["id"].to_pylist()
-    return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of an example follow each other
+    return {id: len(list(same)) for id, same in groupby(ids)}  # the rows of an example are consecutive
 
 
 def prepare(config: TrainConfig, sources: Sequence[ShardDraw], counts: Sequence[dict[str, Any]]) -> None:
-    """Puts a piece of groups for each source, where it does not stand yet, and last their list with the counts."""
+    """Puts the missing pieces of groups, one per source, and finally their list with the counts."""
     store = open_store(config.output)
     if store.list(INDEX_KEY):
         return
-    standing = {entry.key for entry in store.list("prepared/")}
-    to_do = [source for source in sources if source.piece not in standing]
+    existing = {entry.key for entry in store.list("prepared/")}
+    to_do = [source for source in sources if source.piece not in existing]
     with Progress("tokenizing", len(to_do), "shards", trail=None) as progress:
         for _ in map_in_order(partial(_prepare_one, config), to_do):
             progress.advance(1)
@@ -106,9 +106,9 @@ def prepare(config: TrainConfig, sources: Sequence[ShardDraw], counts: Sequence[
 
 
 def expected_tokens(config: TrainConfig) -> int:
-    """About how many tokens a run will read, retained texts left out, from the first groups of each part.
+    """Estimates how many tokens a run will read, without retained texts, from the first groups of each part.
 
-    Needs no cluster. Raises InputError where a part's data is not a finished generate run.
+    Needs no cluster. Raises InputError if a part's data is not a finished generate run.
     """
     if config.budget.tokens is not None:
         return config.budget.tokens
@@ -127,25 +127,25 @@ def expected_tokens(config: TrainConfig) -> int:
             dual_views_from_table(rows.slice(0, ROWS_LOOKED_AT)), key=lambda row: row.example.id
         )
         groups = [group for _, of_example in examples for group in groups_of(list(of_example), part)]
-        seen = 0.0
+        num_read = 0.0
         for group in groups:
-            always = len(group.passages) - group.num_hard_negatives
+            num_always = len(group.passages) - group.num_hard_negatives
             shown = [passage.full_text for passage in group.passages]
             if config.train == "both_encoders":
-                seen += num_tokens(shown[:always], settings.max_passage_tokens)
+                num_read += num_tokens(shown[:num_always], settings.max_passage_tokens)
                 share = min(1.0, part.num_hard_negatives / max(1, group.num_hard_negatives))
-                seen += share * num_tokens(shown[always:], settings.max_passage_tokens)
+                num_read += share * num_tokens(shown[num_always:], settings.max_passage_tokens)
             views = [view_text(settings.query_template, view.query, view.wordings[0]) for view in group.views]
-            seen += num_tokens(views, settings.max_query_tokens)
+            num_read += num_tokens(views, settings.max_query_tokens)
         instances += num_instances
-        tokens += num_instances * seen / max(1, sum(len(group.views) for group in groups))
+        tokens += num_instances * num_read / max(1, sum(len(group.views) for group in groups))
     asked = config.budget.instances or (config.budget.steps or 0) * config.batch.instances
     return round(tokens * asked / max(1, instances))
 
 
-@cache  # once a worker: it takes longer than a small shard
+@cache  # once per worker: loading takes longer than a small shard
 def _tokenizer(settings: EncoderConfig) -> Any:
-    """The encoder's. Raises InputError where the encoder cannot read texts as long as the settings say."""
+    """The encoder's tokenizer. Raises InputError if the encoder cannot read texts as long as the settings allow."""
     limits = {
         "encoder.max_query_tokens": settings.max_query_tokens,
         "encoder.max_passage_tokens": settings.max_passage_tokens,
@@ -161,7 +161,7 @@ def _prepare_one(config: TrainConfig, source: ShardDraw) -> None:
     placed = []
     for id, rows in groupby(dual_views_from_table(table), key=lambda row: row.example.id):
         drawn = source.draws[id]
-        # From another section on for each example: all sections get original views and complementary ones.
+        # Each example starts at another section, so that all sections get original and complementary views.
         for section, group in enumerate(groups_of(list(rows)[: drawn.num_rows], part), start=key_of(id)):
             placed.append(Placed(group, source.part, section % source.num_sections, drawn.times))
     tokenizer = _tokenizer(settings)
@@ -173,13 +173,13 @@ def _prepare_one(config: TrainConfig, source: ShardDraw) -> None:
 
 
 def read_counts(config: TrainConfig) -> list[dict[str, Any]]:
-    """What each part of the mixture gave."""
+    """The counts of each part of the mixture, see plan_mixture."""
     counts: list[dict[str, Any]] = json.loads(open_store(config.output).get(INDEX_KEY))["parts"]
     return counts
 
 
 def open_prepared(config: TrainConfig) -> Prepared:
-    """The run's groups, memory-mapped; from a bucket they are first copied to this node, once for all ranks."""
+    """The run's groups, memory-mapped. From a bucket they are first copied to this node, once for all ranks."""
     store = open_store(config.output)
     pieces = json.loads(store.get(INDEX_KEY))["pieces"]
     folder = on_this_node(store, pieces, under="prepared/")
@@ -187,10 +187,10 @@ def open_prepared(config: TrainConfig) -> Prepared:
 
 
 def on_this_node(store: Store, keys: Sequence[str], under: str = "") -> Path:
-    """A folder of this node with these objects, all `under` one prefix; of a bucket a copy, once for all who ask."""
+    """A local folder with these objects, all `under` one prefix. From a bucket it is a copy, shared by all callers."""
     if isinstance(store, LocalStore):
         return Path(store.url)
     stamps = {entry.key: entry.stamp for entry in store.list(under)}
-    # Named by content: another run may have had this place before.
+    # Named by content: another run may have used the same URL before.
     copy = Path(tempfile.gettempdir()) / f"dualview-{fingerprint([[key, stamps[key]] for key in keys])}"
     return download_tree(store, copy, keys)

@@ -1,4 +1,4 @@
-"""Training on Ray Train with DeepSpeed: a worker is a rank, checkpoints lie on the store."""
+"""Training on Ray Train with DeepSpeed: a worker is a rank, checkpoints are in the store."""
 
 import json
 import logging
@@ -34,10 +34,10 @@ RAY_TRAIN = "ray-train"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Trains an encoder, or goes on where an interrupted run of the same config stopped.
+    """Trains an encoder, or resumes an interrupted run of the same config.
 
-    Leaves under the output `encoder/` (a sentence-transformers folder), `prepared.json` with the counts of the
-    mixture and, last, `result.json`. Returns the latter's content: steps, instances, tokens, floating-point
+    Puts `encoder/` (a sentence-transformers folder), `prepared.json` with the counts of the mixture and, last,
+    `result.json` under the output. Returns the content of `result.json`: steps, instances, tokens, floating-point
     operations, seconds, groups per second, the loss of each step.
     """
     store = open_store(config.output)
@@ -47,15 +47,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     check_model(config.encoder.model)
     if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
         _pin(store, config)
-        publish(store)  # as far as a killed attempt left something to do
+        publish(store)  # finishes what a killed attempt left to do
         logger.info(f"{config.output} is finished; nothing to do")
     else:
         refuse_known_failure(store)
         for part in config.mixture.parts:
-            open_run(part.data).check_complete()  # at once, not after a cluster has been started
-        join_cluster(config.workers, dashboard=True)  # Ray Train asks it for the state of its workers
+            open_run(part.data).check_complete()  # fails before a cluster is started
+        join_cluster(config.workers, dashboard=True)  # Ray Train queries it for the state of its workers
         placed = _anywhere(config)
-        sources, counts = plan_mixture(placed)  # a mistake in the data shows before anything is written
+        sources, counts = plan_mixture(placed)  # finds mistakes in the data before anything is written
         _pin(store, config)
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
@@ -94,16 +94,16 @@ def _print_plan(config: TrainConfig, prepared: Prepared) -> None:
 
 
 def _remove_traces(store: Store) -> None:
-    """Of a finished run: checkpoints, and what Ray Train keeps of its attempts."""
+    """Removes what a finished run no longer needs: checkpoints, and Ray Train's records of its attempts."""
     try:
         for folder in (FOLDER, f"{RAY_TRAIN}/"):
             store.remove(folder)
-    except Interruption as error:  # the run is none the worse for it
-        logger.warning(f"the checkpoints stay: {error}")
+    except Interruption as error:  # harmless for the run
+        logger.warning(f"the checkpoints were not removed: {error}")
 
 
 def _anywhere(config: TrainConfig) -> TrainConfig:
-    """The same with absolute paths: Ray Train's workers run in a folder of their own."""
+    """The same config with absolute paths: Ray Train's workers run in folders of their own."""
     model = config.encoder.model
     if Path(model).is_dir():
         model = str(Path(model).absolute())
@@ -128,8 +128,8 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
     environment = {
         "OMP_NUM_THREADS": str(max(1, int(workers.cpus))),
         "TOKENIZERS_PARALLELISM": "false",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of ours comes twice
-        "PYTHONWARNINGS": "ignore::FutureWarning",  # DeepSpeed's, of torch
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise every line of ours is printed twice
+        "PYTHONWARNINGS": "ignore::FutureWarning",  # from torch, caused by DeepSpeed
         **worker_environment(),
     }
     if not workers.gpus:
@@ -143,7 +143,7 @@ def _trainer(config: TrainConfig) -> TorchTrainer:
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
         run_config=RunConfig(
-            name=uuid4().hex,  # what Ray Train keeps may not be shared by drivers that overlap
+            name=uuid4().hex,  # overlapping drivers must not share Ray Train's records
             storage_path=f"{path}/{RAY_TRAIN}",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.max_failures),

@@ -46,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """The life of one rank; settings: a TrainConfig as JSON."""
+    """Runs one rank. settings: a TrainConfig as JSON."""
     config = TrainConfig.model_validate(settings, strict=False)
     store = open_store(config.output)
     refuse_known_failure(store)
     torch.manual_seed(config.seed)
     rank = ray.train.get_context().get_world_rank()
     show_logs_of_worker(rank)
-    if from_rank_0(publish(store) if rank == 0 else None):  # an attempt that overlaps has finished
+    if from_rank_0(publish(store) if rank == 0 else None):  # an overlapping attempt has finished
         return
     worker = Worker(config, store)
     worker.take_steps()
@@ -61,10 +61,10 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 class Worker:
-    """A rank's part of the run: the data, the model in DeepSpeed's engine, and how far the run has come."""
+    """A rank's part of the run: the data, the model in DeepSpeed's engine, and the progress so far."""
 
     def __init__(self, config: TrainConfig, store: Store) -> None:
-        """Goes on from the latest checkpoint, where there is one. To be called by all ranks."""
+        """Resumes from the latest checkpoint, if there is one. Call on all ranks."""
         context = ray.train.get_context()
         self.config, self.store = config, store
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
@@ -84,14 +84,14 @@ class Worker:
         )
         self.first_step = len(self.start.losses)
         self.losses = list(self.start.losses)
-        self.num_groups = self.num_tokens = 0  # since then
+        self.num_groups = self.num_tokens = 0  # since first_step
         self.began, self.seconds = time.monotonic(), 0.0
 
     def take_steps(self) -> None:
-        """All steps that are left, with checkpoints and evaluations on the way."""
+        """Takes all remaining steps, with checkpoints and evaluations in between."""
         self.began = time.monotonic()
         steps = range(self.first_step, self.num_steps)
-        for step, work in zip(steps, _ahead(self._plan, steps), strict=True):
+        for step, work in zip(steps, _planned_ahead(self._plan, steps), strict=True):
             self._take_step(step, work)
             is_last = step + 1 == self.num_steps
             if (step + 1) % self.config.checkpoint_every_steps == 0 and not is_last:
@@ -170,8 +170,8 @@ class Worker:
             "temperature": temperature,
             "tokens": tokens,
             "operations": operations(self.config, self.num_parameters, tokens),
-            "seconds": self.start.seconds
-            + self.seconds,  # of the steps that count, whatever was lost to kills
+            # Of the steps that count, without time lost to kills.
+            "seconds": self.start.seconds + self.seconds,
             "steps_since_resume": self.num_steps - self.first_step,
             "groups_per_second": self.num_groups / self.seconds if self.seconds else 0.0,
             "tokens_per_second": self.num_tokens / self.seconds if self.seconds else 0.0,
@@ -183,7 +183,7 @@ class Worker:
 def _resume(
     config: TrainConfig, store: Store, learner: Learner, num_steps: int
 ) -> tuple[deepspeed.DeepSpeedEngine, Position]:
-    """The engine in the state of the latest checkpoint, and the position of that; new ones where there is none."""
+    """The engine and the position of the latest checkpoint; new ones if there is none."""
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     layout = config.deepspeed.model_dump()
@@ -202,9 +202,8 @@ def _resume(
         engine.lr_scheduler.step()
     if rank == 0:
         logger.info(
-            f"going on with {world_size} ranks and deepspeed {layout} where there were {start.world_size} and"
-            f" {start.deepspeed}: weights, learning rate and the order of the data are what they would have been,"
-            " AdamW's moments start anew"
+            f"resuming with {world_size} ranks and deepspeed {layout} instead of {start.world_size} and"
+            f" {start.deepspeed}: weights, learning rate and data order are unchanged, AdamW's moments are reset"
         )
     return engine, start
 
@@ -213,33 +212,33 @@ def _retain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Re
     if config.loss.base_distillation == 0:
         return Retained([], torch.empty(0))
     tokens = prepared.retained()
-    encoder = untouched_encoder(config).to(device)  # the one in training may have learned something already
+    encoder = untouched_encoder(config).to(device)  # the one in training may have changed already
     vectors_RH = encode_tokens(encoder, tokens, side="query", precision=config.precision)
     return Retained(tokens, vectors_RH.clone())
 
 
-def _ahead(plan: Callable[[int], Work], steps: range) -> Iterator[Work]:
-    """The work of each step, the next one planned by a thread while this one computes."""
+def _planned_ahead(plan: Callable[[int], Work], steps: range) -> Iterator[Work]:
+    """The work of each step; a thread plans the next step while the current one computes."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(plan, steps[0]) if steps else None
+        planned = thread.submit(plan, steps[0]) if steps else None
         for step in steps:
-            assert coming is not None
-            work = coming.result()
-            coming = thread.submit(plan, step + 1) if step + 1 in steps else None
+            assert planned is not None
+            work = planned.result()
+            planned = thread.submit(plan, step + 1) if step + 1 in steps else None
             yield work
 
 
 def _stop_at(store: Store, step: int, work: Work, loss: float, rank: int) -> None:
-    """Leaves what the step saw, and ends the run."""
+    """Puts a dump of the step's groups, and ends the run."""
     dump = {"step": step, "loss": str(loss), "groups": work.batch.group_ids}
     if rank == 0:
         store.put_new(f"not-finite-{step:08d}.json", json.dumps(dump).encode(), attempt="rank-0")
-    torch.distributed.barrier()  # no rank ends before the dump stands
+    torch.distributed.barrier()  # no rank ends before the dump exists
     refuse_known_failure(store)
 
 
 def refuse_known_failure(store: Store) -> None:
-    """A step whose loss is not finite would be that again: the run is deterministic."""
+    """Raises Interruption if a step's loss was not finite: the run is deterministic, so it would be so again."""
     if dumps := store.list("not-finite-"):
         dump = json.loads(store.get(dumps[0].key))
         raise Interruption(
