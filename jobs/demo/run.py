@@ -1,4 +1,4 @@
-"""The whole pipeline on real input, on this machine: Ray, DeepSpeed, evaluation, a search and a page to look at."""
+"""Runs the whole pipeline on real input on this machine: Ray, DeepSpeed, evaluation, a search and an HTML report."""
 
 from argparse import ArgumentParser
 from pathlib import Path
@@ -12,21 +12,21 @@ from dualview.logs import show_logs
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where everything goes")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder")
     parser.add_argument(
-        "--general", type=Path, metavar="FOLDER", help="a BEIR folder, to watch general retrieval"
+        "--general", type=Path, metavar="FOLDER", help="a BEIR folder, to measure general retrieval"
     )
     parser.add_argument(
         "--story",
         choices=("first", "frozen", "dual"),
         default="first",
-        help="an index learns to follow instructions: in minutes, or in full; or one view against both",
+        help="first: an index learns to follow instructions, in minutes; frozen: in full; dual: one view against both",
     )
-    parser.add_argument("--loud", action="store_true", help="show also what libraries print")
+    parser.add_argument("--loud", action="store_true", help="also show library output")
     arguments = parser.parse_args()
 
     if arguments.loud:
-        from stories import STORIES, run_demo  # which take seconds to import
+        from stories import STORIES, run_demo  # takes seconds to import
 
         show_logs()
         run_demo(STORIES[arguments.story], arguments.out, arguments.general)

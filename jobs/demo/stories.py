@@ -1,4 +1,4 @@
-"""The demo: every job on real input, one after the other, on this machine, and a page to read."""
+"""The demo: runs every job on real input, one after another, on this machine, and writes a report."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ from dualview.runs.run import open_run
 
 CONFIGS = Path("configs/demo")
 BUCKET = "s3://dualview/"  # of the demo's configs
-NUM_QUERIES, QUERIES_SEED = 200, 7  # of the test collection
+NUM_QUERIES, QUERIES_SEED = 200, 7
 NUM_EXAMPLES = 5
 OBJECT_STORE_BYTES = 512 * 2**20
 GIB = 2**30
@@ -45,12 +45,10 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Story:
-    """What a demo runs, by the names of its configs, and the arm whose encoder it leaves to use."""
+    """A demo: the names of the configs that it runs, and the arm whose encoder it keeps."""
 
     title: str
-    generate: Mapping[
-        str, tuple[int, int]
-    ]  # config -> how many seeds it reads, and the number they are drawn by
+    generate: Mapping[str, tuple[int, int]]  # config -> number of source examples, random seed
     train: tuple[str, ...]
     evaluate: str
     best: str
@@ -66,8 +64,8 @@ FROZEN = Story(
 )
 
 
-def _also_of_the_llm(views: str) -> str:
-    """A mixture of the composed complements and some that the LLM wrote, at the budget of the config."""
+def _with_llm_data(views: str) -> str:
+    """A mixture of composed complements and a few written by the LLM, at the budget of the config."""
     common = {
         "views": views,
         "weight": None,
@@ -98,18 +96,18 @@ STORIES = {
         evaluate="evaluate",
         best="dual",
         changes={
-            "train-single": (_also_of_the_llm("original"),),
-            "train-dual": (_also_of_the_llm("both"),),
+            "train-single": (_with_llm_data("original"),),
+            "train-dual": (_with_llm_data("both"),),
         },
     ),
 }
 
 
 def run_demo(story: Story, folder: Path, general: Path | None) -> None:
-    """Generates, trains, evaluates, searches, and leaves everything under `folder`.
+    """Generates, trains, evaluates and searches; writes everything under `folder`.
 
-    `general` is a BEIR folder on which general retrieval is watched. Content of an earlier demo is
-    removed, but for the converted language model.
+    `general` is a BEIR folder that measures general retrieval. Removes the output of an earlier demo, except
+    the converted language model.
     """
     _clear(story, folder)
     clock = Clock()
@@ -121,8 +119,8 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
         return under(folder, load(schema, file, [*story.changes.get(name, ()), *more]))
 
     with clock.stage("data"):
-        for name, (num_seeds, seed) in story.generate.items():
-            write_examples(f"{folder}/seeds/{name}", "train", num_seeds, seed)
+        for name, (num_examples, seed) in story.generate.items():
+            write_examples(f"{folder}/seeds/{name}", "train", num_examples, seed)
         write_flips(f"{folder}/flips", "test", NUM_QUERIES, QUERIES_SEED)
     with clock.watch_memory(), local_cluster():
         for name in story.generate:
@@ -176,12 +174,12 @@ def run_demo(story: Story, folder: Path, general: Path | None) -> None:
 
 
 def under(folder: Path, settings: SettingsType) -> SettingsType:
-    """The same settings, reading and writing in a folder in place of the demo's bucket."""
+    """The same settings, with a folder instead of the demo's bucket."""
     return type(settings).model_validate_json(settings.model_dump_json().replace(BUCKET, f"{folder}/"))
 
 
 class Clock:
-    """Seconds of each stage, and the most memory that the machine gave to the demo."""
+    """Seconds of each stage, and the peak memory of the demo."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -213,13 +211,13 @@ class Clock:
 
 @contextmanager
 def local_cluster() -> Iterator[None]:
-    """A Ray cluster of this machine alone; it ends with the demo."""
+    """A Ray cluster on this machine only; it stops with the demo."""
     os.environ.pop("RAY_ADDRESS", None)
     ray.init(
         address="local",
         num_cpus=max(2, os.cpu_count() or 1),
         object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=True,  # Ray Train asks it for the state of its actors
+        include_dashboard=True,  # Ray Train queries it for the state of its actors
         dashboard_port=0,
         logging_level="WARNING",
     )
@@ -230,7 +228,7 @@ def local_cluster() -> Iterator[None]:
 
 
 def agreement_sentence(rows: list[DualView]) -> str:
-    """How often the LLM judge says of a draft and a passage what the passage's attributes say."""
+    """How often the LLM judge and the passage's attributes give the same verdict on a draft."""
     same = total = 0
     for row in rows:
         margins: dict[str, dict[str, float]] = {}
@@ -242,14 +240,14 @@ def agreement_sentence(rows: list[DualView]) -> str:
         total += len(both)
         same += sum((pair["llm"] > 0) == (pair["attributes"] > 0) for pair in both)
     share = f"{same / total:.0%}" if total else "none"
-    return f"The LLM judge agrees with the attributes on {share} of {total} verdicts; a coin would on 50%."
+    return f"The LLM judge agrees with the attributes on {share} of {total} verdicts; chance is 50%."
 
 
 def written_sentences(rows: list[DualView]) -> list[str]:
-    """How many of the LLM's complements stand, and the first of them."""
+    """How many of the LLM's complements are accepted, and the first of them."""
     accepted = [row for row in rows if row.status == ACCEPTED]
     return [
-        f"Of {len(rows)} complementary instructions by the LLM, attributes confirm {len(accepted)}"
+        f"The attributes confirm {len(accepted)} of {len(rows)} complementary instructions by the LLM"
         + (", for example:" if accepted else "."),
         *(
             f"  {row.example.query}. {row.example.instruction} -> {row.new_instruction}"
@@ -268,13 +266,13 @@ def _clear(story: Story, folder: Path) -> None:
 
 
 def _general(evaluation: Path, folder: Path | None) -> list[str]:
-    """The assignment that adds a general collection to the benchmarks of the demo."""
+    """The --set assignment that adds a general collection to the demo's benchmarks."""
     if folder is None:
-        print("no general collection is given (--general FOLDER), so general retrieval is not watched")
+        print("general retrieval is not measured; pass a BEIR folder as --general FOLDER")
         return []
-    own = load(EvaluateConfig, str(evaluation)).model_dump(mode="json")["benchmarks"]
+    benchmarks = load(EvaluateConfig, str(evaluation)).model_dump(mode="json")["benchmarks"]
     added = {"kind": "beir", "name": folder.name, "path": str(folder.absolute())}
-    return [f"benchmarks={canonical_json([*own, added])}"]
+    return [f"benchmarks={canonical_json([*benchmarks, added])}"]
 
 
 def _rows(url: str) -> list[DualView]:
@@ -282,13 +280,13 @@ def _rows(url: str) -> list[DualView]:
 
 
 def _examples(rows: Mapping[str, list[DualView]]) -> tuple[list[DualView], list[DualView]]:
-    """Accepted and rejected rows to read: some of every run, and rejections of as many kinds as there are."""
+    """Accepted and rejected rows to read: accepted ones from every run, rejected ones of different kinds."""
     accepted_of = [[row for row in of_run if row.status == ACCEPTED] for of_run in rows.values()]
     accepted = [row for turn in zip_longest(*accepted_of) for row in turn if row is not None]
     rejected = [row for of_run in rows.values() for row in of_run if row.status != ACCEPTED]
     first_of_kind = {row.status: row for row in reversed(rejected)}.values()
-    others = [row for row in rejected if row not in first_of_kind]
-    return accepted[:NUM_EXAMPLES], [*first_of_kind, *others][:NUM_EXAMPLES]
+    further = [row for row in rejected if row not in first_of_kind]
+    return accepted[:NUM_EXAMPLES], [*first_of_kind, *further][:NUM_EXAMPLES]
 
 
 def _total(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -306,8 +304,8 @@ def _total(runs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _headline(scores: Summary) -> dict[str, Any]:
-    """x100 as printed: every arm and difference on the demo's own collection, then on the others by name."""
-    own, *others = dict.fromkeys(name for results in scores["encoders"].values() for name in results)
+    """Scores x100: every arm and difference on the demo's collection, then on the other collections by name."""
+    main, *further = dict.fromkeys(name for results in scores["encoders"].values() for name in results)
 
     def on(benchmark: str) -> dict[str, Any]:
         arms = {
@@ -323,7 +321,7 @@ def _headline(scores: Summary) -> dict[str, Any]:
         }
         return {**arms, **differences}
 
-    return {**on(own), **{benchmark: on(benchmark) for benchmark in others}}
+    return {**on(main), **{benchmark: on(benchmark) for benchmark in further}}
 
 
 def _print_end(folder: Path, summary: dict[str, Any], scores: Summary, found: Sequence[Found]) -> None:
@@ -338,8 +336,8 @@ def _print_end(folder: Path, summary: dict[str, Any], scores: Summary, found: Se
         print(note)
     print_found(found)
     print(
-        f"Ask it yourself: python jobs/search.py --evaluation {folder}/evaluation --query ... --instruction ..."
+        f"Try your own query: python jobs/search.py --evaluation {folder}/evaluation --query ... --instruction ..."
     )
     print(
-        f"Peak memory {summary['peak_memory_gib']} GiB. Everything lies in {folder}, to read: {folder}/report.html"
+        f"Peak memory {summary['peak_memory_gib']} GiB. All output is in {folder}; the report is {folder}/report.html"
     )

@@ -1,4 +1,4 @@
-"""A job's own lines are shown, a library's go to the log."""
+"""A job's own lines are shown; library output goes to the log."""
 
 import sys
 
@@ -16,7 +16,7 @@ print("accuracy (of pairs) 0.5")
 """
 
 
-def test_own_lines_are_shown_and_the_rest_is_kept(tmp_path, capfd):
+def test_own_lines_are_shown_and_library_output_is_logged(tmp_path, capfd):
     log = tmp_path / "out" / "log.txt"
     assert run_quietly([sys.executable, "-c", CHATTY], log) == 0
     assert capfd.readouterr().out.splitlines() == [
@@ -36,4 +36,4 @@ def test_a_failure_shows_the_end_of_its_log_and_its_exit_code(tmp_path, capfd):
     shown = capfd.readouterr().out
     assert "line 98" in shown
     assert "line 50" not in shown
-    assert f"exit code 3; all that was printed: {log}" in shown
+    assert f"exit code 3; full output: {log}" in shown

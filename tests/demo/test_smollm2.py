@@ -3,7 +3,7 @@ from pathlib import Path
 import smollm2
 
 
-def test_a_checkpoint_that_stands_is_not_written_again(tmp_path: Path):
+def test_an_existing_checkpoint_is_not_written_again(tmp_path: Path):
     folder = tmp_path / "smollm2"
     folder.mkdir()
     (folder / "config.json").write_text("{}")

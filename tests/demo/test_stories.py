@@ -1,4 +1,4 @@
-"""The demo's stories, without running them: `make demo` does."""
+"""The demo's stories are consistent; `make demo` runs them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dualview.config.train import TrainConfig
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_a_story_reads_only_what_it_has_made_before(name):
+def test_a_story_reads_only_what_it_made_earlier(name):
     story, folder = STORIES[name], Path("out/somewhere")
 
     def config(schema, file):

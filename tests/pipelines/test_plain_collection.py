@@ -51,7 +51,7 @@ def test_a_plain_collection_becomes_dual_views(folder: Path, s3: str) -> None:
             "dense": None,
             "first_rank": 1,
             "last_rank": 30,
-            "min_margin": 0.0,
+            "relative_margin": 0.0,
             "num_negatives": 6,
             "passages_per_shard": 128,
             "queries_per_shard": 128,
