@@ -65,7 +65,7 @@ class Engine(Protocol):
 
 
 def check_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> None:
-    """Raises InputError where it is plain, within seconds, that the engine could not answer."""
+    """Raises InputError if it is plain, within seconds, that the engine could not answer."""
     match settings.kind:
         case "http":
             from dualview.engines.http import check_server

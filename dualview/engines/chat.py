@@ -41,7 +41,7 @@ def without_marks(own: Sequence[str] = ()) -> Callable[[str], str]:
 class Chat:
     """The chat template and tokenizer of a model that runs in this process (transformers' or vLLM's object).
 
-    `arguments` are the template's own, such as enable_thinking. Raises InputError where the template cannot
+    `arguments` are the template's own, such as enable_thinking. Raises InputError if the template cannot
     be used for a conversation of user and assistant.
     """
 
@@ -71,7 +71,7 @@ class Chat:
     def token_ids(self, turns: Sequence[Turn]) -> list[int]:
         """The conversation, waiting for the assistant. Texts without marks are what they were.
 
-        Raises ValueError where a text still holds a control token, as one may in another spelling that the
+        Raises ValueError if a text still holds a control token, as one may in another spelling that the
         tokenizer takes for the same.
         """
         ids = self._render([Turn(turn.role, self._broken(turn.text)) for turn in turns])

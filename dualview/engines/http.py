@@ -169,7 +169,7 @@ class Http:
         return longest * random.Random(repr((attempt, request))).uniform(0.5, 1)
 
     def _completion(self, request: Request, answer: "_Answer") -> Completion:
-        """Raises EngineUnavailable where log probabilities are asked for and the server has none."""
+        """Raises EngineUnavailable if log probabilities are asked for and the server has none."""
         choice, usage = answer.choices[0], answer.usage
         if usage is None:
             self._say_that_usage_is_missing()
@@ -262,7 +262,7 @@ class _Models(BaseModel):
 
 
 def check_server(settings: HttpEngine) -> None:
-    """Raises InputError where the server cannot be reached, refuses the key, or does not serve the model.
+    """Raises InputError if the server cannot be reached, refuses the key, or does not serve the model.
 
     Asks for the list of models once, which costs nothing.
     """

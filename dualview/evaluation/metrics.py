@@ -62,7 +62,7 @@ def p_mrr(original: Sequence[str], changed: Sequence[str], stopped: Collection[s
     """Mean change of rank, -1..1, over the passages that stopped being relevant when the instruction changed.
 
     Positive where they dropped. A passage missing from a ranking has the rank after its last.
-    [2403.15246; calculate_pmrr of mteb 2.26.24, for one query] Raises ValueError where none stopped.
+    [2403.15246; calculate_pmrr of mteb 2.26.24, for one query] Raises ValueError if none stopped.
     """
     if not stopped:
         raise ValueError("p-MRR is undefined for a query where no passage stopped being relevant")
@@ -82,7 +82,7 @@ def rank_change(before: int, after: int) -> float:
 def pair_accuracy(ranking: Sequence[str], relevant: Collection[str], others: Collection[str]) -> float:
     """Share of the pairs (relevant, other) that the ranking puts in this order.
 
-    Every id must be ranked (KeyError). Raises ValueError where there is no pair.
+    Every id must be ranked (KeyError). Raises ValueError if there is no pair.
     """
     if not relevant or not others:
         raise ValueError("pair accuracy is undefined without a pair")

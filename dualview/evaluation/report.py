@@ -41,7 +41,7 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
 
     scores: scores.SCORES_SCHEMA. p-MRR is also given apart for each label of the queries: "p-MRR
     inclusion" and "p-MRR exclusion" by polarity, "p-MRR kind=negation" and so on by the others.
-    The order of the rows changes nothing. Raises InputError where `compare` names an encoder that has no scores.
+    The order of the rows changes nothing. Raises InputError if `compare` names an encoder that has no scores.
     """
     values = values_of(scores)
     for name in [name for pair in compare for name in pair]:

@@ -47,7 +47,7 @@ def _encoded(id: str) -> str:
 def read_run(url: str, views: Sequence[QueryView], passages: Mapping[str, Any]) -> dict[str, Ranking]:
     """The rankings of all views, sorted by (score, id) descending whatever ranks stand there, as trec_eval does it.
 
-    A query without a line has an empty ranking. Raises InputError where the file cannot be read, a line is wrong,
+    A query without a line has an empty ranking. Raises InputError if the file cannot be read, a line is wrong,
     or a query or a passage is unknown.
     """
     wanted = {view.id: view for view in views}

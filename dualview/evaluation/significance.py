@@ -129,7 +129,7 @@ def paired_difference(
 ) -> Difference:
     """First minus second over the same queries, by paired bootstrap: both arms share each draw of topics.
 
-    Raises ValueError where the queries are not the same.
+    Raises ValueError if the queries are not the same.
     """
     if first.keys() != second.keys():
         raise ValueError("a paired difference needs the same queries in both arms")

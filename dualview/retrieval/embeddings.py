@@ -88,7 +88,7 @@ class Unit(NamedTuple):
 
 
 def keys_by_unit(store: Store, spec: EmbeddingSpec) -> dict[str, NDArray[np.uint64]]:
-    """The keys of each unit that stands. Raises InputError where one is no whole file."""
+    """The keys of each unit that stands. Raises InputError if one is no whole file."""
     return {entry.key: _column(store, entry.key, "key") for entry in store.list(f"{spec.folder}/")}
 
 
@@ -98,7 +98,7 @@ def locate(
     keys_N: NDArray[np.uint64],
     keys_of_units: Mapping[str, NDArray[np.uint64]] | None = None,
 ) -> list[Unit]:
-    """The units that together hold each of these texts once. Raises InputError where one is missing."""
+    """The units that together hold each of these texts once. Raises InputError if one is missing."""
     held = keys_by_unit(store, spec) if keys_of_units is None else keys_of_units
     order_N = np.argsort(keys_N, kind="stable")
     sorted_N = keys_N[order_N]

@@ -38,7 +38,7 @@ WEIGHTS = {"dtype": torch.float32}
 def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
     """An encoder as it was saved, its own pooling and normalisation included; weights in float32.
 
-    Raises InputError where it cannot be loaded, or runs code of its makers that is not trusted.
+    Raises InputError if it cannot be loaded, or runs code of its makers that is not trusted.
     """
     try:
         return SentenceTransformer(
@@ -57,7 +57,7 @@ def new_encoder(
 ) -> SentenceTransformer:
     """An encoder to train: the transformer of `model`, then pooling, then unit length; weights in float32.
 
-    Raises InputError where the model cannot be loaded, runs code of its makers that is not trusted, or the
+    Raises InputError if the model cannot be loaded, runs code of its makers that is not trusted, or the
     attention cannot be had with it.
     """
     # Each of the three loaders asks for itself. Without an answer, transformers asks at the terminal.
@@ -115,7 +115,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
 
 
 def check_length(encoder: SentenceTransformer, key: str, max_tokens: int) -> None:
-    """Raises InputError where the encoder has too few positions for the `max_tokens` of a config's `key`."""
+    """Raises InputError if the encoder has too few positions for the `max_tokens` of a config's `key`."""
     # None: a module of the model's makers.
     transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
     if transformer is not None:
@@ -307,7 +307,7 @@ def encoder_of(
 
 
 def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[str] | Tokenized) -> Embedded:
-    """The texts' vectors, in their order. Raises InputError where the encoder cannot be used so."""
+    """The texts' vectors, in their order. Raises InputError if the encoder cannot be used so."""
     check_length(encoder, f"max_{'query' if spec.side == 'query' else 'passage'}_tokens", spec.max_tokens)
     if not isinstance(texts, Tokenized):
         prompted = [spec.prompt + text for text in texts]
@@ -341,7 +341,7 @@ def cut_texts(
 def comparable(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.Tensor:
     """The vectors so that their inner product is the similarity that the encoder was made for.
 
-    Raises InputError where that is a distance, or where a vector is not finite.
+    Raises InputError if that is a distance, or where a vector is not finite.
     """
     if not torch.isfinite(vectors_NH).all():
         raise InputError("a vector is not finite (NaN or infinite): the encoder or its training has diverged")

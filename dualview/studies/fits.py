@@ -92,7 +92,7 @@ class Curve:
 def bootstrap_fits(curves: Sequence[Curve], samples: int, seed: int) -> list[list[PowerLaw]]:
     """For each sample a fit of every curve, all over the same draw of topics.
 
-    Raises ValueError where they do not have the same topics.
+    Raises ValueError if they do not have the same topics.
     """
     if len({tuple(scores.counts_T) for curve in curves for scores in curve.scores}) > 1:
         raise ValueError("curves can share a draw of topics only where they have the same")

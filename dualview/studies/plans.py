@@ -36,7 +36,7 @@ def plan_study(study: StudyConfig) -> list[Run]:
 
     A run's output is named by the fingerprint of its configs, so that studies under one output share the
     trainings that they have in common, and the scores where they score alike.
-    Raises InputError where a value is no valid setting, where two points are the same run, or where the
+    Raises InputError if a value is no valid setting, where two points are the same run, or where the
     budgets of runs that are compared are not equal.
     """
     runs = [

@@ -1,1 +1,1 @@
-"""Groups to a trained encoder."""
+"""Train an encoder on groups of views."""

@@ -1,4 +1,4 @@
-"""What a step sees: a function of (groups, seed, step), whatever the number of ranks."""
+"""The batch of each step: a function of (groups, seed, step), independent of the number of ranks."""
 
 # V = views, D = distinct passages of the batch, W = ranks
 
@@ -23,7 +23,7 @@ _LABEL_OF = {True: POSITIVE, False: NEGATIVE, None: LEFT_OUT}
 
 @dataclass(frozen=True)
 class Batch:
-    """A whole step over all ranks: each passage once, however many groups share it."""
+    """One step over all ranks. A passage that several groups share occurs once."""
 
     group_ids: tuple[str, ...]
     views: tuple[tuple[int, TokenView], ...]  # (query, view)
@@ -46,12 +46,12 @@ class Batch:
     def relation(self, views: Sequence[int]) -> NDArray[np.int8]:
         """Rows of the relation matrix: 1 positive, -1 negative, 0 left out; (len(views), D).
 
-        A view's own labels come first. Other passages of the same query are labelled by the view's
-        requirements, where they are known, and left out where they are not: they are on topic, so nothing
-        else tells. Passages of other queries are negatives, or left out without in-batch negatives.
+        The view's own labels take precedence. Other passages of the same query are labelled by the view's
+        requirements if these are known. Otherwise they are left out: they are on topic, so their relevance
+        is unknown. Passages of other queries are in-batch negatives, or left out if these are off.
         """
-        others = NEGATIVE if self.in_batch_negatives else LEFT_OUT
-        relation_VD = np.full((len(views), len(self.passages)), others, dtype=np.int8)
+        other_queries = NEGATIVE if self.in_batch_negatives else LEFT_OUT
+        relation_VD = np.full((len(views), len(self.passages)), other_queries, dtype=np.int8)
         for row, v in enumerate(views):
             query, view = self.views[v]
             for passage in self._of_query[query]:
@@ -67,14 +67,14 @@ class Batch:
         return relation_VD
 
     def labelled(self, views: Sequence[int]) -> NDArray[np.bool_]:
-        """Where something is known of a passage: it is on the view's topic, labelled or left out."""
+        """Mask of the passages of each view's query, labelled or left out; (len(views), D)."""
         known_VD = np.zeros((len(views), len(self.passages)), dtype=np.bool_)
         for row, v in enumerate(views):
             known_VD[row, [self._column[passage] for passage in self._of_query[self.views[v][0]]]] = True
         return known_VD
 
     def margins(self, views: Sequence[int]) -> NDArray[np.float32]:
-        """The judge's margins, NaN where it gave none."""
+        """The judge's margins, NaN if it gave none; (len(views), D)."""
         margins_VD = np.full((len(views), len(self.passages)), np.nan, dtype=np.float32)
         for row, v in enumerate(views):
             for passage, margin in self.views[v][1].margins.items():
@@ -90,10 +90,10 @@ def make_batch(
     num_hard_negatives: Sequence[int],
     seed: str,
 ) -> Batch:
-    """Both views of a group stand in one batch, and every passage of the batch meets every view.
+    """Build the batch of these groups. All views of a group are in it, each scored against every passage.
 
-    num_hard_negatives: by part. Which of a group's hard negatives are shown, and in which wording a view,
-    is drawn by (seed, group); a caller changes the seed from epoch to epoch.
+    num_hard_negatives: by part. A group's hard negatives and the wordings of its views are drawn by
+    (seed, group); the caller changes the seed every epoch.
     """
     passages: dict[int, None] = {}
     tokens = []
@@ -118,14 +118,14 @@ def make_batch(
 
 
 class Sampler:
-    """Which groups make up step 0, 1, 2, ...; a function of its arguments, so that resuming is asking again.
+    """The groups of step 0, 1, 2, ...; a function of its arguments, so a resumed run needs no saved state.
 
-    An epoch deals all groups, in an order drawn from (seed, epoch), into blocks of one query (where
-    `settings.queries` asks for that) and the blocks into steps of exactly `settings.instances` views.
-    Groups that fill no block or step come first in the next epoch. Groups of different sections, and of
-    different parts where batches are homogeneous, never share a step; their steps come in mixed order.
+    An epoch shuffles all groups by (seed, epoch), packs them into blocks of one query (if
+    `settings.queries` is set), and packs the blocks into steps of exactly `settings.instances` views.
+    Groups that fill no block or step come first in the next epoch. Groups of different sections never
+    share a step, nor do those of different parts if batches are homogeneous; their steps are interleaved.
 
-    Raises InputError where a group can never be in a step, and where groups that share no step with others
+    Raises InputError if a group fits into no step, or if groups that can only share steps with each other
     do not fill one.
     """
 
@@ -133,17 +133,17 @@ class Sampler:
         self._prepared, self._settings, self._seed = prepared, settings, seed
         lane = prepared.section.astype(np.int64) * (1 + int(prepared.part.max()))
         self._lane = lane + prepared.part if homogeneous else lane
-        self._refuse_what_never_fits()
+        self._check_groups_fit()
         self._begin()
-        self._refuse_what_fills_no_step()
+        self._check_steps_fill()
 
     def _begin(self) -> None:
         steps, left = self._plan(0, ())
-        self._starts = [0]  # first step of each epoch that was planned
+        self._starts = [0]  # first step of each planned epoch
         self._epoch = (0, steps, left)
 
     def step(self, step: int) -> tuple[int, list[int]]:
-        """The epoch of a step, and its groups in order."""
+        """The epoch of a step, and the step's groups in order."""
         if step < self._starts[self._epoch[0]]:
             self._begin()
         epoch, steps, left = self._epoch
@@ -155,7 +155,7 @@ class Sampler:
         return epoch, steps[step - self._starts[epoch]]
 
     def num_steps(self, *, instances: int | None, tokens: int | None, steps: int | None) -> int:
-        """The steps that spend the one budget which is not None; the last may go beyond a budget of tokens."""
+        """Steps that spend the one budget that is not None; the last step may exceed a token budget."""
         if steps is not None:
             return steps
         if instances is not None:
@@ -168,24 +168,24 @@ class Sampler:
         return step
 
     def uses(self, num_steps: int) -> NDArray[np.int64]:
-        """How often each group is in the first num_steps steps; (groups,)."""
+        """How often the first num_steps steps use each group; (groups,)."""
         used = np.zeros(self._prepared.num_groups, dtype=np.int64)
         for step in range(num_steps):
             np.add.at(used, self.step(step)[1], 1)
         return used
 
     def _plan(self, epoch: int, carried: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-        """The steps of an epoch, and the groups that are left for the next; carried: what the one before left."""
+        """The steps of an epoch, and the groups left for the next; carried: those left by the previous one."""
         rng = random.Random(f"{self._seed}:{epoch}")
         groups = np.repeat(np.arange(self._prepared.num_groups), self._prepared.times)
-        late: list[list[int]] = []  # steps with a carried group, and then the others
+        late: list[list[int]] = []  # steps with a carried group, which come first
         steps: list[list[int]] = []
         left: list[int] = []
         for lane in np.unique(self._lane).tolist():
-            own = [group for group in carried if self._lane[group] == lane]
+            carried_of_lane = [group for group in carried if self._lane[group] == lane]
             new = groups[self._lane[groups] == lane].tolist()
             rng.shuffle(new)
-            of_lane, num_late, left_of_lane = self._fill(own, new, rng)
+            of_lane, num_late, left_of_lane = self._fill(carried_of_lane, new, rng)
             late += of_lane[:num_late]
             steps += of_lane[num_late:]
             left += left_of_lane
@@ -195,25 +195,25 @@ class Sampler:
     def _fill(
         self, carried: list[int], new: list[int], rng: random.Random
     ) -> tuple[list[list[int]], int, list[int]]:
-        """The steps of one lane, how many of them, at the front, hold a carried group, and the groups left over."""
+        """The steps of one lane, how many at the front hold a carried group, and the groups left over."""
         capacity, num_queries = self._settings.instances, self._settings.queries
-        order = [*carried, *new]  # blocks and steps are lists of places in it
+        order = [*carried, *new]  # blocks and steps are lists of indices into it
         size_of = self._prepared.num_views[order].tolist()
         blocks, left = [[place] for place in range(len(order))], []
         if num_queries:
             blocks = []
             query_of = self._prepared.query[order].tolist()
             by_query = sorted(range(len(order)), key=query_of.__getitem__)  # stable: carried groups first
-            for _, own in groupby(by_query, key=query_of.__getitem__):
-                places = list(own)
-                full, rest = pack([size_of[place] for place in places], capacity // num_queries)
+            for _, of_query in groupby(by_query, key=query_of.__getitem__):
+                places = list(of_query)
+                full, unpacked = pack([size_of[place] for place in places], capacity // num_queries)
                 blocks += [[places[item] for item in block] for block in full]
-                left += [places[item] for item in rest]
+                left += [places[item] for item in unpacked]
             rng.shuffle(blocks)
-            # Those with the most carried groups first.
+            # Blocks with the fewest new groups first.
             blocks.sort(key=lambda block: sum(place >= len(carried) for place in block))
-        full, rest = pack([sum(size_of[place] for place in block) for block in blocks], capacity)
-        left += [place for item in rest for place in blocks[item]]
+        full, unpacked = pack([sum(size_of[place] for place in block) for block in blocks], capacity)
+        left += [place for item in unpacked for place in blocks[item]]
         steps = [[place for item in step for place in blocks[item]] for step in full]
         num_late = sum(min(step) < len(carried) for step in steps)
         steps.sort(key=lambda step: min(step) >= len(carried))
@@ -223,8 +223,8 @@ class Sampler:
             [order[place] for place in sorted(left)],
         )
 
-    def _refuse_what_never_fits(self) -> None:
-        """Raises InputError for groups whose size no number of those that may join them makes up to a step."""
+    def _check_groups_fit(self) -> None:
+        """Raises InputError if a group and those that may join it cannot add up to a full block or step."""
         prepared, settings = self._prepared, self._settings
         capacity = settings.instances // (settings.queries or 1)
         query = prepared.query if settings.queries else np.zeros(prepared.num_groups, np.int64)
@@ -245,33 +245,34 @@ class Sampler:
             expected = "fewer batch.queries, or batch.queries: null"
         else:
             where = f"a step of {capacity} instances"
-            expected = "another number of batch.instances"
+            expected = "a different batch.instances"
         raise InputError(
-            f"batch: {len(lost):,} of {prepared.num_groups:,} groups can never be in {where}, for example"
-            f" {prepared.group(int(lost[0])).id} of {prepared.num_views[lost[0]]} instances; expected {expected}"
+            f"batch: {len(lost):,} of {prepared.num_groups:,} groups never fit into {where}, for example"
+            f" {prepared.group(int(lost[0])).id} with {prepared.num_views[lost[0]]} instances; expected {expected}"
         )
 
-    def _refuse_what_fills_no_step(self) -> None:
-        """Raises InputError for groups that share steps with no others and do not fill one in an epoch."""
+    def _check_steps_fill(self) -> None:
+        """Raises InputError if groups that can only share steps with each other fill none in an epoch."""
         prepared, settings = self._prepared, self._settings
         filled = {int(self._lane[step[0]]) for step in self._epoch[1]}
         for lane in np.unique(self._lane).tolist():
             if lane not in filled:
-                own = self._lane == lane
-                parts = ", ".join(f"mixture.parts.{part}" for part in np.unique(prepared.part[own]))
+                in_lane = self._lane == lane
+                parts = ", ".join(f"mixture.parts.{part}" for part in np.unique(prepared.part[in_lane]))
                 raise InputError(
-                    f"batch: the {int(own.sum()):,} groups of {parts}, of {len(np.unique(prepared.query[own])):,}"
-                    f" queries, do not fill one step of {settings.instances} instances"
+                    f"batch: the {int(in_lane.sum()):,} groups of {parts}"
+                    f" ({len(np.unique(prepared.query[in_lane])):,} queries)"
+                    f" do not fill one step of {settings.instances} instances"
                     + (f" from {settings.queries} queries" if settings.queries else "")
                     + "; expected fewer batch.instances, or more data"
                 )
 
 
 def pack(sizes: Sequence[int], capacity: int) -> tuple[list[list[int]], list[int]]:
-    """Items, by number and in order, in lists whose sizes add up to exactly `capacity`; and the items left over.
+    """Pack items, in order, into lists whose sizes add up to exactly `capacity`.
 
-    An item joins a list only where the others can still fill it, so that no list is left open while items
-    are there to make a full one.
+    Returns the lists, as indices into `sizes`, and the indices left over. An item joins a list only if the
+    remaining items can still fill it, so no list stays partial while the remaining items could fill one.
     """
     queues: dict[int, deque[int]] = {}
     for item, size in enumerate(sizes):
@@ -280,10 +281,10 @@ def pack(sizes: Sequence[int], capacity: int) -> tuple[list[list[int]], list[int
     def fits(size: int, room: int) -> bool:
         if size > room or not queues[size]:
             return False
-        others = tuple(
-            (each, min(len(queue) - (each == size), capacity // each)) for each, queue in queues.items()
+        remaining = tuple(
+            (other, min(len(queue) - (other == size), capacity // other)) for other, queue in queues.items()
         )
-        return bool(_sums(others, capacity) >> (room - size) & 1)
+        return bool(_sums(remaining, capacity) >> (room - size) & 1)
 
     full: list[list[int]] = []
     while True:
@@ -293,36 +294,36 @@ def pack(sizes: Sequence[int], capacity: int) -> tuple[list[list[int]], list[int
             size = min(fitting, key=lambda size: queues[size][0])
             items.append(queues[size].popleft())
             room -= size
-        if room:  # nothing was taken: no list can be filled any more
+        if room:  # no item was taken: no further list can be filled
             return full, sorted(item for queue in queues.values() for item in queue)
         full.append(items)
 
 
 def _add_up(sizes: Sequence[int], total: int) -> bool:
-    """Whether any numbers of items of these sizes add up to the total."""
+    """Whether items of these sizes, any number of each, can add up to the total."""
     return total >= 0 and bool(_sums(tuple((size, total // size) for size in sizes), total) >> total & 1)
 
 
 @lru_cache(maxsize=65536)
 def _sums(counts: tuple[tuple[int, int], ...], capacity: int) -> int:
-    """A number whose bit n says whether some of these items, (size, how many), add up to n; n <= capacity."""
+    """Subset sums of the items, given as (size, count): bit n is set if some add up to n; n <= capacity."""
     sums = 1
     for size, count in counts:
-        some = 1
-        while count:  # 1 + 2 + 4 + ... make every number of them
-            some = min(some, count)
-            sums |= sums << size * some
-            count -= some
-            some *= 2
+        taken = 1
+        while count:  # 1 + 2 + 4 + ... compose every count
+            taken = min(taken, count)
+            sums |= sums << size * taken
+            count -= taken
+            taken *= 2
     return sums & ((1 << capacity + 1) - 1)
 
 
 def deal(lengths: Sequence[int], world_size: int, chunk_tokens: int) -> list[list[tuple[int, ...]]]:
-    """For each rank the chunks of texts that it encodes, by place.
+    """For each rank, the chunks of texts that it encodes, as indices into `lengths`.
 
-    Texts of like length share a chunk of at most chunk_tokens tokens, padding counted (one text at the
-    least). All ranks have the same number of chunks, none of them empty, of equal work: at ZeRO stage 3
-    every forward pass is a meeting of all ranks. Raises InputError for fewer texts than ranks.
+    Texts of similar length share a chunk of at most chunk_tokens tokens including padding, or a single
+    longer text. All ranks get the same number of non-empty chunks of similar cost, because at ZeRO stage 3
+    every forward pass is a collective operation. Raises InputError if there are fewer texts than ranks.
     """
     if len(lengths) < world_size:
         raise InputError(
@@ -337,6 +338,6 @@ def deal(lengths: Sequence[int], world_size: int, chunk_tokens: int) -> list[lis
         if whole_rows and rows * lengths[order[stop - 1]] > chunk_tokens:
             bounds.append(bounds[-1] + whole_rows * world_size)
     if len(bounds) > 1 and len(order) - bounds[-1] < world_size:
-        bounds.pop()  # a rest smaller than the ranks joins the chunks before it
+        bounds.pop()  # a remainder smaller than world_size joins the previous chunks
     strips = [order[start:stop] for start, stop in zip(bounds, [*bounds[1:], len(order)], strict=True)]
     return [[tuple(strip[rank::world_size]) for strip in strips] for rank in range(world_size)]

@@ -1,4 +1,4 @@
-"""Vectors of all ranks, with exact gradients."""
+"""All-gather of vectors, with exact gradients."""
 
 # H = embedding size
 
@@ -12,9 +12,8 @@ import torch.distributed as dist
 def gather_vectors(vectors_NH: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """The vectors of every rank, in rank order: (sum of counts, H), on every rank.
 
-    `counts` are the numbers of vectors by rank. In the backward pass each rank's vectors receive the
-    sum of their gradients over all ranks, which is exact where every rank scores its own views and
-    gradients of weights are then averaged over ranks.
+    counts: number of vectors by rank. The backward pass sums the gradients of each rank's vectors over all
+    ranks. That is exact if every rank scores its own views and weight gradients are averaged over ranks.
     """
     if len(counts) == 1:
         return vectors_NH
@@ -26,7 +25,7 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors_NH: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:
         ctx.counts = counts
-        longest = max(counts)  # all_gather wants equal shapes
+        longest = max(counts)  # all_gather requires equal shapes
         padded = vectors_NH.new_zeros((longest, vectors_NH.shape[1]))
         padded[: len(vectors_NH)] = vectors_NH
         parts = [torch.empty_like(padded) for _ in counts]

@@ -1,4 +1,4 @@
-"""The encoder that comes out of a training run, with its card."""
+"""Export the encoder of a training run, with its model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,11 @@ from dualview.training.model import encoder_to_train, untouched_encoder
 
 
 def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
-    """What is exported of these weights: adapters merged, moved back, beside the untouched encoder if that stays."""
-    # Whoever loads it may have no GPU, and gets the rates of dropout that its makers chose.
+    """The encoder to export: adapters merged and weights interpolated.
+
+    After query-side training it is paired with the untouched passage encoder.
+    """
+    # It must load without a GPU, with the base model's dropout rates.
     portable = config.encoder.model_copy(
         update={"attention": "sdpa", "dropout": True, "activation_checkpointing": False}
     )
@@ -34,9 +37,10 @@ def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> S
 def interpolate_weights(
     encoder: torch.nn.Module, untouched: Mapping[str, torch.Tensor], share: float
 ) -> None:
-    """Moves every weight this share of the way back to `untouched`, a state dict of the same encoder.
+    """Interpolate every weight in place: (1 - share) * trained + share * untouched.
 
-    Some of what was learned is given up, and more of what was lost comes back (weight interpolation).
+    untouched: a state dict of the same encoder. Recovers more of the base model's quality than it costs in
+    what was learned.
     """
     with torch.no_grad():
         for name, weight in encoder.state_dict().items():
@@ -45,7 +49,7 @@ def interpolate_weights(
 
 
 def model_card(config: TrainConfig, result: dict[str, Any]) -> str:
-    """A README for the encoder's folder: how to use it, and all that decided it."""
+    """README for the encoder's folder: how to use it, and the settings it was trained with."""
     parts = "\n".join(
         f"- `{part.data}`, views: {part.views}"
         + (f", {part.num_instances:,} instances" if part.num_instances else f", weight {part.weight:g}")
@@ -63,7 +67,7 @@ pipeline_tag: sentence-similarity
 base_model: {config.encoder.model}
 ---
 
-# An encoder that reads instructions
+# An instruction-following encoder
 
 Trained with dualview from `{config.encoder.model}`; train: {config.train}.
 
@@ -75,7 +79,9 @@ query = encoder.encode_query({example!r})
 passage = encoder.encode_document("Chad: Central Africa; landlocked.")
 ```
 
-Queries were cut at {config.encoder.max_query_tokens} tokens, passages at {config.encoder.max_passage_tokens}.
+Queries were truncated at {config.encoder.max_query_tokens} tokens, passages at {
+        config.encoder.max_passage_tokens
+    }.
 
 Data:
 
@@ -87,7 +93,7 @@ Budget: {result["instances"]:,} instances in {result["steps"]:,} steps of {confi
 Config fingerprint: `{fingerprint(config.deciding())}`. Last loss: {result["losses"][-1]:.4f}.
 {
         f'''
-While it trained, on `{config.monitor.benchmark.kind}`:
+Scores during training, on `{config.monitor.benchmark.kind}`:
 
 {scores}
 '''

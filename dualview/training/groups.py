@@ -1,4 +1,4 @@
-"""A group: the passages of one example once, and the views that label them."""
+"""A group: the passages of one source example, and the views that label them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ POSITIVE, NEGATIVE, LEFT_OUT = 1, -1, 0
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What a view says of a passage; `margin` is the judge's, where it gave one."""
+    """A view's label of a passage; `margin` is the judge's, None if it gave none."""
 
     passage_id: str
     label: int  # POSITIVE or NEGATIVE; passages without a label are left out
@@ -26,44 +26,44 @@ class View:
     """A query under one instruction, and how it labels the group's passages."""
 
     query: str
-    wordings: tuple[str, ...]  # of the instruction, the first as it was written; "" asks the query alone
+    wordings: tuple[str, ...]  # of the instruction, the original first; "": the query alone
     labels: tuple[Label, ...]
     requirements: tuple[Requirement, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Any number of views over shared passages. A dual view has two of each, at the least."""
+    """Any number of views over shared passages. A dual view has at least two of each."""
 
     id: str
-    query_id: str  # unique over data sets; others of it may ask in other words
+    query_id: str  # unique over data sets; groups of one query may word it differently
     passages: tuple[Passage, ...]
-    num_hard_negatives: int  # at the end of passages: some of them are shown, the others always
+    num_hard_negatives: int  # at the end of `passages`; a batch shows a sample of these, and all the others
     views: tuple[View, ...]
 
 
 def key_of(text: str) -> int:
-    """64 bits of its SHA-256."""
+    """64 bits of the text's SHA-256."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def passage_key(passage: Passage) -> int:
-    """Of its content: ids are unique within a data set, or within an example, and a mixture has several."""
+    """A key of the passage's content. Ids will not do: they are unique only within a data set or an example."""
     return key_of(canonical_json([passage.full_text, dict(passage.attributes)]))
 
 
 def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
-    """The group of an example's finished rows as `part` wants it; two groups of one view each for "apart".
+    """The group of one source example's finished rows, with the views that `part` selects.
 
-    A hard negative with the text of another passage is left out: labels can say one thing of a text.
-    Raises InputError where a passage has no text, two passages share an id, or a positive or instruction
-    negative has the text of another.
+    "apart" yields a group for each view. A hard negative with the content of another passage is dropped,
+    because a passage can have only one label per view. Raises InputError if a passage has no text, two
+    passages share an id, or a positive or instruction negative has the content of another passage.
     """
     example = rows[0].example
     always = (example.positive, *example.instruction_negatives)
     passages = (*always, *example.hard_negatives)
     if len({passage.id for passage in passages}) < len(passages):
-        raise InputError(f"{part.data}: example {example.id}: two of its passages have the same id")
+        raise InputError(f"{part.data}: example {example.id}: two passages have the same id")
     if blank := [passage.id for passage in passages if not passage.full_text]:
         raise InputError(f"{part.data}: example {example.id}: passage {blank[0]} has no text")
     distinct: dict[int, Passage] = {}
@@ -71,7 +71,8 @@ def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
         distinct.setdefault(passage_key(passage), passage)
     if lost := [passage.id for passage in always if distinct[passage_key(passage)] is not passage]:
         raise InputError(
-            f"{part.data}: example {example.id}: passage {lost[0]} has the text of another that is labelled otherwise"
+            f"{part.data}: example {example.id}: passage {lost[0]} has the text of another passage with a different"
+            " label"
         )
     example = replace(example, hard_negatives=tuple(distinct.values())[len(always) :])
     query_id = f"{part.data} {example.query_id}"
@@ -89,11 +90,11 @@ def groups_of(rows: Sequence[DualView], part: Part) -> Iterator[Group]:
 
 
 def _views(example: SourceExample, rows: Sequence[DualView], part: Part) -> tuple[View, ...]:
-    """The original view, then the complementary one of each row, as far as `part` wants them.
+    """The original view, then the complementary view of each row, as `part` selects them.
 
-    In the original view every negative of the example is one, unless a judge is clear that it is relevant; in
-    a complementary view the hard negatives are what a judge says, as nobody else has looked at them. For
-    the query alone the instruction negatives are left out: they are on topic.
+    In the original view the example's negatives stay negative, unless a judge finds a hard negative clearly
+    relevant. In a complementary view only the judge labels hard negatives. For the query alone, instruction
+    negatives are left out because they are on topic.
     """
     negatives = {passage.id: NEGATIVE for passage in example.instruction_negatives}
     hard = {passage.id: NEGATIVE for passage in example.hard_negatives}
@@ -123,16 +124,16 @@ def _views(example: SourceExample, rows: Sequence[DualView], part: Part) -> tupl
 def _wordings(row: DualView, condition: Condition, instruction: str, part: Part) -> tuple[str, ...]:
     if not part.rewordings:
         return (instruction,)
-    others = (
+    reworded = (
         rewording.instruction
         for rewording in row.rewordings
         if rewording.condition == condition and rewording.status == ACCEPTED
     )
-    return tuple(dict.fromkeys([instruction, *others]))
+    return tuple(dict.fromkeys([instruction, *reworded]))
 
 
 def _judged(row: DualView, condition: Condition, part: Part) -> dict[str, float]:
-    """Passage -> margin of the first judge that could tell; {} where judges are not to be asked."""
+    """Passage id -> margin of the first judge that gave one; {} if `part` does not use judges."""
     margins: dict[str, float] = {}
     if part.min_judged_margin is not None:
         for verdict in row.verdicts:
@@ -142,7 +143,7 @@ def _judged(row: DualView, condition: Condition, part: Part) -> dict[str, float]
 
 
 def _clear(margins: dict[str, float], part: Part, passages: dict[str, int]) -> dict[str, int]:
-    """The labels that clear margins give to these passages."""
+    """Labels of those of these passages whose margins are large enough."""
     least = part.min_judged_margin or 0.0
     return {
         id: POSITIVE if margin > 0 else NEGATIVE

@@ -9,16 +9,15 @@ from torch.nn.functional import log_softmax, normalize, softplus
 def info_nce(
     scores_VD: torch.Tensor, relation_VD: torch.Tensor, temperature: torch.Tensor | float
 ) -> torch.Tensor:
-    """Per view (V,): the mean over its positives of -log softmax of the positive among its negatives.
+    """Per view (V,): mean over its positives of -log softmax of the positive among the view's negatives.
 
-    relation_VD holds 1 (positive), -1 (negative) and 0 (left out). Each positive stands against the
-    log-sum-exp of the view's negatives alone, so that positives do not push each other away; with
-    one positive a view this is InfoNCE. [2604.18845, section 3]
-    A view without a negative has loss 0. Raises ValueError where a view has no positive.
+    relation_VD holds 1 (positive), -1 (negative) and 0 (left out). Each positive is contrasted only with
+    the view's negatives, so positives do not repel each other; with one positive per view this is InfoNCE.
+    [2604.18845, section 3] A view without negatives has loss 0. Raises ValueError if a view has no positive.
     """
     positive_VD = relation_VD == 1
     if not bool(positive_VD.any(dim=1).all()):
-        raise ValueError("every view needs a positive among the passages of its batch")
+        raise ValueError("a view has no positive among the passages of its batch; expected at least one")
     logits_VD = scores_VD / temperature
     negatives_V1 = logits_VD.masked_fill(relation_VD != -1, float("-inf")).logsumexp(dim=1, keepdim=True)
     loss_VD = softplus(negatives_V1 - logits_VD).masked_fill(~positive_VD, 0.0)
@@ -28,9 +27,9 @@ def info_nce(
 def leave_out_false_negatives(
     scores_VD: torch.Tensor, relation_VD: torch.Tensor, known_VD: torch.Tensor, margin: float
 ) -> torch.Tensor:
-    """The relation matrix without negatives that nobody labelled and that look like positives.
+    """The relation matrix with likely false negatives set to 0.
 
-    A passage that is not known_VD is left out where it scores above the view's best positive plus `margin`.
+    These are passages outside known_VD that score above the view's best positive plus `margin`.
     """
     best_V1 = scores_VD.masked_fill(relation_VD != 1, float("-inf")).amax(dim=1, keepdim=True)
     return relation_VD.masked_fill(~known_VD & (scores_VD > best_V1 + margin), 0)
@@ -39,16 +38,15 @@ def leave_out_false_negatives(
 def distillation(
     scores_VD: torch.Tensor, margins_VD: torch.Tensor, temperature: torch.Tensor | float
 ) -> torch.Tensor:
-    """Per view (V,): Kullback-Leibler divergence of the softmax of its scores from that of the judge's margins.
+    """Per view (V,): KL divergence of the softmax of the scores from the softmax of the judge's margins.
 
-    Only over the passages that the judge answered for (margins_VD is NaN for the others); 0 for a view with
-    fewer than two of them.
+    Covers only passages with a margin (margins_VD is NaN for the others); 0 for a view with fewer than two.
     """
     absent_VD = margins_VD.isnan()
     teacher_VD = margins_VD.masked_fill(absent_VD, float("-inf"))
     student_VD = (scores_VD / temperature).masked_fill(absent_VD, float("-inf"))
     enough_V1 = (~absent_VD).sum(dim=1, keepdim=True) >= 2
-    # Rows of -inf alone would give NaN, in the gradient too.
+    # Rows of only -inf would give NaN, also in the gradient.
     teacher_VD, student_VD = (
         log_softmax(row.masked_fill(~enough_V1, 0.0), dim=1) for row in (teacher_VD, student_VD)
     )
@@ -59,10 +57,10 @@ def distillation(
 
 
 def truncated(vectors_NH: torch.Tensor, size: int) -> torch.Tensor:
-    """The first `size` numbers of each vector, again of unit length. [Matryoshka, 2205.13147]"""
+    """The first `size` dimensions of each vector, normalised to unit length. [Matryoshka, 2205.13147]"""
     return vectors_NH if size == vectors_NH.shape[1] else normalize(vectors_NH[:, :size], dim=1)
 
 
 def base_distillation(vectors_NH: torch.Tensor, untouched_NH: torch.Tensor) -> torch.Tensor:
-    """Sum of 1 - cosine to the untouched encoder's unit vectors of the same plain texts."""
+    """Sum over texts of 1 - cosine to the untouched encoder's vector. All vectors have unit length."""
     return (1.0 - (vectors_NH * untouched_NH).sum(dim=1)).sum()

@@ -1,4 +1,4 @@
-"""Which examples of which sources a run trains on: exact counts of instances, or shares of a budget."""
+"""Draw a run's training examples from its sources, by exact instance counts or by shares of a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from dualview.errors import InputError
 class Draw:
     """How a part uses one of its examples."""
 
-    num_rows: int  # the first so many of its trainable rows
-    times: int = 1  # in an epoch
+    num_rows: int  # uses the first num_rows of its trainable rows
+    times: int = 1  # per epoch
 
 
 def num_views(part: Part, num_rows: int) -> int:
-    """Instances of an example with so many rows: its original view and a complementary one for each row."""
+    """Instances of an example with num_rows rows: its original view and a complementary view for each row."""
     return 1 + num_rows if part.views in ("both", "apart") else 1
 
 
 def instances_of_parts(config: TrainConfig) -> list[int]:
-    """How many instances each part is to give: its own number, or its share of the budget, rounded down."""
+    """Instances that each part must provide: its num_instances, or its share of the budget, rounded down."""
     parts = config.mixture.parts
     if parts[0].weight is None:
         return [part.num_instances or 0 for part in parts]
@@ -32,13 +32,14 @@ def instances_of_parts(config: TrainConfig) -> list[int]:
 
 
 def draw(part: Part, num_rows_of: Mapping[str, int], num_instances: int, seed: int) -> dict[str, Draw]:
-    """The examples that give `num_instances`, in an order drawn by `example`; num_rows_of: of its trainable rows.
+    """Draw examples that provide `num_instances`, in an order drawn by `seed`.
 
-    Every arm of a comparison draws the same examples first: an arm of original views goes through twice as
-    many as an arm of both views at the same budget. A part with num_instances gives just that many: where
-    the last example has more views than are left, its last rows are left out, and InputError is raised where
-    the data holds too few, or an original view would stand alone. A part with a weight gives whole examples,
-    again and again where there are too few.
+    num_rows_of: example id -> number of trainable rows. All arms of a comparison draw the same examples in
+    the same order; with the same budget, an arm of original views uses twice as many as an arm of both views.
+    A part with num_instances provides exactly that number and drops surplus rows of the last example.
+    A part with a weight uses whole examples and repeats them if there are too few.
+    Raises InputError if the data holds too few instances, or would leave an original view without its
+    complement.
     """
     order = sorted(num_rows_of)
     random.Random(seed).shuffle(order)
@@ -59,12 +60,12 @@ def draw(part: Part, num_rows_of: Mapping[str, int], num_instances: int, seed: i
             break
     if part.num_instances is not None and left:
         raise InputError(
-            f"mixture: {num_instances} instances were asked for, but {part.data} fills {num_instances - left}"
-            f" from {len(order)} examples with trainable rows, an example giving at least {least} for views:"
-            f" {part.views}; expected a number that it can fill exactly, for example {num_instances - left}"
+            f"mixture: {num_instances} instances requested, but {part.data} provides {num_instances - left}"
+            f" from {len(order)} examples with trainable rows (at least {least} per example with views:"
+            f" {part.views}); expected a number that it can fill exactly, for example {num_instances - left}"
         )
     if not drawn:
         raise InputError(
-            f"mixture: {part.data} gives no instance at all; it has {len(order)} trainable examples"
+            f"mixture: {part.data} provides no instances; it has {len(order)} trainable examples"
         )
     return drawn

@@ -1,4 +1,4 @@
-"""What is trained: an encoder, and the temperature of its loss."""
+"""The trainable model: an encoder and the temperature of its loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from dualview.retrieval.encoder import Precision, autocast, new_encoder
 
 
 class Learner(torch.nn.Module):
-    """What is trained: an encoder, and the temperature where it is learned."""
+    """An encoder and its temperature, which may be learned."""
 
     def __init__(
         self, encoder: SentenceTransformer, temperature: float, *, learned: bool, precision: Precision
@@ -23,14 +23,14 @@ class Learner(torch.nn.Module):
         self.temperature = Temperature(temperature, learned=learned)
 
     def forward(self, features: dict[str, Any], side: Side) -> torch.Tensor:
-        # In here, because DeepSpeed's engine switches off on a GPU what is switched on around it.
+        # Must be inside forward: on a GPU, DeepSpeed's engine disables an autocast around it.
         with autocast(self.precision, self.encoder.device):
             vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 class Temperature(torch.nn.Module):
-    """A module of its own, because ZeRO 3 gathers a parameter when its module is called."""
+    """A separate module, because ZeRO stage 3 gathers a parameter when its module is called."""
 
     def __init__(self, value: float, *, learned: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Temperature(torch.nn.Module):
 
 
 def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
-    """The encoder with the prompts of the config and, where asked for, adapters and checkpointed activations."""
+    """The encoder with the config's prompts, adapters, dropout and activation checkpointing."""
     settings = config.encoder
     encoder = new_encoder(
         settings.model,
@@ -58,7 +58,7 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
     if not settings.train_word_embeddings:
         transformer.model.get_input_embeddings().requires_grad_(False)
     if settings.lora is not None:
-        from peft import LoraConfig, get_peft_model  # seconds to import, and few use it
+        from peft import LoraConfig, get_peft_model  # takes seconds to import, and few runs need it
 
         modules = settings.lora.target_modules
         transformer.model = get_peft_model(
@@ -77,7 +77,7 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
 
 
 def learner_of(config: TrainConfig) -> Learner:
-    """What a rank trains, in training mode."""
+    """The learner of one rank, in training mode."""
     temperature = config.loss.temperature
     learner = Learner(
         encoder_to_train(config), temperature.value, learned=temperature.learned, precision=config.precision
@@ -86,9 +86,9 @@ def learner_of(config: TrainConfig) -> Learner:
 
 
 def _switch_off_dropout(model: torch.nn.Module) -> None:
-    """Drops nothing in training mode, which activation checkpointing and others take for a sign of training.
+    """Set all dropout rates to 0. Training mode stays on, because activation checkpointing requires it.
 
-    Rates are in modules of their own, in attributes of others, and in the config that some look up as they run.
+    Rates are found in Dropout modules, in attributes of other modules, and in configs read during forward.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -100,16 +100,16 @@ def _switch_off_dropout(model: torch.nn.Module) -> None:
 
 
 def untouched_encoder(config: TrainConfig) -> SentenceTransformer:
-    """The encoder as it was before training."""
+    """The base encoder, before any training."""
     settings = config.encoder
     return new_encoder(settings.model, pooling=settings.pooling, trust_remote_code=settings.trust_remote_code)
 
 
 @contextmanager
 def check_precision(encoder: torch.nn.Module, precision: Precision) -> Iterator[None]:
-    """Raises RuntimeError where linear layers that run within are not computed in `precision`.
+    """Raises RuntimeError if a linear layer that runs in this context is not computed in `precision`.
 
-    The config's word is not enough: whatever lies between it and the layers may decide otherwise.
+    Checks the layers' outputs, because code between the config and the layers may override the setting.
     """
     seen: set[torch.dtype] = set()
     hooks = [
@@ -125,5 +125,5 @@ def check_precision(encoder: torch.nn.Module, precision: Precision) -> Iterator[
     expected = torch.bfloat16 if precision == "bf16" else torch.float32
     if seen - {expected}:
         raise RuntimeError(
-            f"precision: {precision}, but linear layers gave {', '.join(sorted(map(str, seen)))}; this is a defect"
+            f"precision: {precision}, but linear layers computed in {', '.join(sorted(map(str, seen)))}; this is a bug"
         )

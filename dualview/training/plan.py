@@ -1,4 +1,4 @@
-"""What a rank needs for a step: which texts it encodes, which views it scores, and their labels."""
+"""Plan a rank's work for a step: the texts it encodes, the views it scores, and their labels."""
 
 # V = views, D = passages of the batch, H = embedding size
 
@@ -22,17 +22,17 @@ RETAINED_TEXTS_PER_STEP = 8
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a step that this rank encodes, in chunks, and the places of all ranks' texts."""
+    """The texts of a step, split into chunks over ranks. Chunks and order hold indices into `tokens`."""
 
     side: Side
     tokens: Sequence[Tokens]
     chunks: Sequence[tuple[int, ...]]  # this rank's
-    order: Sequence[int]  # places of the texts of all ranks, rank after rank
+    order: Sequence[int]  # texts of all ranks, in rank order
     counts: Sequence[int]  # texts by rank
 
     @property
     def places(self) -> list[int]:
-        """Of this rank's texts, chunk after chunk."""
+        """Indices of this rank's texts, in chunk order."""
         return [place for chunk in self.chunks for place in chunk]
 
 
@@ -45,14 +45,14 @@ def share_texts(side: Side, tokens: Sequence[Tokens], rank: int, world_size: int
 
 @dataclass(frozen=True)
 class Work:
-    """All that a rank needs for a step; made while the step before it computes."""
+    """All that a rank needs for a step; prepared while the previous step computes."""
 
     batch: Batch
     queries: Texts  # the views, then the retained texts
-    passages: Texts | None  # None: they are looked up
+    passages: Texts | None  # None: their vectors are looked up
     retained: Sequence[int]
     num_tokens: int  # of all ranks
-    padding_share: float  # of what this rank encodes
+    padding_share: float  # of the tokens that this rank encodes
     views: Sequence[int]  # this rank's
     relation_VD: torch.Tensor
     known_VD: torch.Tensor | None
@@ -63,12 +63,12 @@ class Work:
 
     @property
     def texts(self) -> list[Texts]:
-        """What is encoded: queries, and passages unless they are looked up."""
+        """The texts to encode: queries, and passages unless their vectors are looked up."""
         return [self.queries] if self.passages is None else [self.queries, self.passages]
 
     @property
     def chunks(self) -> list[tuple[int, int]]:
-        """This rank's: index in `texts`, number of the chunk there."""
+        """This rank's chunks, as (index into `texts`, index into its chunks)."""
         return [
             (side, number) for side, texts in enumerate(self.texts) for number in range(len(texts.chunks))
         ]
@@ -88,8 +88,8 @@ def plan_work(
 ) -> Work:
     """A rank's share of a step.
 
-    With negatives "worker" a rank takes every world_size-th group and knows nothing of the others' passages.
-    Raises InputError where there are fewer groups than such ranks.
+    With negatives "worker", a rank takes every world_size-th group and does not see other ranks' passages;
+    raises InputError if there are then fewer groups than ranks.
     """
     settings = config.batch
     alone = settings.negatives == "worker"

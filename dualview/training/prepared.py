@@ -1,9 +1,9 @@
-"""Groups as tokens: written once to Arrow files, read through a memory map by every rank.
+"""Tokenized groups: written once to Arrow files, memory-mapped by every rank.
 
-A piece is an Arrow file with a row for each group, in PIECE_SCHEMA. Passages are known by 64 bits of the SHA-256 of
-their content, so that pieces can be made apart; together they are numbered by the order of these keys. Ids would not
-do: they are unique within a data set only. A passage may be in several pieces, and is read from the first. Groups are
-of one query where their data set says so by its id, and where their queries have the same text.
+A piece is an Arrow file with one row per group, in PIECE_SCHEMA. Passages are identified by 64 bits of the SHA-256 of
+their content, so that pieces can be made independently, and are numbered by the order of these keys. Ids will not do:
+they are unique only within a data set. A passage in several pieces is read from the first. Groups share a query if
+they have the same query id or the same query text.
 """
 
 # E = embedding size
@@ -29,7 +29,7 @@ from dualview.training.groups import Group, View, key_of, passage_key
 Tokenize = Callable[[list[str], int], list[list[int]]]  # texts, most tokens -> ids
 NO_LIMIT = 2**30  # tokens
 
-# Plain texts, which training must not move, are spans of this many words: short, like queries.
+# The texts of base distillation are spans of this many words: short, like queries.
 RETAINED_WORDS = 14
 RETAINED_TEXTS = 400
 
@@ -39,7 +39,7 @@ _VIEW = pa.struct(
         ("wordings", pa.list_(_TOKENS)),
         ("passages", pa.list_(pa.uint64())),
         ("labels", pa.list_(pa.int8())),
-        ("margins", pa.list_(pa.float32())),  # null where the judge gave none
+        ("margins", pa.list_(pa.float32())),  # null if the judge gave none
         (
             "requirements",
             pa.list_(pa.struct([("include", pa.bool_()), ("facet", pa.string()), ("value", pa.string())])),
@@ -49,9 +49,9 @@ _VIEW = pa.struct(
 _PASSAGE = pa.struct(
     [
         ("key", pa.uint64()),
-        ("text_key", pa.uint64()),  # what its vector is kept by
+        ("text_key", pa.uint64()),  # its key in the embedding cache
         ("tokens", _TOKENS),
-        ("cut", pa.bool_()),  # whether it has more tokens than these
+        ("cut", pa.bool_()),  # whether it was truncated
         ("attributes", pa.list_(pa.struct([("facet", pa.string()), ("value", pa.string())]))),
     ]
 )
@@ -61,24 +61,24 @@ PIECE_SCHEMA = pa.schema(
         ("query_id_key", pa.uint64()),
         ("query_text_key", pa.uint64()),
         ("part", pa.int16()),
-        ("section", pa.int16()),  # groups of one seed that must not share a batch have different ones
-        ("times", pa.int32()),  # it is dealt in an epoch
+        ("section", pa.int16()),  # differs between groups of one example that must not share a batch
+        ("times", pa.int32()),  # per epoch
         ("num_hard_negatives", pa.int32()),
         ("passages", pa.list_(_PASSAGE)),
         ("views", pa.list_(_VIEW)),
-        ("spans", pa.list_(pa.struct([("rank", pa.uint64()), ("tokens", _TOKENS)]))),  # to retain
+        ("spans", pa.list_(pa.struct([("rank", pa.uint64()), ("tokens", _TOKENS)]))),  # for base distillation
     ]
 )
 
 
 def view_text(template: str, query: str, instruction: str) -> str:
-    """Query and instruction as the one text that the encoder reads."""
+    """Query and instruction joined into the text that the encoder reads."""
     return template.format(query=query, instruction=instruction) if instruction else query
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A group, and its place in the mixture."""
+    """A group and its place in the mixture."""
 
     group: Group
     part: int
@@ -87,9 +87,9 @@ class Placed:
 
 
 def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Tokenize, seed: int) -> pa.Table:
-    """A table in PIECE_SCHEMA. Texts are cut at the encoder's limits.
+    """A table in PIECE_SCHEMA. Texts are truncated at the encoder's limits.
 
-    Raises InputError where a text has no token of its own: an encoder would see an empty text.
+    Raises InputError if a passage has only special tokens: the encoder would see an empty text.
     """
     groups = [item.group for item in placed]
     tokens_of_passage, cut = _passage_tokens(groups, encoder, tokenize)
@@ -132,22 +132,20 @@ def make_piece(placed: Sequence[Placed], encoder: EncoderConfig, tokenize: Token
 def _passage_tokens(
     groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize
 ) -> tuple[dict[int, list[int]], set[int]]:
-    """Of each passage by its key, and the keys of those that are cut."""
+    """Passage key -> tokens, and the keys of truncated passages."""
     passages = {passage_key(passage): passage for group in groups for passage in group.passages}
     texts = [encoder.prompts.document + passage.full_text for passage in passages.values()]
     tokens_of = dict(zip(passages, tokenize(texts, encoder.max_passage_tokens), strict=True))
     num_special = len(tokenize([""], encoder.max_passage_tokens)[0])
     for key, tokens in tokens_of.items():
         if len(tokens) <= num_special:
-            raise InputError(
-                f"passage {passages[key].id}: no token of the encoder's vocabulary is in its text"
-            )
+            raise InputError(f"passage {passages[key].id}: its text has no token of the encoder's vocabulary")
     cut = _cut(dict(zip(passages, texts, strict=True)), tokens_of, encoder.max_passage_tokens, tokenize)
     return tokens_of, cut
 
 
 def _wording_tokens(groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize) -> list[list[int]]:
-    """Of all wordings of all views, in order."""
+    """Tokens of all wordings of all views, in order."""
     texts = [
         encoder.prompts.query + view_text(encoder.query_template, view.query, wording)
         for group in groups
@@ -173,7 +171,7 @@ def _view_columns(view: View, keys: Mapping[str, int], wordings: Sequence[list[i
 def _spans(
     groups: Sequence[Group], encoder: EncoderConfig, tokenize: Tokenize, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Of each group's first passage, by the passage's text."""
+    """Text of each group's first passage -> its span, with rank and tokens."""
     spans = {text: _span(text, f"{seed}:{text}") for text in (group.passages[0].text for group in groups)}
     tokens = tokenize([span for _, span in spans.values()], encoder.max_query_tokens)
     return {
@@ -185,14 +183,14 @@ def _spans(
 def _cut(
     texts: Mapping[int, str], tokens: Mapping[int, Sequence[int]], limit: int, tokenize: Tokenize
 ) -> set[int]:
-    """Those of the texts that have more tokens than the limit, at which `tokens` were cut."""
+    """Keys of the texts that have more tokens than the limit at which `tokens` were truncated."""
     at_limit = [key for key, ids in tokens.items() if len(ids) == limit]
     whole = tokenize([texts[key] for key in at_limit], NO_LIMIT)
     return {key for key, ids in zip(at_limit, whole, strict=True) if len(ids) > limit}
 
 
 def _span(text: str, name: str) -> tuple[int, str]:
-    """A few words of a passage from a place that its name draws, and the name's rank among all."""
+    """The rank of a name, by hash, and a span of the text from a position drawn by it."""
     rank = key_of(name)
     words = text.split()
     start = rank % max(1, len(words) - RETAINED_WORDS + 1)
@@ -201,7 +199,7 @@ def _span(text: str, name: str) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class TokenView:
-    """A view as a batch takes it."""
+    """A tokenized view."""
 
     wordings: tuple[NDArray[np.int32], ...]
     labels: Mapping[int, int]  # passage number -> POSITIVE or NEGATIVE
@@ -214,13 +212,13 @@ class TokenGroup:
     index: int
     id: str
     query: int
-    passages: tuple[int, ...]  # that are always shown
+    passages: tuple[int, ...]  # those that every batch shows
     hard_negatives: tuple[int, ...]
     views: tuple[TokenView, ...]
 
 
 class Prepared:
-    """All groups of a run, by number, over memory-mapped pieces; passages and queries are numbers too."""
+    """All groups of a run over memory-mapped pieces. Groups, passages and queries are identified by number."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._pieces = [_open(file) for file in files]
@@ -300,7 +298,7 @@ class Prepared:
         return {item["facet"]: item["value"] for item in self._attributes[piece][row].as_py()}
 
     def passages_of(self, query: int) -> list[int]:
-        """All passages that the groups of a query have among them, in order."""
+        """All passages of a query's groups, in ascending order."""
         if self._of_query is None:
             found: dict[int, set[int]] = {}
             for piece, offsets in enumerate(self._offsets):
@@ -313,7 +311,7 @@ class Prepared:
         return self._of_query[query]
 
     def num_tokens(self) -> NDArray[np.int64]:
-        """Of each group: its passages and its views in their first wording, once."""
+        """Tokens of each group: its passages, and its views in their first wording; (groups,)."""
         totals = []
         for table in self._pieces:
             passages = table["passages"].chunk(0)
@@ -327,7 +325,7 @@ class Prepared:
         return tokens
 
     def num_cut(self, encoder: EncoderConfig) -> tuple[int, int]:
-        """Wordings of views that fill the encoder's limit: cut there, but for a few that just fit; and cut passages."""
+        """Numbers of truncated wordings and passages. Wordings that exactly fit the limit count as truncated."""
         wordings = 0
         for table in self._pieces:
             of_views = table["views"].chunk(0).values.field("wordings").values.offsets.to_numpy()
@@ -335,7 +333,7 @@ class Prepared:
         return wordings, int(self.cut.sum())
 
     def retained(self) -> list[list[int]]:
-        """Tokens of the plain texts with the lowest ranks, one of a passage."""
+        """Tokens of the base-distillation texts: the spans with the lowest ranks, one per passage."""
         spans: dict[int, list[int]] = {}
         for table in self._pieces:
             values = table["spans"].chunk(0).values
@@ -346,9 +344,9 @@ class Prepared:
 
 
 def _queries(ids_G: NDArray[np.uint64], texts_G: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The number of each group's query, (G,): one for groups that an id or a text connects.
+    """Query number of each group, (G,). Groups connected by a query id or a query text share one.
 
-    They are in the order of the smallest key of a text of theirs, wherever the data lie.
+    Queries are numbered by their smallest text key, so the numbers do not depend on the order of the data.
     """
     _, id_of = np.unique(ids_G, return_inverse=True)
     texts, text_of = np.unique(texts_G, return_inverse=True)
@@ -357,7 +355,7 @@ def _queries(ids_G: NDArray[np.uint64], texts_G: NDArray[np.uint64]) -> NDArray[
         (np.ones(len(id_of), np.int8), (id_of, num_ids + text_of)), shape=(num_ids + len(texts),) * 2
     )
     _, component = connected_components(edges, directed=False)
-    _, first_text = np.unique(component[num_ids:], return_index=True)  # texts are in the order of their keys
+    _, first_text = np.unique(component[num_ids:], return_index=True)  # texts are sorted by key
     numbers: NDArray[np.int64] = np.argsort(np.argsort(first_text))[component[:num_ids][id_of]]
     return numbers
 
@@ -368,11 +366,11 @@ def _open(file: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{file}: is not a whole Arrow file of prepared groups ({reason}); remove it"
+            f"{file}: is not a complete Arrow file of prepared groups ({reason}); remove it"
         ) from None
     if not table.schema.equals(PIECE_SCHEMA) or table.num_rows == 0 or table["id"].num_chunks != 1:
         raise InputError(
-            f"{file}: is not a file of prepared groups as this version makes them; choose another output"
+            f"{file}: is not a file of prepared groups in this version's format; choose another output"
         )
     return table
 

@@ -1,4 +1,4 @@
-"""How a run spends its budget: its steps, the learning rate over them, and the operations that they take."""
+"""How a run spends its budget: number of steps, learning-rate schedule, and floating-point operations."""
 
 from dualview.config.train import TrainConfig
 from dualview.errors import InputError
@@ -13,7 +13,7 @@ def sampler_of(config: TrainConfig, prepared: Prepared) -> Sampler:
 
 
 def num_steps_of(config: TrainConfig, sampler: Sampler) -> int:
-    """How many steps the budget pays for."""
+    """Number of steps that the budget allows."""
     budget = config.budget.model_dump(exclude={"petaflop"})
     if (petaflop := config.budget.petaflop) is not None:
         budget["tokens"] = tokens_of(petaflop, config)
@@ -23,9 +23,9 @@ def num_steps_of(config: TrainConfig, sampler: Sampler) -> int:
 def use_of_parts(
     config: TrainConfig, prepared: Prepared, sampler: Sampler, num_steps: int
 ) -> list[dict[str, int]]:
-    """What the steps take of each part: its groups, those that are in no step, and the instances of all steps.
+    """For each part: its groups, its groups that no step uses, and its instances over all steps.
 
-    Raises InputError where they take nothing of a part.
+    Raises InputError if the steps use no group of a part.
     """
     uses = sampler.uses(num_steps)
     use = []
@@ -34,7 +34,7 @@ def use_of_parts(
         unused = int((uses[of_part] == 0).sum())
         if unused == of_part.sum():
             raise InputError(
-                f"budget: {num_steps} steps take nothing of mixture.parts.{number} ({part.data}); expected more steps"
+                f"budget: {num_steps} steps use nothing of mixture.parts.{number} ({part.data}); expected more steps"
             )
         instances = int((uses[of_part] * prepared.num_views[of_part]).sum())
         use.append({"groups": int(of_part.sum()), "groups_unused": unused, "instances_used": instances})
@@ -42,15 +42,15 @@ def use_of_parts(
 
 
 def learning_rate_scale(step: int, num_steps: int, warmup_share: float) -> float:
-    """Linear warm-up over the first share of the steps, then linear decay to 0."""
+    """Linear warm-up over the first `warmup_share` of the steps, then linear decay to 0."""
     warmup = max(1, round(num_steps * warmup_share))
     return min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup))
 
 
 def operations(config: TrainConfig, num_parameters: int, num_tokens: int) -> float:
-    """Floating-point operations of so many tokens, attention's own left out (arXiv 2001.08361, section 2.1).
+    """Floating-point operations for num_tokens tokens, without attention scores (arXiv 2001.08361, section 2.1).
 
-    Two a weight and token forward, four backward, two more for each time that forward is done again.
+    Per weight and token: two forward, four backward, and two for each repeated forward pass.
     num_parameters: those that every token passes through.
     """
     repeats = config.batch.gradient_cache + config.encoder.activation_checkpointing
@@ -58,6 +58,6 @@ def operations(config: TrainConfig, num_parameters: int, num_tokens: int) -> flo
 
 
 def tokens_of(petaflop: float, config: TrainConfig) -> int:
-    """For how many tokens so many operations are enough."""
+    """Number of tokens that this many operations pay for; at least 1."""
     num_parameters = num_dense_parameters(untouched_encoder(config))
     return max(1, int(petaflop * 1e15 / operations(config, num_parameters, 1)))

@@ -1,6 +1,6 @@
-"""The loss of one step and its gradients, as one rank computes its share of them."""
+"""One rank's share of a step's loss and gradients."""
 
-# V = views, D = passages of the batch, H = embedding size, R = retained texts
+# V = views, D = passages of the batch, H = embedding size, R = texts of base distillation, N = this rank's texts
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,7 +26,7 @@ from dualview.training.plan import RETAINED_TEXTS_PER_STEP, Texts, Work
 
 @dataclass(frozen=True)
 class Retained:
-    """Plain texts and where the untouched encoder puts them."""
+    """The texts of base distillation and their vectors under the untouched encoder."""
 
     tokens: Sequence[list[int]]
     untouched_RH: torch.Tensor
@@ -34,26 +34,25 @@ class Retained:
 
 @dataclass(frozen=True)
 class Step:
-    """How one rank computes its share of any step of a run.
+    """Computes one rank's share of any step of a run.
 
-    The mean of the shares over ranks is the loss of the whole batch: every rank encodes its share of the views
-    and of the passages, gathers the passages of all, and scores its own views against every passage. Averaging
-    the gradients over ranks, as DeepSpeed does, gives exactly the gradient of one process that holds the whole
-    batch.
+    Every rank encodes its share of the views and passages, gathers the passages of all ranks, and scores its own
+    views against every passage. The mean of the shares over ranks is the loss of the whole batch. Averaging
+    gradients over ranks, as DeepSpeed does, gives exactly the gradient of one process that holds the whole batch.
     """
 
     learner: Learner
     config: TrainConfig
     retained: Retained
     world_size: int
-    # The learner's own forward and backward pass, or those of an engine around it.
+    # The learner's own forward and backward pass, or those of a DeepSpeed engine around it.
     forward: Callable[[dict[str, Any], Side], torch.Tensor]
     backward: Callable[[torch.Tensor], object]
-    # A context in which `backward` may be called many times for one step.
+    # A context in which `backward` may be called several times for one step.
     accumulation: Callable[[], AbstractContextManager[object]]
 
     def forward_backward(self, work: Work) -> torch.Tensor:
-        """Computes gradients of this rank's share of the loss, through `backward`; returns that share, detached."""
+        """Run `backward` on this rank's share of the loss; returns that share, detached."""
         if self.config.batch.gradient_cache:
             return self._cached(work)
         vectors = [self._encode(work, *chunk) for chunk in work.chunks]
@@ -62,9 +61,9 @@ class Step:
         return loss.detach()
 
     def _cached(self, work: Work) -> torch.Tensor:
-        """The same with only one chunk's activations at a time [GradCache, 2101.06983].
+        """The same with the activations of only one chunk in memory at a time. [GradCache, 2101.06983]
 
-        Every text is encoded twice, the second time chunk by chunk with the gradient of its vector known.
+        Every text is encoded twice, the second time with the gradient of its vector known.
         """
         chunks = work.chunks
         with torch.no_grad():
@@ -83,14 +82,14 @@ class Step:
         return loss.detach()
 
     def _encode(self, work: Work, side: int, number: int) -> torch.Tensor:
-        """The vectors of one chunk. Its dropout has a seed of its own, so that a second pass drops the same."""
+        """The vectors of one chunk. Each chunk seeds its dropout, so that a second pass drops the same units."""
         texts = work.texts[side]
         torch.manual_seed(work.seed + 100_000 * side + number)
         features = inputs_of(self.learner.encoder, [texts.tokens[place] for place in texts.chunks[number]])
         return self.forward(features, texts.side)
 
     def _loss(self, work: Work, vectors: Sequence[torch.Tensor], temperature: torch.Tensor) -> torch.Tensor:
-        """This rank's share of the loss, from the vectors of its own chunks."""
+        """This rank's share of the loss, from the vectors of its chunks."""
         of_side = [
             torch.cat(
                 [vector for (side, _), vector in zip(work.chunks, vectors, strict=True) if side == wanted]
@@ -115,7 +114,7 @@ class Step:
     def _loss_of_views(
         self, work: Work, views_VH: torch.Tensor, passages_DH: torch.Tensor, temperature: torch.Tensor
     ) -> torch.Tensor:
-        """Summed over this rank's views, and the mean over the embedding sizes that are trained."""
+        """Sum over this rank's views of the mean loss over the trained embedding sizes."""
         settings, device = self.config.loss, views_VH.device
         relation_VD = work.relation_VD.to(device)
         sizes = settings.dimensions or (views_VH.shape[1],)
@@ -148,7 +147,7 @@ class Step:
 
 
 def _of_all_ranks(texts: Texts, vectors_NH: torch.Tensor) -> torch.Tensor:
-    """The vectors of the texts of all ranks, in the order of the batch, from this rank's."""
+    """Vectors of all ranks' texts (D, H), in batch order; vectors_NH: this rank's."""
     gathered_DH = gather_vectors(vectors_NH, texts.counts)
     device = gathered_DH.device
     row = torch.empty(len(texts.order), dtype=torch.long, device=device)

@@ -83,7 +83,7 @@ def test_a_step_in_another_precision_than_the_configs_is_an_error(tmp_path):
     encoder = learner_in(tmp_path, train_config()).encoder
     features = inputs_of(encoder, [[2, 7, 3]])
     with (
-        pytest.raises(RuntimeError, match=r"bf16, but linear layers gave torch\.float32"),
+        pytest.raises(RuntimeError, match=r"precision: bf16, .* torch\.float32"),
         check_precision(encoder, "bf16"),
     ):
         encoder(features)
@@ -122,7 +122,7 @@ def _learn_a_step(learner, config, own, rank, world_size):
 
 
 def _precisions_as_on_a_gpu(precision, own, rank, world_size):
-    """Of what linear layers gave in one step."""
+    """The precisions of linear layers in one step."""
     config = train_config(precision=precision)
     learner = learner_of(own / "first", config)
     seen = set()

@@ -107,7 +107,7 @@ def test_what_is_missing_or_broken_is_told(store: Store) -> None:
     with pytest.raises(InputError, match=r"the vectors of 2 of 3 texts are missing"):
         locate(store, SPEC, keys_of(["one", "ten", "eleven"]))
     store.put_new(f"{SPEC.folder}/broken.arrow", b"ARROW1", attempt="test")
-    with pytest.raises(InputError, match=r"broken\.arrow: is not a whole Arrow file of vectors"):
+    with pytest.raises(InputError, match=r"broken\.arrow: is not a complete Arrow file"):
         missing_units(store, [wanted(TEXTS)])
 
 

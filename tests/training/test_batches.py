@@ -167,7 +167,7 @@ def test_an_epoch_deals_every_group_once_and_the_next_begins_with_what_is_left(s
     per_block = instances // 4
     num_steps = sum(size // per_block for size in sizes) // 2
     if not num_steps:
-        with pytest.raises(InputError, match="do not fill one step"):
+        with pytest.raises(InputError, match="one step"):
             sampler(dual(sizes), instances, 2, seed)
         return
     own = sampler(dual(sizes), instances, 2, seed)
@@ -234,9 +234,9 @@ def test_groups_that_wait_are_the_first_steps_of_the_next_epoch(queries):
 @pytest.mark.parametrize(
     ("num_views", "instances", "queries", "where"),
     [
-        ([3, 2] * 12, 24, 12, "12 of 24 groups can never be in a block of 2 instances from one query"),
-        ([2] * 30 + [5], 8, None, "1 of 31 groups can never be in a step of 8 instances"),
-        ([9] + [1] * 30, 8, None, "1 of 31 groups can never be in a step of 8 instances"),
+        ([3, 2] * 12, 24, 12, "12 of 24 groups .* block of 2 instances"),
+        ([2] * 30 + [5], 8, None, "1 of 31 groups .* step of 8 instances"),
+        ([9] + [1] * 30, 8, None, "1 of 31 groups .* step of 8 instances"),
     ],
 )
 def test_what_can_never_be_in_a_step_is_refused(num_views, instances, queries, where):
@@ -247,9 +247,7 @@ def test_what_can_never_be_in_a_step_is_refused(num_views, instances, queries, w
 
 def test_a_part_that_fills_no_step_of_its_own_is_refused():
     sizes = Sizes(range(40), [1] * 40, part=[0] * 36 + [1] * 4)
-    with pytest.raises(
-        InputError, match=r"the 4 groups of mixture\.parts\.1, of 4 queries, do not fill one step of 8"
-    ):
+    with pytest.raises(InputError, match=r"the 4 groups of mixture\.parts\.1 \(4 queries\) .* step of 8"):
         sampler(sizes, 8, None, homogeneous=True)
     sampler(sizes, 8, None)
 

@@ -103,7 +103,7 @@ VERDICTS = (
 )
 
 
-def test_clear_verdicts_label_hard_negatives_in_both_views_and_never_the_seeds_own_passages():
+def test_clear_verdicts_label_hard_negatives_in_both_views_and_never_the_examples_own_passages():
     [group] = groups_of([row(verdicts=VERDICTS)], part(min_judged_margin=1.0))
     original, swapped = group.views
     assert labels_of(original) == {"chad": 1, "fiji": -1, "laos": -1, "peru": 1, "cuba": -1}
@@ -140,13 +140,13 @@ def test_passages_that_cannot_be_trained_on_are_one_sentence(passage, message):
         list(groups_of([broken], part()))
 
 
-def seed_with(**passages):
+def example_with(**passages):
     return row(example=replace(row().example, **passages))
 
 
 def test_a_hard_negative_with_the_text_of_another_passage_is_left_out():
     repeated = (Passage("copy of chad", "Chad"), Passage("peru", "Peru"), Passage("copy of peru", "Peru"))
-    [group] = groups_of([seed_with(hard_negatives=repeated)], part())
+    [group] = groups_of([example_with(hard_negatives=repeated)], part())
     assert [passage.id for passage in group.passages] == ["chad", "fiji", "laos", "peru"]
     assert group.num_hard_negatives == 1
     assert labels_of(group.views[0]) == {"chad": 1, "fiji": -1, "laos": -1, "peru": -1}
@@ -154,5 +154,5 @@ def test_a_hard_negative_with_the_text_of_another_passage_is_left_out():
 
 def test_an_instruction_negative_with_the_text_of_the_positive_is_refused():
     both = (Passage("fiji", "Fiji"), Passage("copy", "Chad"))
-    with pytest.raises(InputError, match="passage copy has the text of another"):
-        list(groups_of([seed_with(instruction_negatives=both)], part()))
+    with pytest.raises(InputError, match="passage copy"):
+        list(groups_of([example_with(instruction_negatives=both)], part()))

@@ -15,7 +15,7 @@ Benchmark = Beir | Trec | Flips | FollowIR | HubBenchmark | Mair
 def read_benchmark(settings: Benchmark) -> list[Collection]:
     """The benchmark's collections; one, but for MAIR's tasks of several parts.
 
-    Raises InputError where something is missing, saying how to get it, or a row is wrong.
+    Raises InputError if something is missing, saying how to get it, or a row is wrong.
     """
     match settings:
         case Flips():

@@ -49,7 +49,7 @@ def read_flips(settings: Flips) -> FlipCollection:
     labels       {"polarity": "exclusion", ...}; scores are also reported apart by these
 
     Passages that are no query's candidates are left out.
-    Raises InputError where a file is missing or a row is wrong.
+    Raises InputError if a file is missing or a row is wrong.
     """
     folder = open_data(settings.path)
     parent = parent_of(folder)

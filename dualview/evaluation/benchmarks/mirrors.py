@@ -20,7 +20,7 @@ _SPLIT = "test"
 class Mirror:
     """A data set and its configs ("corpus", "queries", ...), each a table.
 
-    Where README.md says nothing, a config is the file or the folder of its name. Raises InputError where there is
+    Where README.md says nothing, a config is the file or the folder of its name. Raises InputError if there is
     no such folder, saying how to get `hub_name`.
     """
 
@@ -42,7 +42,7 @@ class Mirror:
     def rows(self, *names: str) -> list[Row]:
         """The rows of the first of these configs that is there, of its split `test` or its only one.
 
-        Raises InputError where none is, or a file cannot be read.
+        Raises InputError if none is, or a file cannot be read.
         """
         for name in names:
             if files := self._files(name):
@@ -70,7 +70,7 @@ class Mirror:
 
 
 def rows_of_mirrored(file: Path) -> Iterator[Row]:
-    """The rows of a JSONL or Parquet file. Raises InputError where it cannot be read."""
+    """The rows of a JSONL or Parquet file. Raises InputError if it cannot be read."""
     if file.suffix != ".parquet":
         yield from read_rows(str(file))
         return
@@ -86,7 +86,7 @@ def rows_of_mirrored(file: Path) -> Iterator[Row]:
 
 
 def rows_of_json(file: Path) -> list[Any]:
-    """The items of a file that is one JSON list. Raises InputError where it is not."""
+    """The items of a file that is one JSON list. Raises InputError if it is not."""
     try:
         items = json.loads(file.read_text())
     except (OSError, ValueError) as error:

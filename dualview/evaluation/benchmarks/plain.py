@@ -16,7 +16,7 @@ from dualview.storage import holds
 def read_beir(settings: Beir) -> Collection:
     """The folder's corpus, and the queries that its qrels judge (queries.jsonl may hold other splits too).
 
-    Raises InputError where a file is missing or a row is wrong.
+    Raises InputError if a file is missing or a row is wrong.
     """
     folder = open_data(settings.path)
     passages = read_corpus(f"{folder.url}/corpus.jsonl")
@@ -29,7 +29,7 @@ def read_beir(settings: Beir) -> Collection:
 
 
 def read_trec(settings: Trec) -> Collection:
-    """The corpus, and the topics that are judged. Raises InputError where a file is missing or a line is wrong."""
+    """The corpus, and the topics that are judged. Raises InputError if a file is missing or a line is wrong."""
     passages = read_corpus(settings.corpus)
     topics = _trec_topics(settings.topics)
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
