@@ -1,4 +1,4 @@
-"""Who answers a prompt: the protocol that synthesis speaks, and the engines behind it."""
+"""LLM engines: the protocol that synthesis uses, and its implementations."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,54 +18,53 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A conversation that waits for the assistant, and how the answer is drawn."""
+    """A conversation that awaits the assistant's turn, and the sampling settings."""
 
-    prompt: tuple[Turn, ...]  # the engine puts it into the model's chat template
+    prompt: tuple[Turn, ...]  # the engine applies the model's chat template
     max_tokens: int
     temperature: float
     top_p: float
     seed: int
-    num_logprobs: int  # how many first tokens to report, the most likely ones; 0: none
+    num_logprobs: int  # how many of the most likely first tokens to report; 0: none
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    text: str  # on "error": what the engine said
+    text: str  # on "error": the engine's message
     finish_reason: Literal["stop", "length", "error"]
     prompt_tokens: int
     completion_tokens: int
-    first_token_logprobs: Mapping[str, float]  # token -> natural log of its probability; {} if not asked
+    first_token_logprobs: Mapping[str, float]  # token -> natural log of its probability; {} if not requested
 
 
 class EngineDied(Exception):
-    """The engine will never answer again; its process should end and a new one start."""
+    """The engine will never answer again; replace its process."""
 
 
 class EngineUnavailable(Exception):
-    """Nobody answers now, and no request is to blame: one sentence that says why.
+    """The engine cannot answer at the moment, whatever the request. The message gives the reason.
 
-    Rows must not be written for it. The run ends, and the same command goes on later.
+    No rows may be written for it. The run ends, and rerunning the same command resumes it.
     """
 
 
 class Engine(Protocol):
     @property
     def name(self) -> str:
-        """Model and revision, for the lineage of a row."""
+        """Model and revision, for row lineage."""
 
     async def complete(self, request: Request) -> Completion:
-        """The model's answer. Many calls may wait at once, all of them from one event loop.
+        """The model's answer. Many calls may be in flight, all from one event loop.
 
-        A refused request is a Completion with finish_reason "error"; only EngineDied and
-        EngineUnavailable are raised.
+        A refused request returns finish_reason "error". Raises only EngineDied and EngineUnavailable.
         """
 
     def close(self) -> None:
-        """Gives back memory and processes. No call may follow."""
+        """Release memory and processes. The engine cannot be used afterwards."""
 
 
 def check_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> None:
-    """Raises InputError if it is plain, within seconds, that the engine could not answer."""
+    """Raises InputError if a check of a few seconds shows that the engine cannot answer."""
     match settings.kind:
         case "http":
             from dualview.engines.http import check_server
@@ -75,15 +74,15 @@ def check_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> None:
             from dualview.engines.chat import chat_of
 
             check_model(settings.model)
-            if "://" not in settings.model:  # which would be copied, weights and all
-                with suppress(OSError):  # a hub that the nodes may reach
+            if "://" not in settings.model:  # a URL would be copied, including the weights
+                with suppress(OSError):  # the nodes may reach a hub that this machine does not
                     chat_of(settings)
         case "scripted":
             pass
 
 
 def open_engine(settings: HttpEngine | VllmEngine | ScriptedEngine) -> Engine:
-    """Starts the engine and returns when it can answer, which takes a minute for a real model."""
+    """Start the engine and return once it can answer, which takes a minute for a real model."""
     match settings.kind:
         case "http":
             from dualview.engines.http import Http

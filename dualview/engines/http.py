@@ -1,4 +1,4 @@
-"""Any server that speaks the chat completions of the OpenAI API. The only module that imports httpx."""
+"""Any server with the OpenAI chat completions API. The only module that imports httpx."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,37 +24,37 @@ from dualview.engines import Completion, EngineUnavailable, Request, Turn
 from dualview.engines.chat import without_marks
 from dualview.errors import InputError
 
-# What a word is worth where the server reports no probabilities: the margin of every "yes", in nats. Any
-# other word is taken to be that much less likely; it stands in the engine's name, and so in the lineage.
+# The margin, in nats, of every verdict of a server without log probabilities: any other word is taken to be
+# this much less likely. It is part of the engine's name, and so of the lineage.
 TEXT_MARGIN = 1.0
 
-_TRIED_AGAIN = {408, 429}  # and all from 500 on
+_TRIED_AGAIN = {408, 429}  # and 5xx
 _TOO_MANY_REQUESTS = 429
 _FIRST_PAUSE_SECONDS = 1.0  # doubled after every try
 _CHECK_SECONDS = 20.0
 _NAMES_SHOWN = 8
 _MESSAGE_CHARACTERS = 300
 
-# Every server can answer this one. Where it does not, the fault is not that of some other request.
+# Every working server can answer this one. If it fails, the original request is not at fault.
 _CONTROL = (Turn("user", "Answer with one word: yes."),)
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a try has no answer."""
+    """Why an attempt failed."""
 
-    reason: str  # goes on from "the server at ..."; holds no key
-    pause_seconds: float | None  # what the server asks for before the next try; None: no further try
-    is_overload: bool = False  # it turns requests away whatever they ask
+    reason: str  # continues "the server at ..."; never contains the key
+    pause_seconds: float | None  # requested by the server before a retry; None: do not retry
+    is_overload: bool = False  # the server rejects requests regardless of their content
 
 
 class Http:
-    """An Engine behind an address. It keeps nothing but connections.
+    """An Engine behind a URL. Its only state is connections.
 
-    Time-outs, lost connections, answers that are none, 408, 429 and 5xx are tried again, after what
-    the server's Retry-After asks for and a pause that doubles and varies. A request that fails for good
-    is a completion with finish_reason "error" only if the server answers a control request like it;
-    otherwise EngineUnavailable says what is wrong, so that a server which is down costs no rows.
+    Timeouts, lost connections, malformed answers, 408, 429 and 5xx are retried, after the server's
+    Retry-After plus an exponential backoff with jitter. If the last attempt fails, the server gets a
+    control request. If that succeeds, the completion has finish_reason "error". Otherwise
+    EngineUnavailable gives the reason, so a server that is down costs no rows.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Http:
         self._settings, self._sleep, self._now = settings, sleep, now
         self._slots = asyncio.Semaphore(settings.max_concurrency)
         self._misses_usage = False
-        # How the server makes tokens of a text is not ours to say, nor which marks its model has.
+        # Neither the server's tokenizer nor its model's markers are known here.
         self._broken = without_marks()
 
     @cached_property
     def _client(self) -> httpx.AsyncClient:
-        # At the first request and not before: an actor that cannot be created tells its driver no reason.
+        # Created at the first request: if an actor's constructor fails, its driver never learns the reason.
         try:
             headers = _headers(self._settings)
         except InputError as error:
@@ -84,14 +84,13 @@ class Http:
         return httpx.AsyncClient(
             base_url=self._settings.base_url,
             headers=headers,
-            timeout=None,  # _try_once keeps the time of a whole try; httpx would only watch the gaps in it
+            timeout=None,  # _try_once limits a whole attempt; httpx's limits apply to each read
             limits=httpx.Limits(max_connections=self._settings.max_concurrency),
         )
 
     async def complete(self, request: Request) -> Completion:
-        async with (
-            self._slots
-        ):  # held through the pauses too: what is turned away must not be replaced by more
+        # Held during pauses too, so that a rejected request is not replaced by others.
+        async with self._slots:
             answer = await self._try(request)
             if isinstance(answer, Completion):
                 return answer
@@ -103,10 +102,10 @@ class Http:
             raise EngineUnavailable(f"the server at {self._host} {answer.reason}")
 
     def close(self) -> None:
-        """Connections end with the process: closing them needs the event loop that opened them."""
+        """Does nothing: closing connections requires the event loop that opened them; they end with the process."""
 
     async def _try(self, request: Request) -> Completion | _Failure:
-        """The answer, or why there is none after as many tries as it is worth."""
+        """The answer, or the failure of the last attempt."""
         num_tries = self._settings.max_tries
         for attempt in count(1):
             answer = await self._try_once(request)
@@ -131,7 +130,7 @@ class Http:
         try:
             answer = _Answer.model_validate_json(response.content)
         except ValidationError:
-            reason = f"gives an answer that is no chat completion: {self._message(response)}"
+            reason = f"gives an answer that is not a chat completion: {self._message(response)}"
             return _Failure(reason, pause_seconds=0)
         return self._completion(request, answer)
 
@@ -164,12 +163,12 @@ class Http:
         }
 
     def _backoff_seconds(self, request: Request, attempt: int) -> float:
-        """Doubles with every attempt; between half and the whole of it, so that requests part."""
+        """Doubles with every attempt, times a jitter between 0.5 and 1 so that retries do not coincide."""
         longest = min(self._settings.max_pause_seconds, _FIRST_PAUSE_SECONDS * 2.0 ** (attempt - 1))
         return longest * random.Random(repr((attempt, request))).uniform(0.5, 1)
 
     def _completion(self, request: Request, answer: "_Answer") -> Completion:
-        """Raises EngineUnavailable if log probabilities are asked for and the server has none."""
+        """Raises EngineUnavailable if log probabilities are requested and the server returns none."""
         choice, usage = answer.choices[0], answer.usage
         if usage is None:
             self._say_that_usage_is_missing()
@@ -192,15 +191,15 @@ class Http:
             return _logprobs_of_word(text)
         tokens = choice.logprobs.content if choice.logprobs else None
         if tokens == [] and not text:
-            return {}  # it ended before its first token
+            return {}  # ended before its first token
         if not tokens or not tokens[0].top_logprobs:
             raise EngineUnavailable(
                 f"the server at {self._host} gives no log probabilities with `{self._settings.model}`;"
-                " choose another one, or set engine.num_logprobs to 0: a judge's verdict is then its word,"
-                f" with the same margin of {TEXT_MARGIN:g} for each"
+                " choose another one, or set engine.num_logprobs to 0: the judge's verdict is then the word it"
+                f" answers, always with a margin of {TEXT_MARGIN:g}"
             )
         by_text: dict[str, float] = {}
-        for token in tokens[0].top_logprobs:  # tokens that are one text, as in vllm.py
+        for token in tokens[0].top_logprobs:  # sums tokens with the same text, as in vllm.py
             before = by_text.get(token.token)
             by_text[token.token] = token.logprob if before is None else _log_sum(before, token.logprob)
         return by_text
@@ -209,7 +208,7 @@ class Http:
         if not self._misses_usage:
             self._misses_usage = True
             logging.getLogger(__name__).warning(
-                "the server at %s does not say how many tokens it reads and writes: they count as 0",
+                "the server at %s does not report token usage; its tokens count as 0",
                 self._host,
             )
 
@@ -247,7 +246,7 @@ class _Usage(BaseModel):
 
 
 class _Answer(BaseModel):
-    """What we read of a chat completion."""
+    """The fields we read of a chat completion."""
 
     choices: Annotated[list[_Choice], Field(min_length=1)]
     usage: _Usage | None = None
@@ -264,7 +263,7 @@ class _Models(BaseModel):
 def check_server(settings: HttpEngine) -> None:
     """Raises InputError if the server cannot be reached, refuses the key, or does not serve the model.
 
-    Asks for the list of models once, which costs nothing.
+    Sends one request for the list of models, which is free.
     """
     host, key = _host(settings), _key(settings)
     try:
@@ -289,7 +288,7 @@ def check_server(settings: HttpEngine) -> None:
     if response.status_code != httpx.codes.OK or not served:
         raise InputError(
             f"engine.base_url: the server at {host} does not list its models"
-            f" ({response.status_code}: {message}); expected an address that ends, as a rule, in /v1"
+            f" ({response.status_code}: {message}); expected an address, usually one that ends in /v1"
         )
     if settings.model not in served:
         more = f" and {len(served) - _NAMES_SHOWN} more" if len(served) > _NAMES_SHOWN else ""
@@ -300,7 +299,7 @@ def check_server(settings: HttpEngine) -> None:
 
 
 def _host(settings: HttpEngine) -> str:
-    """Host and port. Raises InputError, which does not repeat the address, where it could hold a secret."""
+    """Host and port. Raises InputError if the address could hold a secret; the message does not repeat it."""
     try:
         parts = urlsplit(settings.base_url)
         host, port = parts.hostname, parts.port
@@ -315,7 +314,7 @@ def _host(settings: HttpEngine) -> str:
     ):
         raise InputError(
             "engine.base_url: expected http(s)://HOST:PORT/PATH without user, password or query,"
-            " for example http://127.0.0.1:8000/v1; a key belongs into the environment (engine.api_key_env)"
+            " for example http://127.0.0.1:8000/v1; put a key into the environment (engine.api_key_env)"
         )
     return host if port is None else f"{host}:{port}"
 
@@ -326,24 +325,24 @@ def _headers(settings: HttpEngine) -> dict[str, str]:
 
 
 def _key(settings: HttpEngine) -> str | None:
-    """The API key. Raises InputError, in which it does not stand, where there is none to send."""
+    """The API key. Raises InputError if it is unset or malformed; the message never contains it."""
     name = settings.api_key_env
     if name is None:
         return None
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-        raise InputError(  # does not repeat it: people paste the key itself
+        raise InputError(  # does not repeat the value: people paste the key itself
             "engine.api_key_env: expected the name of an environment variable in capital letters,"
             " for example OPENAI_API_KEY, and never the key itself"
         )
     key = os.environ.get(name, "").strip()
     if not key or not key.isascii() or not key.isprintable():
-        problem = "holds characters that no key has" if key else "is not set"
+        problem = "holds characters that are invalid in a key" if key else "is not set"
         raise InputError(f"engine.api_key_env: the environment variable {name} {problem}")
     return key
 
 
 def _message(response: httpx.Response) -> str:
-    """What the server says about an error, in whichever of the usual shapes."""
+    """The error message of a response, in any of the usual formats."""
     try:
         body = response.json()
     except ValueError:
@@ -358,14 +357,14 @@ def _message(response: httpx.Response) -> str:
 
 
 def _shortened(text: str, key: str | None) -> str:
-    """One line of the text, not too long, and without the key should a server repeat it."""
+    """The text as one line of limited length, with the key redacted in case the server repeats it."""
     if key:
         text = text.replace(key, "[key]")
     return " ".join(text.split())[:_MESSAGE_CHARACTERS] or "no message"
 
 
 def _retry_after_seconds(response: httpx.Response, now: float) -> float:
-    """What the header Retry-After asks for, as seconds or as a date; 0 where it is absent or nonsense."""
+    """The Retry-After header, given as seconds or as a date; 0 if absent or invalid."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
@@ -379,10 +378,7 @@ def _retry_after_seconds(response: httpx.Response, now: float) -> float:
 
 
 def _logprobs_of_word(text: str) -> dict[str, float]:
-    """The one word of an answer at 0, and at -TEXT_MARGIN whatever else might have stood there.
-
-    {} where the answer is not one word: it says nothing.
-    """
+    """The word of a one-word answer at 0, and any other word at -TEXT_MARGIN; {} for any other answer."""
     words = re.findall(r"\w+", text)
     return {words[0]: 0.0, "": -TEXT_MARGIN} if len(words) == 1 else {}
 

@@ -1,4 +1,4 @@
-"""An engine without a model: the same request always gets the same answer, at once."""
+"""An engine without a model: the same request always gets the same answer, immediately."""
 
 from collections.abc import Callable
 import hashlib
@@ -25,10 +25,10 @@ class Scripted:
 
 
 def seeded_answers(seed: int) -> Callable[[Request], Completion]:
-    """Well-formed answers drawn by hash of (seed, prompt, sampling seed).
+    """Well-formed answers drawn by a hash of (seed, prompt, sampling seed).
 
-    A request for log probabilities is a question for yes or no and gets both with a random margin;
-    any other gets an instruction in its block.
+    A request with log probabilities is a yes/no question and gets both words with a random margin. Any
+    other request gets an instruction in its block.
     """
 
     def answer(request: Request) -> Completion:

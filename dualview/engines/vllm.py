@@ -7,12 +7,11 @@ import math
 import os
 from typing import Any
 
-# Read by vLLM when it is imported: a line per request would drown a cluster's logs, and nothing
-# about a run is reported to anyone.
+# Read by vLLM on import. A line per request would flood a cluster's logs, and usage is not reported to anyone.
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-# vLLM's warm-up compiles FlashInfer's sampler by nvcc, and ends the engine where there is none, as in our image. Our
-# requests carry seeds, which that sampler does not serve. Can go when vllm-project/vllm#49497 is closed.
+# vLLM's warm-up compiles FlashInfer's sampler with nvcc and ends the engine without it, as in our image. That sampler
+# does not support seeds, which our requests have. Remove when vllm-project/vllm#49497 is closed.
 os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
 
 import numpy as np
@@ -47,16 +46,16 @@ class Vllm:
                 trust_remote_code=settings.trust_remote_code,
                 enforce_eager=not settings.compile,
                 enable_prefix_caching=True,
-                # vLLM 0.32 rewinds the random generator of a seeded request after a partial prefill,
-                # which the CPU's cannot do: the engine dies. Gone when gpu_model_runner.py no longer
-                # calls set_offset on it.
+                # vLLM 0.32 rewinds the random generator of a seeded request after a partial prefill.
+                # The CPU generator does not support that and the engine dies. Remove when
+                # gpu_model_runner.py no longer calls set_offset on it.
                 enable_chunked_prefill=not current_platform.is_cpu(),
                 disable_log_stats=True,
             )
         )
-        # An engine's process says itself why it dies, and requests that wait for it get EngineDied. This logger says
-        # it once more, and also where nothing is wrong: at an actor's end Ray kills the engine's process first.
-        # After the start, which sets all levels anew.
+        # The engine's process logs why it dies, and waiting requests get EngineDied. This logger repeats it, and also
+        # reports normal shutdown as an error, because Ray kills the engine's process before the actor.
+        # Must follow the engine's start, which resets all levels.
         logging.getLogger("vllm.v1.engine.async_llm").setLevel(logging.CRITICAL)
         self._chat = Chat(self._llm.get_tokenizer(), settings.chat_template_kwargs)
         self._request_ids = count()
@@ -102,10 +101,10 @@ def _gib_to_bytes(gib: float | None) -> int | None:
 
 
 def _by_text(listed: Iterable[Any], num_logprobs: int) -> dict[str, float]:
-    """Log probabilities by decoded token; tokens which decode to one text are added up.
+    """Decoded token -> log probability; the probabilities of tokens with the same text are added.
 
-    vLLM appends the sampled token where it is not among the most likely ones. It is left out here,
-    so that the smallest value bounds every token that is not listed.
+    vLLM appends the sampled token if it is not among the most likely ones. It is dropped here, so that the
+    smallest value bounds every token that is not listed.
     """
     by_text: dict[str, float] = {}
     for token in listed:

@@ -1,8 +1,8 @@
-"""BM25 (bm25s) over parts of a corpus, each scored exactly as if the corpus were indexed whole.
+"""BM25 (bm25s) over parts of a corpus, with the same scores as one index of the whole corpus.
 
-bm25s takes its statistics from what it indexes and holds all of its tokens. Here they are counted first,
-part by part, and every part is indexed with those of the whole. Only terms of queries have postings; all
-others count as one, because a passage's length must stay what it is.
+bm25s takes its statistics from the texts it indexes and holds all of their tokens in memory. Here the statistics
+are counted first, part by part, and every part is indexed with those of the whole corpus. Only query terms have
+postings. All other terms map to a single id, which preserves passage lengths.
 """
 
 # T = distinct terms of all queries, P = passages of a part, B = queries of a block
@@ -39,19 +39,19 @@ def terms_of(texts: Sequence[str], settings: Bm25) -> list[list[str]]:
 
 
 def vocabulary_of(queries: Iterable[Sequence[str]]) -> dict[str, int]:
-    """The number of each distinct term, whatever the order of the queries."""
+    """Distinct term -> number, independent of the order of the queries."""
     return {term: number for number, term in enumerate(sorted({term for terms in queries for term in terms}))}
 
 
 def numbered(texts: Iterable[Sequence[str]], vocabulary: Mapping[str, int]) -> list[list[int]]:
-    """The terms of each text as numbers; T for a term of no query."""
-    other = len(vocabulary)
-    return [[vocabulary.get(term, other) for term in terms] for terms in texts]
+    """The terms of each text as numbers; T for a term that no query has."""
+    unknown = len(vocabulary)
+    return [[vocabulary.get(term, unknown) for term in terms] for terms in texts]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What BM25 must know of a corpus beyond the passage that it scores."""
+    """The corpus statistics of BM25."""
 
     num_passages: int
     num_terms: int  # with repetitions
@@ -80,7 +80,7 @@ def total(parts: Iterable[Statistics]) -> Statistics:
 
 
 def index_part(passages_P: Sequence[Sequence[int]], corpus: Statistics, settings: Bm25) -> bm25s.BM25:
-    """An index of these passages with the statistics of the whole corpus, as BM25.build_index_from_ids does it."""
+    """An index of these passages with the statistics of the whole corpus; follows BM25.build_index_from_ids."""
     index = bm25s.BM25(k1=settings.k1, b=settings.b, method=_METHOD)
     num_columns = len(corpus.num_passages_with)
     scores, passages, terms = _build_scores_and_indices_for_matrix(
@@ -91,11 +91,11 @@ def index_part(passages_P: Sequence[Sequence[int]], corpus: Statistics, settings
             _select_idf_scorer(_METHOD),
         ),
         avg_doc_len=np.float64((corpus.num_terms or 1) / corpus.num_passages),
-        # of these passages: it says how many postings there will be
+        # of this part only: it determines the number of postings
         doc_frequencies=_calculate_doc_freqs(passages_P, range(num_columns), show_progress=False),
         k1=settings.k1,
         b=settings.b,
-        delta=0.0,  # of other methods
+        delta=0.0,  # used by other methods only
         nonoccurrence_array=None,
         method=_METHOD,
         show_progress=False,
@@ -117,7 +117,7 @@ def _restored(
 
 
 def scores_of(index: bm25s.BM25, terms: Sequence[int]) -> NDArray[np.float32]:
-    """The score (P,) of every passage of the part for a query's numbered terms; 0 where none occurs."""
+    """The score (P,) of every passage of the part for a query's numbered terms; 0 without a shared term."""
     scores_P: NDArray[np.float32] = index.get_scores_from_ids(list(terms))
     return scores_P
 
@@ -128,7 +128,7 @@ def scores_of_all(index: bm25s.BM25, queries: Sequence[Sequence[int]], block: sl
 
 
 def with_a_word(hits: Hits) -> Hits:
-    """Those that share a word with their query: the others have the score 0."""
+    """The hits that share a term with their query, i.e. have a score above 0."""
     shares_H = hits.scores_H > 0
     return Hits(hits.queries_H[shares_H], hits.passages_H[shares_H], hits.scores_H[shares_H])
 

@@ -1,13 +1,13 @@
-"""Embeddings that are kept: what decides one, and the objects that hold them. Under a folder of their own:
+"""The embedding cache. Its objects, under one folder:
 
     SPEC/UNIT.arrow    key, vector and cut of some texts; created once
 
-SPEC is the fingerprint of an EmbeddingSpec, UNIT of the keys. Mining, training beside frozen documents, evaluation and
-search ask for the same texts under the same spec and so find the same vectors. A vector's last bits depend on the texts
-that it was encoded among, so which of two equal units stands may show in the seventh digit of a score.
+SPEC is the fingerprint of an EmbeddingSpec, UNIT that of the keys. Mining, query-side training, evaluation and search
+share the vectors of the same texts under the same spec. A vector's last bits depend on the other texts in its batch, so
+scores may differ in the seventh digit depending on which of two equivalent units exists.
 """
 
-# N = texts that are asked for, D = texts of a unit, E = embedding size
+# N = requested texts, D = texts of a unit, E = embedding size
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,7 @@ from dualview.storage import Store, arrow_filesystem
 
 
 def text_key(text: str) -> int:
-    """64 bits of a hash: among ten million texts, two share one with a probability of 3 in a million."""
+    """64 bits of a hash: among ten million texts, the probability of a collision is 3 in a million."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
@@ -36,26 +36,26 @@ def keys_of(texts: Iterable[str]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """All that decides the vector of a text."""
+    """Everything that determines the vector of a text."""
 
     model: str  # the fingerprint of its files
     side: Side
-    pooling: Literal["mean", "cls"] | None  # then unit length; None: as the model was saved
-    prompt: str  # before every text
+    pooling: Literal["mean", "cls"] | None  # followed by normalisation; None: as the model was saved
+    prompt: str  # prepended to every text
     max_tokens: int
     precision: Literal["bf16", "fp32"]
 
     @property
     def folder(self) -> str:
-        # Weights were once of the precision of the model's file.
+        # Invalidates vectors of earlier versions, which took the weights' precision from the model's file.
         return fingerprint({**asdict(self), "weights": "float32"})
 
 
 class Tokenized(NamedTuple):
-    """Texts as tokens, prompt and special tokens included."""
+    """Texts as tokens, including prompt and special tokens."""
 
     tokens: Sequence[NDArray[np.int32]]
-    cut: Sequence[bool]  # whether the text has more tokens than these
+    cut: Sequence[bool]  # whether the text was truncated
 
 
 class Embedded(NamedTuple):
@@ -80,7 +80,7 @@ def put_unit(
 
 
 class Unit(NamedTuple):
-    """What a unit holds of the texts that were asked for. A text that occurs twice has two numbers."""
+    """The requested texts that a unit holds. A text requested twice has two numbers."""
 
     key: str  # of the object
     rows_D: NDArray[np.int32]
@@ -88,7 +88,7 @@ class Unit(NamedTuple):
 
 
 def keys_by_unit(store: Store, spec: EmbeddingSpec) -> dict[str, NDArray[np.uint64]]:
-    """The keys of each unit that stands. Raises InputError if one is no whole file."""
+    """The keys of each existing unit. Raises InputError if a file is incomplete."""
     return {entry.key: _column(store, entry.key, "key") for entry in store.list(f"{spec.folder}/")}
 
 
@@ -115,37 +115,37 @@ def locate(
         units.append(Unit(name, rows.astype(np.int32), order_N[places].astype(np.int32)))
     if num := int(is_missing.sum()):
         raise InputError(
-            f"{store.url}/{spec.folder}: the vectors of {num:,} of {len(keys_N):,} texts are missing; run again what"
-            " made them, with the models where its config has them"
+            f"{store.url}/{spec.folder}: the vectors of {num:,} of {len(keys_N):,} texts are missing; rerun the command"
+            " that made them, with the models at the paths of its config"
         )
     return units
 
 
 def read_vectors(store: Store, unit: Unit) -> NDArray[np.float32]:
-    """(D, E), of its rows."""
+    """Vectors of the unit's rows; (D, E)."""
     return vectors_of(pa.ipc.open_file(pa.BufferReader(store.get(unit.key))).read_all())[unit.rows_D]
 
 
 def vectors_of(unit: pa.Table) -> NDArray[np.float32]:
-    """(D, E), of a unit as it was read; a memory map stays one."""
+    """All vectors of a unit's table, (D, E), without a copy."""
     column = unit["vector"].chunk(0)
     flat: NDArray[np.float32] = column.values.to_numpy()
     return flat.reshape(len(column), -1)
 
 
 def gather(store: Store, units: Sequence[Unit]) -> NDArray[np.float32]:
-    """(N, E), in the order in which the texts were asked for."""
+    """Vectors (N, E) in the order of the requested texts."""
     numbers = np.concatenate([unit.numbers_D for unit in units])
     return np.concatenate([read_vectors(store, unit) for unit in units])[np.argsort(numbers)]
 
 
 def num_cut(store: Store, units: Sequence[Unit]) -> int:
-    """How many distinct texts have more tokens than were read."""
+    """How many distinct texts were truncated."""
     return sum(int(_column(store, unit.key, "cut")[np.unique(unit.rows_D)].sum()) for unit in units)
 
 
 def _column(store: Store, key: str, name: str) -> NDArray[Any]:
-    """One column, without the vectors."""
+    """One column; does not read the vectors."""
     filesystem, path = arrow_filesystem(f"{store.url}/{key}")
     with filesystem.open_input_file(path) as file:
         try:
@@ -156,17 +156,18 @@ def _column(store: Store, key: str, name: str) -> NDArray[Any]:
         except (pa.ArrowInvalid, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{store.url}/{key}: is not a whole Arrow file of vectors ({reason}); remove it, and it is encoded again"
+                f"{store.url}/{key}: is not a complete Arrow file of vectors ({reason}); remove it and rerun to encode it"
+                " again"
             ) from None
     return column
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Texts whose vectors are to be kept.
+    """Texts whose vectors the cache must hold.
 
-    `payload` gives what a process elsewhere needs for some of them, by their numbers, and `read` makes texts of that
-    there: all of a corpus need not be in memory.
+    `payload` returns what a worker process needs for the texts with these numbers, and `read` turns it into texts on
+    the worker, so a corpus need not fit in memory.
     """
 
     model: str
@@ -178,30 +179,30 @@ class Wanted:
 
 
 class Missing(NamedTuple):
-    """A unit that is to be made."""
+    """A unit that has to be encoded."""
 
-    wanted: int  # its place among what was wanted
+    wanted: int  # index into `wanted`
     keys_D: NDArray[np.uint64]
     numbers_D: NDArray[np.int64]
 
 
 def missing_units(store: Store, wanted: Sequence[Wanted]) -> list[Missing]:
-    """What has to be encoded so that all that is wanted stands, each text once.
+    """The units to encode so that the cache holds all wanted texts, each once.
 
-    The cut depends only on what is wanted: an interrupted run goes on with the units of an uninterrupted one.
+    The split into units depends only on `wanted`, so an interrupted run resumes with the same units.
     """
-    standing: dict[str, NDArray[np.uint64]] = {}
+    cached: dict[str, NDArray[np.uint64]] = {}
     units = []
-    for place, one in enumerate(wanted):
-        folder = one.spec.folder
-        if folder not in standing:
-            held = keys_by_unit(store, one.spec).values()
-            standing[folder] = np.concatenate([np.empty(0, np.uint64), *held])
-        keys, first = np.unique(one.keys_N, return_index=True)
-        is_missing = ~np.isin(keys, standing[folder])
-        for start in range(0, len(keys), one.rows_per_unit):
-            some = slice(start, start + one.rows_per_unit)
-            if is_missing[some].any():
-                units.append(Missing(place, keys[some][is_missing[some]], first[some][is_missing[some]]))
-        standing[folder] = np.concatenate([standing[folder], keys[is_missing]])
+    for place, texts in enumerate(wanted):
+        folder = texts.spec.folder
+        if folder not in cached:
+            held = keys_by_unit(store, texts.spec).values()
+            cached[folder] = np.concatenate([np.empty(0, np.uint64), *held])
+        keys, first = np.unique(texts.keys_N, return_index=True)
+        is_missing = ~np.isin(keys, cached[folder])
+        for start in range(0, len(keys), texts.rows_per_unit):
+            rows = slice(start, start + texts.rows_per_unit)
+            if is_missing[rows].any():
+                units.append(Missing(place, keys[rows][is_missing[rows]], first[rows][is_missing[rows]]))
+        cached[folder] = np.concatenate([cached[folder], keys[is_missing]])
     return units

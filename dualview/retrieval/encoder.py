@@ -1,4 +1,4 @@
-"""The bi-encoder: texts to unit vectors, the same way in training and in evaluation."""
+"""The bi-encoder: texts to unit vectors, identically in training and evaluation."""
 
 # N = texts, L = tokens of the longest text of a chunk, H = embedding size
 
@@ -28,17 +28,17 @@ Tokens = Sequence[int] | NDArray[np.int32]
 Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
 
 
-disable_progress_bar()  # over weights and files, in the midst of our own lines
+disable_progress_bar()  # over weights and files; it would interrupt our own output
 
-# transformers 5 keeps the precision of a model's file. In bf16 AdamW loses small updates, and `precision` would
-# mean another thing for each file.
+# transformers 5 keeps the precision of a model's file. In bf16 AdamW loses small updates, and the meaning of
+# `precision` would depend on the file.
 WEIGHTS = {"dtype": torch.float32}
 
 
 def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
-    """An encoder as it was saved, its own pooling and normalisation included; weights in float32.
+    """An encoder as it was saved, including its pooling and normalisation; weights in float32.
 
-    Raises InputError if it cannot be loaded, or runs code of its makers that is not trusted.
+    Raises InputError if it cannot be loaded or requires remote code that is not trusted.
     """
     try:
         return SentenceTransformer(
@@ -55,15 +55,15 @@ def new_encoder(
     trust_remote_code: bool,
     attention: Attention = "sdpa",
 ) -> SentenceTransformer:
-    """An encoder to train: the transformer of `model`, then pooling, then unit length; weights in float32.
+    """An encoder to train: the transformer of `model`, pooling, normalisation; weights in float32.
 
-    Raises InputError if the model cannot be loaded, runs code of its makers that is not trusted, or the
-    attention cannot be had with it.
+    Raises InputError if the model cannot be loaded, requires remote code that is not trusted, or does not
+    support the attention.
     """
-    # Each of the three loaders asks for itself. Without an answer, transformers asks at the terminal.
+    # Each of the three loaders checks it. If it is not given, transformers asks at the terminal.
     trust = {"trust_remote_code": trust_remote_code}
     settings: dict[str, Any] = {**WEIGHTS, **trust}
-    if attention != "sdpa":  # which is the default of all models that have it
+    if attention != "sdpa":  # the default of all models that support it
         settings["attn_implementation"] = attention
     try:
         transformer = Transformer(
@@ -72,13 +72,13 @@ def new_encoder(
     except ImportError as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"encoder.attention: {attention} cannot be had here ({reason}); expected sdpa"
+            f"encoder.attention: {attention} is not available ({reason}); expected sdpa"
         ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
     if attention != "sdpa" and not transformer.can_flatten_inputs:
         raise InputError(
-            f"encoder.attention: {attention} cannot go without padding in {model}; expected sdpa"
+            f"encoder.attention: {attention} does not support {model} without padding; expected sdpa"
         )
     size = transformer.get_embedding_dimension()
     return SentenceTransformer(modules=[transformer, Pooling(size, pooling), Normalize()], device="cpu")
@@ -93,7 +93,7 @@ def _unreadable(model: str, error: Exception) -> InputError:
 
 
 def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> SentenceTransformer:
-    """Two encoders as one: `encode_query` takes the first, `encode_document` the second."""
+    """Two encoders as one: `encode_query` uses the first, `encode_document` the second."""
     router = Router.for_query_document(
         query_modules=list(query.children()), document_modules=list(document.children())
     )
@@ -101,7 +101,7 @@ def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> Sen
 
 
 def num_dense_parameters(encoder: SentenceTransformer) -> int:
-    """Those that every token passes through: all but the embeddings of words."""
+    """Number of parameters that every token passes through: all but the word embeddings."""
     words = encoder[0].model.get_input_embeddings().weight
     return sum(int(parameter.numel()) for parameter in encoder.parameters()) - int(words.numel())
 
@@ -115,15 +115,15 @@ def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
 
 
 def check_length(encoder: SentenceTransformer, key: str, max_tokens: int) -> None:
-    """Raises InputError if the encoder has too few positions for the `max_tokens` of a config's `key`."""
-    # None: a module of the model's makers.
+    """Raises InputError if the encoder has too few positions for `max_tokens`, the value of the config's `key`."""
+    # None: a custom module of the model.
     transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
     if transformer is not None:
         _check_positions(transformer.model, key, max_tokens)
 
 
 def check_lengths(model: str, lengths: Mapping[str, int], *, trust_remote_code: bool) -> None:
-    """The same for several keys, without the model's weights."""
+    """The same for several keys; does not load the model's weights."""
     try:
         config = AutoConfig.from_pretrained(local_model(model), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
@@ -143,9 +143,8 @@ def _check_positions(model: torch.nn.Module, key: str, max_tokens: int) -> None:
         if isinstance(padding, int) and isinstance(
             getattr(module, "position_embeddings", None), torch.nn.Embedding
         ):
-            limit -= (
-                padding + 1
-            )  # RoBERTa and its children count positions from the number after their padding's
+            # RoBERTa and its descendants count positions from padding_idx + 1.
+            limit -= padding + 1
             break
     if max_tokens > limit:
         raise InputError(
@@ -154,12 +153,12 @@ def _check_positions(model: torch.nn.Module, key: str, max_tokens: int) -> None:
 
 
 def tokenize(encoder: SentenceTransformer, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Token ids of each text, special tokens included, cut at max_tokens."""
+    """Token ids of each text, including special tokens, truncated at max_tokens."""
     return tokenize_with(encoder.tokenizer, texts, max_tokens)
 
 
 def tokenize_with(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """The same without an encoder."""
+    """The same with a tokenizer alone."""
     if not texts:
         return []
     tokens: list[list[int]] = tokenizer(
@@ -169,8 +168,8 @@ def tokenize_with(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list
 
 
 def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """Texts as the encoder takes them, on its device: without padding where its attention can go without."""
-    # None: a module of the model's makers.
+    """The encoder's inputs for these texts, on its device; unpadded if its attention supports that."""
+    # None: a custom module of the model.
     transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
     features = (
         _unpadded(transformer, tokens)
@@ -184,7 +183,7 @@ def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[st
 
 
 def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor]:
-    """Texts as one rectangle, and the mask that hides its padding. pad: None where the tokenizer has none."""
+    """Texts padded to (N, L), with their attention mask. pad: None if the tokenizer has no padding token."""
     input_ids_NL = np.full((len(tokens), max(map(len, tokens))), pad or 0, dtype=np.int64)
     mask_NL = np.zeros_like(input_ids_NL)
     for row, ids in enumerate(tokens):
@@ -194,12 +193,12 @@ def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor
 
 
 def _unpadded(transformer: Transformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """Texts one behind the other, (1, sum of lengths), for attention that knows where each begins."""
+    """Texts concatenated, (1, sum of lengths), for attention that knows where each one begins."""
     features: dict[str, Any] = transformer.data_collator(
         [{"input_ids": list(map(int, ids))} for ids in tokens]
     )
     del features["labels"]
-    # sentence-transformers' own; RoBERTa's children count positions from another number.
+    # As sentence-transformers does it; RoBERTa and its descendants count positions from an offset.
     features["position_ids"] = features["position_ids"] + transformer._flatten_position_offset
     return features
 
@@ -209,8 +208,8 @@ def embed(
 ) -> torch.Tensor:
     """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
 
-    Texts of like length share a chunk of at most chunk_tokens tokens, padding counted, so that short
-    texts are not padded to the longest.
+    Texts of similar length share a chunk of at most chunk_tokens tokens including padding, so short texts
+    are not padded to the longest.
     """
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
@@ -230,7 +229,7 @@ def _chunks(lengths: Sequence[int], chunk_tokens: int) -> Iterator[range]:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Matrix products in bf16 where asked for; weights and vectors stay float32."""
+    """Matrix products in bf16 if precision is "bf16"; weights and vectors stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -250,7 +249,7 @@ def encode_texts(
 def encode_tokens(
     encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, precision: Precision
 ) -> torch.Tensor:
-    """The same of texts that are tokens already."""
+    """The same for texts that are already tokens."""
     encoder.eval()
     chunk_tokens = CPU_CHUNK_TOKENS if encoder.device.type == "cpu" else GPU_CHUNK_TOKENS
     with torch.inference_mode(), autocast(precision, encoder.device), products(precision, encoder.device):
@@ -262,14 +261,14 @@ GPU_CHUNK_TOKENS = 8192  # small enough for the attention matrices at 512 tokens
 
 
 def products(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    """Linear layers in float32 on the CPU by the library that has the better kernels; for inference."""
+    """For float32 inference on the CPU, computes linear layers with the library that has the faster kernels."""
     is_float32 = precision == "fp32" and device.type == "cpu"
     return OneDnnProducts() if is_float32 and _mkl_is_slow() else nullcontext()
 
 
 @cache
 def _mkl_is_slow() -> bool:
-    """torch's default, MKL, takes AVX2 on AMD's processors: with AVX-512 oneDNN is 2.3 times as fast."""
+    """torch's default, MKL, uses only AVX2 on AMD processors; oneDNN with AVX-512 is 2.3 times as fast."""
     return (
         sys.platform == "linux"
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -280,7 +279,7 @@ def _mkl_is_slow() -> bool:
 
 
 class OneDnnProducts(TorchFunctionMode):
-    """Linear layers in float32 on the CPU by oneDNN. It can go when torch chooses by itself."""
+    """Computes float32 linear layers on the CPU with oneDNN. Remove once torch selects it by itself."""
 
     def __torch_function__(
         self,
@@ -294,20 +293,20 @@ class OneDnnProducts(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# --- by an EmbeddingSpec --------------------------------------------------------------------------
+# --- encoding under an EmbeddingSpec --------------------------------------------------------------
 
 
 def encoder_of(
     model: str, pooling: Literal["mean", "cls"] | None, *, trust_remote_code: bool
 ) -> SentenceTransformer:
-    """The encoder that an EmbeddingSpec with this pooling means."""
+    """The encoder of an EmbeddingSpec with this pooling."""
     if pooling is None:
         return load_encoder(model, trust_remote_code=trust_remote_code)
     return new_encoder(model, pooling=pooling, trust_remote_code=trust_remote_code)
 
 
 def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[str] | Tokenized) -> Embedded:
-    """The texts' vectors, in their order. Raises InputError if the encoder cannot be used so."""
+    """The texts' vectors, in their order. Raises InputError if the encoder does not support the spec."""
     check_length(encoder, f"max_{'query' if spec.side == 'query' else 'passage'}_tokens", spec.max_tokens)
     if not isinstance(texts, Tokenized):
         prompted = [spec.prompt + text for text in texts]
@@ -332,22 +331,22 @@ def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[st
 def cut_texts(
     tokenizer: Any, texts: Sequence[str], tokens: Sequence[Sequence[int]], max_tokens: int
 ) -> list[bool]:
-    """Whether each text has more tokens than `tokens`, which were cut at max_tokens."""
+    """Whether each text has more tokens than `tokens`, which were truncated at max_tokens."""
     at_limit = [text for text, ids in zip(texts, tokens, strict=True) if len(ids) == max_tokens]
     whole = iter(tokenizer(at_limit, verbose=False)["input_ids"] if at_limit else [])
     return [len(ids) == max_tokens and len(next(whole)) > max_tokens for ids in tokens]
 
 
 def comparable(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.Tensor:
-    """The vectors so that their inner product is the similarity that the encoder was made for.
+    """The vectors scaled so that their inner product is the encoder's similarity function.
 
-    Raises InputError if that is a distance, or where a vector is not finite.
+    Raises InputError if that is neither cosine nor dot product, or if a vector is not finite.
     """
     if not torch.isfinite(vectors_NH).all():
         raise InputError("a vector is not finite (NaN or infinite): the encoder or its training has diverged")
     if encoder.similarity_fn_name not in ("cosine", "dot"):
         raise InputError(
-            f"the encoder compares by {encoder.similarity_fn_name}; only cosine and dot are known"
+            f"the encoder's similarity function is {encoder.similarity_fn_name}; expected cosine or dot"
         )
     if encoder.similarity_fn_name == "dot" or any(
         isinstance(module, Normalize) for module in encoder.modules()

@@ -1,7 +1,6 @@
 """Exact search: scores, rankings and the top k over shards, with one rule for ties.
 
-A ranking is sorted by (score, id), both descending, on float32 scores: the rule of trec_eval and of
-mteb since 2.19.5.
+Rankings are sorted by (float32 score, id), both descending, as in trec_eval and in mteb since 2.19.5.
 """
 
 # Q = queries, D = documents of a shard, C = candidates of a query, E = embedding size, K = k or fewer, H = hits,
@@ -33,22 +32,22 @@ def rank(scores_C: ArrayLike, ids: Sequence[str]) -> list[str]:
 
 
 def inner_products(queries_QE: ArrayLike, passages_DE: ArrayLike) -> NDArray[np.float32]:
-    """Scores (Q, D); a pair's score does not depend on what else stands in the block."""
-    # Summed in float64, then rounded. In float32 BLAS sums in an order that depends on the shape of the
-    # block: about 1% of the scores change with the cut into shards, and copies of a passage do not tie.
+    """Scores (Q, D); a pair's score does not depend on the other rows of the block."""
+    # Summed in float64, then rounded. In float32, BLAS sums in an order that depends on the shape of the
+    # block: about 1% of the scores change with the sharding, and copies of a passage do not tie.
     return (np.asarray(queries_QE, np.float64) @ np.asarray(passages_DE, np.float64).T).astype(np.float32)
 
 
 def _columns_of_best(
     scores_QD: NDArray[np.float32], passages_D: NDArray[np.int32], k: int
 ) -> NDArray[np.int64]:
-    """Where the k best passages of each query are, (Q, K), in no order."""
+    """Columns of the k best passages of each query, (Q, K), unordered."""
     num_queries, num_passages = scores_QD.shape
     if k >= num_passages:
         return np.broadcast_to(np.arange(num_passages), scores_QD.shape)
     columns_QK = np.empty((num_queries, k), np.int64)
     for query, scores_D in enumerate(scores_QD):
-        # Only what scores no less than the k-th best is sorted; copies of it may make these more than k.
+        # Sort only passages that score at least the k-th best; ties can make these more than k.
         places = np.flatnonzero(scores_D >= np.partition(scores_D, -k)[-k])
         columns_QK[query] = places[np.lexsort((passages_D[places], scores_D[places]))[::-1][:k]]
     return columns_QK
@@ -83,7 +82,7 @@ def listed_hits(
     first_query: int,
     listed: Sequence[NDArray[np.int32]],
 ) -> Hits:
-    """Those passages of a shard that are listed for a query, all of them."""
+    """All passages of a shard that are listed for a query."""
     _refuse_nan(scores_QD)
     is_listed_QD = np.stack([np.isin(passages_D, listed_L) for listed_L in listed])
     return _hits(scores_QD, passages_D, first_query, *np.nonzero(is_listed_QD))
@@ -104,7 +103,7 @@ def _hits(
 
 
 def best_hits(parts: Sequence[Hits], k: int) -> Hits:
-    """The k best of each query, best first: the same for any cut into parts and any order of them."""
+    """The k best hits of each query, best first, independent of the split into parts and of their order."""
     queries_H, passages_H, scores_H = (np.concatenate(column) for column in zip(*parts, strict=True))
     order = np.lexsort((-passages_H, -scores_H, queries_H))
     queries_H, passages_H, scores_H = queries_H[order], passages_H[order], scores_H[order]
@@ -114,7 +113,7 @@ def best_hits(parts: Sequence[Hits], k: int) -> Hits:
 
 
 def by_query(hits: Hits, num_queries: int) -> list[list[tuple[int, float]]]:
-    """The number and the score of each query's passages, in their order, from sorted hits."""
+    """(passage number, score) of each query's hits, in order. hits: sorted by query."""
     starts = np.searchsorted(hits.queries_H, np.arange(num_queries + 1))
     return [
         list(zip(hits.passages_H[start:stop].tolist(), hits.scores_H[start:stop].tolist(), strict=True))
@@ -123,7 +122,7 @@ def by_query(hits: Hits, num_queries: int) -> list[list[tuple[int, float]]]:
 
 
 def rankings_of(hits: Hits, num_queries: int, ids: Sequence[str]) -> list[Ranking]:
-    """One for each query, from sorted hits; `ids` are the passages' in ascending order."""
+    """One ranking per query. hits: sorted by query; ids: of all passages, ascending."""
     starts = np.searchsorted(hits.queries_H, np.arange(num_queries + 1))
     return [
         Ranking([ids[number] for number in hits.passages_H[start:stop]], hits.scores_H[start:stop].tolist())

@@ -1,7 +1,7 @@
-"""Exact search over a corpus in shards, one of them in memory at a time."""
+"""Exact search over a sharded corpus, with one shard in memory at a time."""
 
-# Q = queries, B = queries that are scored at a time, D = passages of a shard, E = embedding size, L = passages listed
-# for a query
+# Q = queries, B = queries scored at a time, D = passages of a shard, E = embedding size,
+# L = passages listed for a query
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -13,19 +13,19 @@ from dualview.retrieval.embeddings import Unit, read_vectors
 from dualview.retrieval.ranking import Hits, best_hits, hits_of_shard, inner_products, listed_hits
 from dualview.storage import Store
 
-QUERIES_AT_A_TIME = 64  # scores of so many queries against a shard, or texts of so many examples, are held
+QUERIES_AT_A_TIME = 64  # bounds memory: their scores against a shard, or the texts of as many examples
 
 
 class Block(NamedTuple):
     """Passages that are scored together."""
 
-    passages_D: NDArray[np.int32]  # their numbers, in the order of their ids
-    score: Callable[[slice], NDArray[np.float32]]  # some queries -> (B, D)
+    passages_D: NDArray[np.int32]  # passage numbers, which are in the order of the ids
+    score: Callable[[slice], NDArray[np.float32]]  # slice of the queries -> (B, D)
 
 
 class Found(NamedTuple):
     best: Hits  # the k best passages of each query
-    listed: Hits  # those listed for it, all of them
+    listed: Hits  # all passages listed for each query
 
 
 _NONE = Hits(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float32))
@@ -38,9 +38,9 @@ def search(
     k: int = 0,
     listed: Sequence[NDArray[np.int32]] | None = None,
 ) -> Found:
-    """The k best passages of each query, and the scores of those that are listed for it; both sorted.
+    """The k best passages of each query, and all passages listed for it; both sorted.
 
-    The result is the same for any cut into shards. Ties go to the passage with the larger number.
+    The result does not depend on the sharding. Ties go to the passage with the larger number.
     """
     found = Found(_NONE, _NONE)
     for passages_D, score in shards:
@@ -60,7 +60,7 @@ def search(
 
 
 def merge(parts: Sequence[Found], k: int) -> Found:
-    """What `search` finds in all of these parts of a corpus."""
+    """Merge the results of `search` over parts of a corpus."""
     listed = [part.listed for part in parts]
     return Found(
         best_hits([part.best for part in parts], k),
@@ -69,7 +69,7 @@ def merge(parts: Sequence[Found], k: int) -> Found:
 
 
 def by_vectors(store: Store, units: Iterable[Unit], queries_QE: NDArray[np.float32]) -> Iterable[Block]:
-    """Kept vectors of passages as shards: scores are inner products."""
+    """Cached passage vectors as shards; scores are inner products."""
     for unit in units:
         passages_DE = read_vectors(store, unit)
 

@@ -135,7 +135,7 @@ def test_a_server_that_counts_no_tokens_is_named_once(chat_server, caplog):
     for answer in Asked(chat_server.host, REQUEST, REQUEST).completions:
         assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("yes", 0, 0)
     (message,) = caplog.messages
-    assert message.endswith("does not say how many tokens it reads and writes: they count as 0")
+    assert "token usage" in message
 
 
 # --- log probabilities ----------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_a_request_that_alone_fails_is_an_error(chat_server, status, num_request
         (404, {"message": "no such model"}, "answers 404: no such model"),
         (500, b"", r"answers 500: no message \(tries: 4\)"),
         (503, b"<html>\n" + b"x" * 1000, r"answers 503: <html> x{293} \(tries: 4\)"),
-        (200, {"choices": []}, r"gives an answer that is no chat completion: {\"choices\": \[\]}"),
+        (200, {"choices": []}, r"gives an answer that is not a chat completion: {\"choices\": \[\]}"),
     ],
 )
 def test_where_nothing_is_answered_the_run_ends(chat_server, monkeypatch, status, body, reason):
@@ -389,7 +389,7 @@ def test_a_refused_key(chat_server, monkeypatch):
     [
         (None, "is not set"),
         ("", "is not set"),
-        ("ключ", "holds characters that no key has"),
+        ("ключ", "holds characters"),
         ("a\nb", "holds"),
     ],
 )
@@ -427,7 +427,7 @@ def test_a_server_that_cannot_be_reached_or_has_no_such_path(chat_server, closed
     )
     refusal = refusal_of(chat_server.host, base_url=f"http://{chat_server.host}")
     assert (
-        "does not list its models (404: Not Found); expected an address that ends, as a rule, in /v1"
+        "does not list its models (404: Not Found); expected an address, usually one that ends in /v1"
         in refusal
     )
 
