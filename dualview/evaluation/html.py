@@ -1,4 +1,4 @@
-"""One style for all pages and their pictures."""
+"""The shared style of all pages and figures."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,7 +13,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, GREY, LINE = "#1c2733", "#5b6875", "#d9dee3"
 STYLE = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
-    "text.parse_math": False,  # a name with $ is a name
+    "text.parse_math": False,  # $ in a name is literal
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -81,12 +81,12 @@ dd {{ margin: 0; overflow-wrap: anywhere; }}
 
 
 def html_page(title: str, parts: Sequence[str]) -> str:
-    """A whole page of these pieces of HTML; nothing in it is fetched."""
+    """A self-contained page of these HTML fragments; it loads nothing."""
     return _PAGE.format(title=escape(title), body="\n".join(parts))
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that may be wider than the page; a cell as in Markdown: **this** is bold."""
+    """A table that scrolls if wider than the page. A cell is bold as in Markdown: **this**."""
     heads = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="wide"><table><tr>{heads}</tr>{body}</table></div>'
@@ -98,12 +98,12 @@ def _cell(text: str) -> str:
 
 
 def svg_of(figure: Figure, label: str) -> str:
-    """A figure to stand in a page; the same figure gives the same text."""
+    """A figure as inline SVG; the same figure gives the same text."""
     stream = io.StringIO()
-    # The salt makes the ids of clip paths the same in every run, and different between the figures of a page.
+    # The salt makes the ids of clip paths reproducible, and distinct between the figures of a page.
     with matplotlib.rc_context({"svg.hashsalt": label}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()[stream.getvalue().index("<svg") :]
-    # "axes_1" and the like: repeated by every figure, used by nothing.
+    # Ids like "axes_1" repeat in every figure, and nothing uses them.
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     return f'<figure role="img" aria-label="{escape(label)}">{svg}</figure>'

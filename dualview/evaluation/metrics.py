@@ -1,7 +1,7 @@
-"""Scores of one query, from rankings: lists of passage ids, best first, each id once.
+"""Metrics of one query, from rankings: lists of distinct passage ids, best first.
 
-`grades` maps passage ids to relevance; ids that are missing, 0 or negative are not relevant. All
-values are fractions. Formulas and cutoffs are those of trec_eval, p-MRR that of FollowIR.
+`grades` maps passage ids to relevance; missing ids and grades of 0 or less are not relevant. All values are
+fractions. Formulas and cutoffs follow trec_eval; p-MRR follows FollowIR.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,9 +11,9 @@ from dualview.retrieval.ranking import Ranking
 
 
 def ndcg(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
-    """nDCG@k with linear gain: sum of grade / log2(rank + 1), over that of the best order. [trec_eval ndcg_cut]
+    """nDCG@k with linear gain: sum of grade / log2(rank + 1), divided by that of the ideal ranking.
 
-    0 where nothing is relevant.
+    0 if nothing is relevant. [trec_eval ndcg_cut]
     """
     ideal = _discounted_gain(sorted(grades.values(), reverse=True)[:k])
     return _discounted_gain([grades.get(id, 0) for id in ranking[:k]]) / ideal if ideal else 0.0
@@ -24,9 +24,9 @@ def _discounted_gain(gains: Sequence[int]) -> float:
 
 
 def average_precision(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
-    """Precision at the rank of each relevant passage in the first k, over all relevant. [trec_eval map_cut]
+    """Sum of precision at each relevant passage in the top k, divided by the number of relevant passages.
 
-    Its mean over queries is MAP@k. 0 where nothing is relevant.
+    Its mean over queries is MAP@k. 0 if nothing is relevant. [trec_eval map_cut]
     """
     relevant = _relevant(grades)
     num_found, total = 0, 0.0
@@ -38,18 +38,18 @@ def average_precision(ranking: Sequence[str], grades: Mapping[str, int], k: int)
 
 
 def recall(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
-    """Share of the relevant passages among the first k. [trec_eval recall] 0 where nothing is relevant."""
+    """Share of the relevant passages that are in the top k; 0 if nothing is relevant. [trec_eval recall]"""
     relevant = _relevant(grades)
     return len(relevant.intersection(ranking[:k])) / len(relevant) if relevant else 0.0
 
 
 def precision(ranking: Sequence[str], grades: Mapping[str, int], k: int) -> float:
-    """Share of the first k places with a relevant passage. [trec_eval P]"""
+    """Share of the top k ranks that hold a relevant passage. [trec_eval P]"""
     return len(_relevant(grades).intersection(ranking[:k])) / k
 
 
 def reciprocal_rank(ranking: Sequence[str], grades: Mapping[str, int]) -> float:
-    """1 / rank of the first relevant passage, 0 where none is ranked. [trec_eval recip_rank]"""
+    """1 / rank of the first relevant passage; 0 if none is ranked. [trec_eval recip_rank]"""
     relevant = _relevant(grades)
     return next((1 / rank for rank, id in enumerate(ranking, start=1) if id in relevant), 0.0)
 
@@ -59,16 +59,16 @@ def _relevant(grades: Mapping[str, int]) -> set[str]:
 
 
 def p_mrr(original: Sequence[str], changed: Sequence[str], stopped: Collection[str]) -> float:
-    """Mean change of rank, -1..1, over the passages that stopped being relevant when the instruction changed.
+    """Mean rank change, -1..1, of the passages that stopped being relevant when the instruction changed.
 
-    Positive where they dropped. A passage missing from a ranking has the rank after its last.
-    [2403.15246; calculate_pmrr of mteb 2.26.24, for one query] Raises ValueError if none stopped.
+    Positive if they dropped. A passage missing from a ranking counts as ranked just after its last one.
+    [2403.15246; calculate_pmrr of mteb 2.26.24, for one query] Raises ValueError if `stopped` is empty.
     """
     if not stopped:
         raise ValueError("p-MRR is undefined for a query where no passage stopped being relevant")
     before, after = _ranks(original), _ranks(changed)
     changes = (rank_change(before.get(id, len(before) + 1), after.get(id, len(after) + 1)) for id in stopped)
-    return fsum(changes) / len(stopped)  # the same to the last bit in whatever order a set gives them
+    return fsum(changes) / len(stopped)  # fsum: independent of a set's iteration order
 
 
 def _ranks(ranking: Sequence[str]) -> dict[str, int]:
@@ -80,9 +80,9 @@ def rank_change(before: int, after: int) -> float:
 
 
 def pair_accuracy(ranking: Sequence[str], relevant: Collection[str], others: Collection[str]) -> float:
-    """Share of the pairs (relevant, other) that the ranking puts in this order.
+    """Share of the pairs (relevant, other) that are ranked in this order.
 
-    Every id must be ranked (KeyError). Raises ValueError if there is no pair.
+    Raises ValueError if there is no pair, and KeyError if an id is not ranked.
     """
     if not relevant or not others:
         raise ValueError("pair accuracy is undefined without a pair")
@@ -99,8 +99,8 @@ def instruction_compliance(
 ) -> float:
     """SICR: share of the gold passages that rise under the instruction and fall under its reversal.
 
-    In rank and in score, strictly; a passage that is first already need not rise. A passage missing from a
-    ranking has the rank after its last and the score 0. [2410.23841]
+    Both rank and score must change strictly, except that a passage already ranked first need not rise. A
+    passage missing from a ranking counts as ranked just after its last one, with score 0. [2410.23841]
     """
 
     def obeys(id: str) -> bool:
@@ -130,8 +130,9 @@ def instruction_sensitivity(
 ) -> float:
     """WISE: mean over the gold passages of a reward or a penalty, -1..1. [2410.23841 and its code]
 
-    `others` stopped being relevant under the instruction. Rewarded is who rises, or stays, under the instruction
-    and falls under its reversal; -1 for the opposite of both, which the paper asks for and its code never reaches.
+    others: passages that stopped being relevant under the instruction. A passage is rewarded if it does not fall
+    under the instruction and falls under its reversal. The opposite of both gives -1, as in the paper; in its code
+    that branch is unreachable.
     """
     ranks = [_ranks(ranking) for ranking in (original, instructed, reversed)]
 

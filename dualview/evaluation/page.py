@@ -1,4 +1,4 @@
-"""One self-contained page that shows what a run made and what it is worth: report.html."""
+"""report.html: one self-contained page with a run's data, training and scores."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,8 +12,8 @@ from dualview.evaluation.side_by_side import Found, found_html
 from dualview.records import ACCEPTED, DualView
 
 LEAD = """<p class="lead">A retriever that follows instructions must change its ranking when only the instruction
-changes. p-MRR says how far the passages that stop being relevant fall: 0 is blind to the instruction, 100 is perfect,
-below 0 is the wrong way.</p>"""
+changes. p-MRR measures how far passages that stop being relevant fall: 0 ignores the instruction, 100 is perfect,
+below 0 they rise instead.</p>"""
 
 
 def page(
@@ -26,10 +26,10 @@ def page(
     accepted: Sequence[DualView],
     rejected: Sequence[DualView],
 ) -> str:
-    """The whole page as HTML; nothing in it is fetched. A part without material is left out.
+    """The page as HTML; it loads nothing. Sections without data are left out.
 
-    found: searches to look at, on the first screen. funnels: run -> status -> number of requests. notes:
-    sentences on the generation. losses: arm -> (step, loss). The examples are shown as given.
+    found: example searches, shown first. funnels: run -> status -> number of requests. notes: sentences
+    about the generation. losses: arm -> (step, loss). Shows all rows of accepted and rejected.
     """
     arms = dict.fromkeys([*summary["encoders"], *losses])
     colors = {arm: PALETTE[number % len(PALETTE)] for number, arm in enumerate(arms)}
@@ -78,7 +78,7 @@ def _scores_figure(summary: Summary, benchmark: str, colors: Mapping[str, str]) 
     results = {arm: cells[benchmark] for arm, cells in summary["encoders"].items() if benchmark in cells}
     metrics = [metric for metric in HEADLINE if any(metric in cells for cells in results.values())]
     figure = Figure(figsize=(9.2 if len(metrics) > 1 else 4.6, 0.8 + 0.36 * len(results)))
-    figure.set_layout_engine("constrained", w_pad=0.12)  # the numbers under two panels must not touch
+    figure.set_layout_engine("constrained", w_pad=0.12)  # keeps the tick labels of two panels apart
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         for row, (arm, cells) in enumerate(results.items()):
@@ -96,8 +96,8 @@ def _differences(summary: Summary) -> list[str]:
         return []
     parts = [
         "<h2>Differences</h2>",
-        '<p class="note">The same queries in both arms: paired bootstrap over topics, 95% interval, x100. Grey '
-        "where the interval holds 0. It speaks of the choice of topics, not of another training example.</p>",
+        '<p class="note">Paired bootstrap over topics with the same queries in both arms, 95% interval, x100. Grey '
+        "if the interval contains 0. It covers the choice of topics, not another training seed.</p>",
     ]
     for pair in summary["differences"]:
         name = f"{pair['first']} minus {pair['second']}"
@@ -143,8 +143,8 @@ def _generation(funnels: Mapping[str, Mapping[str, int]], notes: Sequence[str]) 
         total, kept = sum(funnel.values()), funnel.get(ACCEPTED, 0)
         parts += [
             f"<h3>{escape(name)}</h3>",
-            f'<p class="note">{kept:,} of {total:,} requests were accepted. Every other one is kept with '
-            "its reason.</p>",
+            f'<p class="note">{kept:,} of {total:,} requests were accepted. All others are kept with their '
+            "reason.</p>",
             _funnel_figure(name, funnel),
         ]
     return [*parts, *(f"<p>{escape(note)}</p>" for note in notes)]
@@ -213,7 +213,7 @@ def _example(row: DualView) -> str:
     target = next((p for p in row.example.instruction_negatives if p.id == row.target_id), None)
     verdicts = "; ".join(
         f"{verdict.judge} on {roles.get(verdict.passage_id, verdict.passage_id)}: "
-        + ("could not tell" if verdict.surplus is None else "right" if verdict.surplus > 0 else "wrong")
+        + ("undecided" if verdict.surplus is None else "right" if verdict.surplus > 0 else "wrong")
         + ("" if verdict.margin is None else f" ({verdict.margin:+.1f})")
         for verdict in row.verdicts
     )

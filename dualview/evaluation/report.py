@@ -1,4 +1,4 @@
-"""From the scores of queries to means, intervals over topics, and paired differences."""
+"""Summarise query scores as means, intervals over topics, and paired differences."""
 
 from collections.abc import Mapping, Sequence
 import io
@@ -19,7 +19,7 @@ from dualview.evaluation.significance import (
 )
 
 HEADLINE = ("p-MRR", "p-MRR inclusion", "p-MRR exclusion", "nDCG@10")
-# encoder, then benchmark, then metric. Bounds over one topic are infinite: plain_json writes them as null.
+# encoder -> benchmark -> metric. Bounds over a single topic are infinite; plain_json writes them as null.
 IntervalsByBenchmark = dict[str, dict[str, dict[str, dict[str, float]]]]
 
 
@@ -39,14 +39,14 @@ class Summary(TypedDict):
 def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, seed: int) -> Summary:
     """Means over queries with 95% intervals over topics, and paired differences, as fractions.
 
-    scores: scores.SCORES_SCHEMA. p-MRR is also given apart for each label of the queries: "p-MRR
-    inclusion" and "p-MRR exclusion" by polarity, "p-MRR kind=negation" and so on by the others.
-    The order of the rows changes nothing. Raises InputError if `compare` names an encoder that has no scores.
+    scores: in scores.SCORES_SCHEMA, in any order. p-MRR is also reported for each label of the queries: "p-MRR
+    inclusion" and "p-MRR exclusion" by polarity, "p-MRR kind=negation" and so on by other labels.
+    Raises InputError if `compare` names an encoder without scores.
     """
     values = values_of(scores)
     for name in [name for pair in compare for name in pair]:
         if name not in values:
-            raise InputError(f"compare: no encoder is named {name!r}; there are {', '.join(values)}")
+            raise InputError(f"compare: no encoder is named {name!r}; expected one of {', '.join(values)}")
     return {
         "encoders": {
             encoder: {
@@ -67,9 +67,9 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
                 "second": second,
                 "benchmarks": {
                     benchmark: {
-                        metric: _difference(queries, others, samples, seed)
+                        metric: _difference(queries, of_second, samples, seed)
                         for metric, queries in sorted(metrics.items())
-                        if (others := values[second][benchmark].get(metric, {})).keys() & queries.keys()
+                        if (of_second := values[second][benchmark].get(metric, {})).keys() & queries.keys()
                     }
                     for benchmark, metrics in values[first].items()
                 },
@@ -82,7 +82,7 @@ def summary(scores: pa.Table, compare: Sequence[tuple[str, str]], samples: int, 
 def _difference(
     first: Mapping[Key, float], second: Mapping[Key, float], samples: int, seed: int
 ) -> dict[str, float]:
-    """Over the queries that both have."""
+    """Paired difference over the queries that both have."""
     first, second = in_all([first, second])
     return paired_difference(first, second, samples, seed)._asdict()
 
@@ -109,9 +109,9 @@ def _splits(row: dict[str, Any]) -> list[str]:
 def print_table(
     summary: Summary, console: Console | None = None, metrics: Sequence[str] | None = None
 ) -> None:
-    """Two tables a benchmark, metrics x encoders and metrics x differences: x100, with 95% intervals.
+    """Two tables per benchmark, metrics x encoders and metrics x differences; x100, with 95% intervals.
 
-    metrics: these alone, in their order; None: all.
+    metrics: those to show, in this order; None: all.
     """
     console = console or Console()
     for benchmark in dict.fromkeys(name for results in summary["encoders"].values() for name in results):
@@ -141,7 +141,7 @@ def print_table(
         for name, cells_of in differences.items():
             shown = {metric: cell for metric, cell in cells_of.items() if not metrics or metric in metrics}
             if weak := _too_small(shown):
-                text = f"{name}: too few topics to tell from none the differences in {', '.join(weak)}"
+                text = f"{name}: too few topics to distinguish from zero the difference in {', '.join(weak)}"
                 console.print(escape(text), highlight=False, soft_wrap=True)
 
 
@@ -152,7 +152,7 @@ def _cell(cell: dict[str, float] | None) -> str:
 
 
 def _too_small(metrics: dict[str, dict[str, float]]) -> list[str]:
-    """Which differences the number of topics cannot carry, and how many could; parts of p-MRR left out."""
+    """Differences with too few topics to be significant, and how many they need; without p-MRR by label."""
     return [
         f"{metric} (takes about {cell['num_needed']:,.0f})"
         for metric, cell in metrics.items()
@@ -163,13 +163,13 @@ def _too_small(metrics: dict[str, dict[str, float]]) -> list[str]:
 
 
 def html_report(summary: Summary) -> str:
-    """The same tables as a page that needs nothing else."""
+    """The same tables as a self-contained page."""
     console = Console(record=True, file=io.StringIO(), width=160)
     print_table(summary, console)
     return console.export_html(inline_styles=True)
 
 
 def in_hundredths(cell: dict[str, float]) -> str:
-    """For example "24.9 [22.1, 27.6]"; a difference carries its sign."""
+    """For example "24.9 [22.1, 27.6]"; differences are signed."""
     sign = "+" if "p_value" in cell else ""
     return f"{100 * cell['mean']:{sign}.1f} [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"

@@ -1,10 +1,10 @@
-"""Rankings as files of TREC, ours and others', and as what people read.
+"""TREC run files, ours and others', and lists of the most moved passages for people to read.
 
-301 Q0 FBIS3-10082 1 12.25 ours                            query, passage, rank, score and a tag, between blanks
+301 Q0 FBIS3-10082 1 12.25 ours                            query, passage, rank, score and tag, separated by spaces
 301 Q0 Geneva%20Durben 2 11.5 ours+percent-encoded         the passage "Geneva Durben"
 
-Where an id holds white space or %, we write these as URLs do, and say so at the end of the line's tag. Only such a
-line is decoded when it is read: in the files of others a % is a %.
+White space and % in ids are percent-encoded, which a suffix of the line's tag marks. Only lines with this suffix are
+decoded, because in the files of other tools % is literal.
 """
 
 from collections import defaultdict
@@ -26,12 +26,12 @@ from dualview.retrieval.ranking import Ranking, rank
 _EXAMPLE = "301 Q0 FBIS3-10082 1 12.25 ours"
 _ENCODED = "+percent-encoded"
 _TO_ENCODE = re.compile(r"[\s%]")
-_LARGEST = float(np.finfo(np.float32).max)  # scores are compared in float32, as trec_eval does it
+_LARGEST = float(np.finfo(np.float32).max)  # scores are compared in float32, as in trec_eval
 _NUM_MOVED = 10  # in each direction
 
 
 def run_lines(rankings: Mapping[str, Ranking], tag: str) -> Iterator[str]:
-    """`query Q0 passage rank score tag`; scores to the last digit, so that ties stay ties."""
+    """Lines `query Q0 passage rank score tag`; scores at full precision, so that only ties stay ties."""
     tag = "-".join(tag.split())
     for query_id, ranking in rankings.items():
         for place, (id, score) in enumerate(zip(*ranking, strict=True), start=1):
@@ -45,10 +45,10 @@ def _encoded(id: str) -> str:
 
 
 def read_run(url: str, views: Sequence[QueryView], passages: Mapping[str, Any]) -> dict[str, Ranking]:
-    """The rankings of all views, sorted by (score, id) descending whatever ranks stand there, as trec_eval does it.
+    """The rankings of all views, sorted by (score, id) descending. Ranks in the file are ignored, as in trec_eval.
 
-    A query without a line has an empty ranking. Raises InputError if the file cannot be read, a line is wrong,
-    or a query or a passage is unknown.
+    A query without a line has an empty ranking. Raises InputError if the file cannot be read, a line is malformed,
+    or a query or passage is unknown.
     """
     wanted = {view.id: view for view in views}
     scores: dict[str, dict[str, float]] = defaultdict(dict)
@@ -64,11 +64,11 @@ def read_run(url: str, views: Sequence[QueryView], passages: Mapping[str, Any]) 
         if query_id not in wanted:
             example = ", ".join(list(wanted)[:2])
             raise InputError(
-                f"{where}: the query {query_id!r} is not of this benchmark, whose are {example}, ..."
+                f"{where}: the query {query_id!r} is not in this benchmark; expected one of {example}, ..."
             )
         candidates = wanted[query_id].candidates
         if id not in passages or (candidates is not None and id not in candidates):
-            raise InputError(f"{where}: the passage {id!r} is not among those to be ranked for {query_id!r}")
+            raise InputError(f"{where}: the passage {id!r} is not a candidate of {query_id!r}")
         if id in scores[query_id]:
             raise InputError(f"{where}: the passage {id!r} is ranked twice for {query_id!r}")
         scores[query_id][id] = _number(score, where)
@@ -91,7 +91,7 @@ def _sorted(scores: Mapping[str, float]) -> Ranking:
 
 
 def most_moved(collection: Collection, rankings: Mapping[str, Ranking]) -> Iterator[str]:
-    """JSON lines of the dropped passages that fell most, and of those that rose most: to be read."""
+    """JSON lines of the dropped passages that fell most and rose most, for people to read."""
     moved = []
     for case in collection.cases:
         if case.dropped and len(case.views) > 1:

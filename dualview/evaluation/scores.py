@@ -1,4 +1,4 @@
-"""The scores of rankings, case by case: each benchmark's own metrics, and mteb's for its result files."""
+"""Score rankings case by case: each benchmark's own metrics, and mteb's for its result files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +27,7 @@ class QueryScore:
     """One metric of one case or view, as a fraction."""
 
     benchmark: str
-    topic_id: str  # what the bootstrap draws
+    topic_id: str  # the unit that the bootstrap draws
     query_id: str  # of the case, or of the view
     metric: str
     value: float
@@ -60,13 +60,13 @@ def _plain(case: Case, rankings: Rankings) -> MetricValues:
 
 
 def _p_mrr(case: Case, first: Ranking, second: Ranking) -> MetricValues:
-    """Left out where it is undefined: where nothing is dropped, or a ranking is missing (as in mteb)."""
+    """Omitted if undefined: if no passage is dropped, or a ranking is missing (as in mteb)."""
     if case.dropped and first.ids and second.ids:
         yield case.id, "p-MRR", p_mrr(first.ids, second.ids, case.dropped)
 
 
 def _flips(case: Case, rankings: Rankings) -> MetricValues:
-    """Pair accuracy is left out where nothing is dropped, nothing becomes relevant, or a run file lacks some."""
+    """Omits pair accuracy if no passage is dropped or added, or if a run file lacks one of them."""
     original, changed = rankings["original"], rankings["changed"]
     before, after = case.views["original"].grades, case.views["changed"].grades
     yield from _p_mrr(case, original, changed)
@@ -87,8 +87,8 @@ def _flips(case: Case, rankings: Rankings) -> MetricValues:
 
 
 def _followir(measure: str) -> "Scorer":
-    """Score is of the original run: against its own labels as mteb 2 has it, and against the changed ones,
-    which mteb 1 took for the original: published Scores of 20 to 26 are of that kind."""
+    """Score is a metric of the original run: against the original labels as in mteb 2, and against the changed
+    labels, which mteb 1 used by mistake. Published Scores of 20 to 26 are of the latter kind."""
 
     def score(case: Case, rankings: Rankings) -> MetricValues:
         yield from _p_mrr(case, rankings["original"], rankings["changed"])
@@ -141,7 +141,7 @@ def _nevir(case: Case, rankings: Rankings) -> MetricValues:
 
 
 def _excluir(case: Case, rankings: Rankings) -> MetricValues:
-    """Over the first ten: the wanted passage, how far it is before the unwanted, and how often."""
+    """In the top ten: the wanted passage, how far it is ahead of the unwanted one, and whether it is."""
     ids, wanted = rankings["original"].ids[:10], case.views["original"].grades
     unwanted = dict.fromkeys(case.dropped, 1)
     yield case.id, "recall@1", recall(ids, wanted, 1)
@@ -156,12 +156,12 @@ Scorer = Callable[[Case, Rankings], MetricValues]
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkKind:
-    """How a kind of benchmark is asked and scored."""
+    """How a kind of benchmark is queried and scored."""
 
-    template: str  # its makers' way to join query and instruction
+    template: str  # joins query and instruction as its authors do
     score: Scorer
     main: str  # mteb's main_score
-    apart: Mapping[str, str] = field(default_factory=dict)  # views whose scores mteb gives apart, and as what
+    apart: Mapping[str, str] = field(default_factory=dict)  # view -> key of its separate scores in mteb
 
 
 _FOLLOWIR = {"original": "og", "changed": "changed"}
@@ -173,7 +173,7 @@ KINDS: Mapping[str, BenchmarkKind] = {
     "followir nDCG@5": BenchmarkKind("{query} {instruction}", _followir("nDCG@5"), "p-MRR", _FOLLOWIR),
     "followir nDCG@20": BenchmarkKind("{query} {instruction}", _followir("nDCG@20"), "p-MRR", _FOLLOWIR),
     "infosearch": BenchmarkKind("{query} {instruction}", _infosearch, "p-MRR"),
-    # As mteb does it. Its makers put the instruction and [SEP] before the query: query_template changes it.
+    # As in mteb. Its authors put the instruction and [SEP] before the query; set query_template for that.
     "instructir": BenchmarkKind("{query} {instruction}", _instructir, "robustness_at_10"),
     "nevir": BenchmarkKind("{query}", _nevir, "paired_accuracy"),
     "excluir": BenchmarkKind("{query}", _excluir, "mrr_at_10"),
@@ -184,7 +184,7 @@ KINDS: Mapping[str, BenchmarkKind] = {
 def score(
     kind: BenchmarkKind, collections: Sequence[Collection], rankings: Sequence[Mapping[str, Ranking]]
 ) -> list[QueryScore]:
-    """All scores of a benchmark. rankings, of each collection: a view's id -> passages, best first; none may lack."""
+    """All scores of a benchmark. rankings: for each collection, view id -> ranking, for every view."""
     topics = topics_of(collections)
     return [
         QueryScore(collection.name, topics[case.id], id, metric, value, case.labels)
@@ -197,7 +197,7 @@ def score(
 
 
 def scores_to_table(encoder: str, scores: Iterable[QueryScore]) -> pa.Table:
-    """One row a score, in SCORES_SCHEMA."""
+    """One row per score, in SCORES_SCHEMA."""
     return pa.Table.from_pylist(
         [{"encoder": encoder, **asdict(score)} for score in scores], schema=SCORES_SCHEMA
     )
@@ -205,9 +205,9 @@ def scores_to_table(encoder: str, scores: Iterable[QueryScore]) -> pa.Table:
 
 # --- mteb's result files --------------------------------------------------------------------------
 
-MTEB_VERSION = "2.26.24"  # whose formulas and layout these are
+MTEB_VERSION = "2.26.24"  # the version whose formulas and layout we follow
 _CUTS = (1, 3, 5, 10, 20, 100, 1000)
-_MTEB_NAMES = {  # of our metrics, where mteb has them
+_MTEB_NAMES = {  # our metric -> mteb's name
     "p-MRR": "p-MRR",
     "Robustness@10": "robustness_at_10",
     "paired accuracy": "paired_accuracy",
@@ -221,7 +221,7 @@ def mteb_result(
     scores: Iterable[QueryScore],
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What mteb writes for a task, without its confidence curves (nauc_...); `notes` stand beside it."""
+    """mteb's result file of a task, without its confidence curves (nauc_...); adds `notes` as "dualview"."""
     views = [
         (name, view, of_collection[view.id].ids)
         for collection, of_collection in zip(collections, rankings, strict=True)
@@ -232,8 +232,8 @@ def mteb_result(
     for ours, theirs in kind.apart.items():
         result[theirs] = _mteb_scores([(view, ids) for name, view, ids in views if name == ours])
     by_metric: dict[str, list[float]] = {}
-    for each in scores:
-        by_metric.setdefault(each.metric, []).append(each.value)
+    for query_score in scores:
+        by_metric.setdefault(query_score.metric, []).append(query_score.value)
     result |= {
         _MTEB_NAMES.get(metric, metric): sum(values) / len(values)
         for metric, values in by_metric.items()
@@ -252,7 +252,7 @@ def mteb_result(
 
 
 def _mteb_scores(views: Sequence[tuple[QueryView, Sequence[str]]]) -> dict[str, float]:
-    """Means over queries, rounded where mteb rounds."""
+    """Means over queries, rounded as in mteb."""
 
     def mean(value: Callable[[Sequence[str], Mapping[str, int]], float]) -> float:
         return sum(value(ids, view.grades) for view, ids in views) / len(views)

@@ -1,4 +1,4 @@
-"""What encoders find first for a query under several instructions, side by side, to look at."""
+"""The top passages of several encoders for a query under several instructions, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ _LONGEST_SHOWN = 240  # characters of a passage on a page
 @dataclass(frozen=True)
 class Hit:
     passage: Passage
-    obeys: bool | None  # the instruction, by the benchmark's labels; None: nobody has judged it
+    obeys: bool | None  # the instruction, by the benchmark's labels; None: not judged
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best passages of each encoder under one instruction."""
+    """The top passages of each encoder under one instruction."""
 
     query: str
     instruction: str
@@ -30,32 +30,32 @@ class Found:
 
 
 def print_found(found: Sequence[Found], console: Console | None = None) -> None:
-    """A table for each instruction: a column for each encoder, a row for each place."""
+    """One table per instruction, with a column per encoder and a row per rank."""
     console = console or Console()
-    for one in found:
-        table = Table(title=as_text(_asked(one)), title_justify="left", title_style="bold", expand=True)
-        for encoder, hits in one.hits.items():
+    for search in found:
+        table = Table(title=as_text(_asked(search)), title_justify="left", title_style="bold", expand=True)
+        for encoder, hits in search.hits.items():
             table.add_column(as_text(_heading(encoder, hits)), no_wrap=True, overflow="ellipsis", ratio=1)
-        for place in zip(*one.hits.values(), strict=True):
+        for place in zip(*search.hits.values(), strict=True):
             table.add_row(*(as_text(f"{_mark(hit)}{hit.passage.full_text}") for hit in place))
         console.print(table)
-    if any(hit.obeys is not None for one in found for hits in one.hits.values() for hit in hits):
+    if any(hit.obeys is not None for search in found for hits in search.hits.values() for hit in hits):
         console.print(
             f"{OBEYS} relevant under this instruction, {BREAKS} not, by the benchmark's labels", style="dim"
         )
 
 
 def found_html(found: Sequence[Found]) -> str:
-    """The same for a page."""
+    """The same as HTML."""
     parts = []
-    for one in found:
-        heads = "".join(f"<th>{escape(_heading(encoder, hits))}" for encoder, hits in one.hits.items())
+    for search in found:
+        heads = "".join(f"<th>{escape(_heading(encoder, hits))}" for encoder, hits in search.hits.items())
         rows = "".join(
             f"<tr>{''.join(f'<td>{_cell(hit)}</td>' for hit in place)}</tr>"
-            for place in zip(*one.hits.values(), strict=True)
+            for place in zip(*search.hits.values(), strict=True)
         )
         parts.append(
-            f'<h3>{escape(_asked(one))}</h3><div class="wide"><table class="found"><tr>{heads}</tr>{rows}</table></div>'
+            f'<h3>{escape(_asked(search))}</h3><div class="wide"><table class="found"><tr>{heads}</tr>{rows}</table></div>'
         )
     return "\n".join(parts)
 

@@ -1,11 +1,11 @@
-"""How sure a mean over queries is: bootstrap intervals and a paired randomisation test.
+"""Uncertainty of a mean over queries: bootstrap intervals and a paired randomisation test.
 
-What is drawn is a topic, with all the queries that are scored for it: ten instructions for one query say much less
-than ten queries do. SourceExamples of training are not drawn: two runs of one recipe may differ by more than these intervals
-say. Everything is a function of its arguments, and the order of a mapping is none of them.
+The bootstrap draws topics, each with all of its scored queries, because ten instructions for one query carry much less
+information than ten queries. It does not draw training seeds: two runs of one recipe may differ by more than these
+intervals. Results depend only on the arguments, and not on the order of a mapping.
 """
 
-# Q = queries that have a score, T = topics, R = arms or repeats, S = samples
+# Q = queries with a score, T = topics, R = arms or repeats, S = samples
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ BLOCK = 1_000_000  # numbers drawn at a time, so that memory does not grow with 
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% interval; of one topic it is without bounds, for nothing shows how topics differ."""
+    """A mean and its 95% interval; infinite for a single topic, which does not show how topics vary."""
 
     mean: float
     low: float
@@ -29,28 +29,27 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference, its 95% interval, and the probability of one as large if the arms were alike."""
+    """A mean difference, its 95% interval, and the probability of one as large if the arms were equivalent."""
 
     mean: float
     low: float
     high: float
     p_value: float
     num_topics: int
-    num_needed: (
-        int  # topics at which four of five samples would tell such a difference from 0; 0 where it is 0
-    )
+    # Topics needed to detect a difference of this size with a power of 80%; 0 if it is 0.
+    num_needed: int
 
 
 @dataclass(frozen=True)
 class ByTopic:
-    """Scores of one arm or several, over the same queries, summed by topic."""
+    """Scores of one or more arms over the same queries, summed by topic."""
 
     sums_RT: NDArray[np.float64]
     counts_T: NDArray[np.int64]  # queries of each topic
 
     @classmethod
     def of(cls, arms: Sequence[Mapping[Key, float]]) -> Self:
-        """Raises ValueError without a query, and where the queries of two arms are not the same."""
+        """Raises ValueError if there is no query, or if two arms have different queries."""
         if not arms or not arms[0]:
             raise ValueError("expected at least one query")
         if any(arm.keys() != arms[0].keys() for arm in arms):
@@ -67,16 +66,16 @@ class ByTopic:
         return len(self.counts_T)
 
     def mean(self) -> float:
-        """Over queries and arms: a topic counts as often as it has queries."""
+        """Mean over queries and arms: each topic is weighted by its number of queries."""
         return float(self.sums_RT.sum() / (len(self.sums_RT) * self.counts_T.sum()))
 
     def mean_of(self, arms_R: NDArray[np.int64], topics_T: NDArray[np.int64]) -> float:
-        """The same over drawn arms and drawn topics."""
+        """The same over resampled arms and topics."""
         drawn = self.sums_RT[arms_R][:, topics_T]
         return float(drawn.sum() / (len(arms_R) * self.counts_T[topics_T].sum()))
 
     def interval(self, means_S: NDArray[np.float64]) -> Interval:
-        """The mean between the percentiles of its samples."""
+        """The mean, with the 2.5th and 97.5th percentiles of its samples."""
         if self.num_topics == 1:
             return Interval(self.mean(), -np.inf, np.inf)
         low, high = np.percentile(means_S, [2.5, 97.5])
@@ -84,7 +83,7 @@ class ByTopic:
 
 
 def in_all(arms: Sequence[Mapping[Key, float]]) -> list[dict[Key, float]]:
-    """The arms over the queries that all of them have: p-MRR is undefined where a run file lacks one."""
+    """The arms over the queries that all of them have: p-MRR is undefined for queries that a run file lacks."""
     common = set(arms[0]).intersection(*arms[1:]) if arms else set()
     return [{key: arm[key] for key in common} for arm in arms]
 
@@ -94,9 +93,9 @@ def num_topics(values: Mapping[Key, float]) -> int:
 
 
 def bootstrap_interval(values: Mapping[Key, float], samples: int, seed: int) -> Interval:
-    """Percentile bootstrap of the mean over queries; topics are drawn. Raises ValueError without queries.
+    """Percentile bootstrap of the mean over queries, resampling topics. Raises ValueError without queries.
 
-    [Efron 1979; the bootstrap of clusters, Davison and Hinkley 1997, section 3.8]
+    [Efron 1979; cluster bootstrap: Davison and Hinkley 1997, section 3.8]
     """
     scores = ByTopic.of([values])
     [sums_T] = scores.sums_RT
@@ -109,13 +108,13 @@ def bootstrap_interval(values: Mapping[Key, float], samples: int, seed: int) -> 
 
 
 def sign_flip_test(differences: Mapping[Key, float], samples: int, seed: int) -> float:
-    """Two-sided p-value of a mean difference: how often random signs, one a topic, give one as large.
+    """Two-sided p-value of a mean difference: how often random signs, one per topic, give one as large.
 
     The observed signs count as one sample, so p is never 0. [Smucker et al., CIKM 2007]
     """
     [sums_T] = ByTopic.of([differences]).sums_RT
     observed = abs(sums_T.sum())
-    tolerance = 1e-9 * np.abs(sums_T).sum()  # equal sums in another order of signs must count as equal
+    tolerance = 1e-9 * np.abs(sums_T).sum()  # sums that differ only by rounding count as equal
     rng = np.random.default_rng(seed)
     as_large = 0
     for rows in _blocks(samples, len(sums_T)):
@@ -127,7 +126,7 @@ def sign_flip_test(differences: Mapping[Key, float], samples: int, seed: int) ->
 def paired_difference(
     first: Mapping[Key, float], second: Mapping[Key, float], samples: int, seed: int
 ) -> Difference:
-    """First minus second over the same queries, by paired bootstrap: both arms share each draw of topics.
+    """First minus second by paired bootstrap: both arms share each draw of topics.
 
     Raises ValueError if the queries are not the same.
     """
@@ -146,10 +145,10 @@ _POWER = 2.8  # quantiles of the normal distribution at 97.5% and at 80%: a test
 def _num_needed(differences: ByTopic, mean: float) -> int:
     if not mean:
         return 0
-    # Of a mean over topics of unlike size; of single queries it is their standard deviation.
+    # Spread of a mean over topics of unequal size; with one query per topic, the standard deviation.
     residuals_T = differences.sums_RT[0] - mean * differences.counts_T
     spread = np.sqrt((residuals_T**2).mean()) / differences.counts_T.mean()
-    # As many as the sign-flip test must have to give p < 0.05 at all.
+    # With fewer than 6 topics the sign-flip test cannot reach p < 0.05.
     return max(6, ceil(float((_POWER * spread / mean) ** 2)))
 
 

@@ -156,8 +156,7 @@ def _column(store: Store, key: str, name: str) -> NDArray[Any]:
         except (pa.ArrowInvalid, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{store.url}/{key}: is not a complete Arrow file of vectors ({reason}); remove it and rerun to encode it"
-                " again"
+                f"{store.url}/{key}: is not a complete Arrow file of vectors ({reason}); remove it and rerun the command"
             ) from None
     return column
 

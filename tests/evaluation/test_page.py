@@ -136,9 +136,7 @@ def test_texts_stand_there_as_written(results):
     for shown in ("report", "dry season", "Only Africa", "Landlocked only", "main exports", "an island"):
         assert f"{shown} {NASTY}" in text
     assert "Mongolia far from the sea" in text
-    assert (
-        "judge on N*: right (+1.5); judge on positive: wrong (+0.7); judge on other: could not tell" in text
-    )
+    assert "judge on N*: right (+1.5); judge on positive: wrong (+0.7); judge on other: undecided" in text
 
 
 def test_the_search_stands_before_the_figures(results):

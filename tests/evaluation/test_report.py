@@ -104,7 +104,7 @@ def test_a_summary_is_json(table):
 
 
 def test_an_unknown_encoder_is_refused(table):
-    with pytest.raises(InputError, match="compare: no encoder is named 'dul'; there are dual, single"):
+    with pytest.raises(InputError, match="compare: .* 'dul'; .* dual, single"):
         summary(table, [("dul", "single")], samples=50, seed=1)
 
 
@@ -134,7 +134,8 @@ def test_too_few_topics_are_said(capsys):
     printed = capsys.readouterr().out
     assert "large minus none: too few" not in printed
     assert (
-        "small minus none: too few topics to tell from none the differences in p-MRR (takes about" in printed
+        "small minus none: too few topics to distinguish from zero the difference in p-MRR (takes about"
+        in printed
     )
 
 

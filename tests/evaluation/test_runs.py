@@ -48,9 +48,9 @@ def test_a_query_without_a_line_has_an_empty_ranking(tmp_path):
     ("line", "sentence"),
     [
         ("1 Q0 d1 1 0.5", "wings.trec line 2: has 5 fields, not 6, for example: 301 Q0"),
-        ("3 Q0 d1 1 0.5 x", "line 2: the query '3' is not of this benchmark, whose are 1, 2, ..."),
-        ("1 Q0 z 1 0.5 x", "line 2: the passage 'z' is not among those to be ranked for '1'"),
-        ("2 Q0 d3 1 0.5 x", "line 2: the passage 'd3' is not among those to be ranked for '2'"),
+        ("3 Q0 d1 1 0.5 x", "line 2: the query '3' is not in this benchmark; expected one of 1, 2, ..."),
+        ("1 Q0 z 1 0.5 x", "line 2: the passage 'z' is not a candidate of '1'"),
+        ("2 Q0 d3 1 0.5 x", "line 2: the passage 'd3' is not a candidate of '2'"),
         ("1 Q0 d0 1 0.5 x", "line 2: the passage 'd0' is ranked twice for '1'"),
         *(
             (

@@ -1,4 +1,4 @@
-"""All benchmarks through one door, in one shape, from their makers' files."""
+"""Read any benchmark from its authors' files into one format."""
 
 from collections import Counter
 
@@ -13,9 +13,9 @@ Benchmark = Beir | Trec | Flips | FollowIR | HubBenchmark | Mair
 
 
 def read_benchmark(settings: Benchmark) -> list[Collection]:
-    """The benchmark's collections; one, but for MAIR's tasks of several parts.
+    """The benchmark's collections: one, except for MAIR tasks of several parts.
 
-    Raises InputError if something is missing, saying how to get it, or a row is wrong.
+    Raises InputError if a row is malformed or a file is missing; the message says how to get it.
     """
     match settings:
         case Flips():
@@ -39,12 +39,12 @@ def _check(collection: Collection) -> None:
     name = collection.name
     if not collection.passages or not collection.cases:
         what = "query" if collection.passages else "passage"
-        raise InputError(f"benchmark {name}: has no {what}; expected a corpus and queries that are judged")
+        raise InputError(f"benchmark {name}: has no {what}; expected a corpus and judged queries")
     if twice := [id for id, count in Counter(view.id for view in collection.views).items() if count > 1]:
-        raise InputError(f"benchmark {name}: the query id {twice[0]!r} stands there twice")
+        raise InputError(f"benchmark {name}: the query id {twice[0]!r} occurs twice")
     for view in collection.views:
         if view.candidates is not None and not view.candidates:
-            raise InputError(f"benchmark {name}: the query {view.id!r} has no candidate")
+            raise InputError(f"benchmark {name}: the query {view.id!r} has no candidates")
         for id in view.candidates or ():
             if id not in collection.passages:
                 raise InputError(

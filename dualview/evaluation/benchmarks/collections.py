@@ -1,8 +1,8 @@
-"""What is searched, what is relevant, and what is drawn.
+"""A benchmark's corpus, queries and relevance judgements.
 
-A view is one search. A case is the views that are scored together: one of plain retrieval, two of a pair of
-instructions, ten of ten instructions for one query. A topic is what the bootstrap draws: all the cases that ask the
-same query, under whatever instructions.
+A view is one search. A case is the views that are scored together: one for plain retrieval, two for a pair of
+instructions, ten for ten instructions of one query. A topic is the unit that the bootstrap draws: all cases with the
+same query, under any instructions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,9 +31,9 @@ class QueryView:
 class Case:
     id: str
     views: Mapping[str, QueryView]
-    dropped: frozenset[str] = frozenset()  # passages that the instruction takes away: p-MRR is over them
-    labels: Mapping[str, str] = field(default_factory=dict)  # scores are also reported apart by these
-    about: frozenset[str] = frozenset()  # besides its queries: cases that share one of these are of one topic
+    dropped: frozenset[str] = frozenset()  # passages that stop being relevant; p-MRR is over them
+    labels: Mapping[str, str] = field(default_factory=dict)  # scores are also broken down by these
+    about: frozenset[str] = frozenset()  # cases that share one of these belong to one topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Collection:
 
 
 def fingerprint_of(collections: Iterable[Collection]) -> str:
-    """Of all that is searched, asked and judged, whatever files it came from."""
+    """Fingerprint of corpus, queries and judgements, independent of their file format."""
     digest = hashlib.sha256()
 
     def add(*parts: Any) -> None:
@@ -65,13 +65,13 @@ def fingerprint_of(collections: Iterable[Collection]) -> str:
 
 
 def topics_of(collections: Iterable[Collection]) -> dict[str, str]:
-    """Case -> its topic, which has the name of its first case. The collections are one benchmark's parts.
+    """Case id -> topic, named after its first case. The collections are the parts of one benchmark.
 
-    Cases are of one topic where they ask the same query, letter case and white space aside, or are `about` the same;
-    also where a third one links them.
+    Cases belong to one topic if they share a query, ignoring letter case and white space, or an `about`; this
+    relation is transitive.
     """
     cases = [case for collection in collections for case in collection.cases]
-    topic = list(range(len(cases)))  # case -> an earlier one of its topic; itself: the first
+    topic = list(range(len(cases)))  # union-find: case -> an earlier case of its topic, or itself if first
 
     def first(number: int) -> int:
         while topic[number] != number:
@@ -82,8 +82,8 @@ def topics_of(collections: Iterable[Collection]) -> dict[str, str]:
     seen: dict[tuple[str, str], int] = {}
     for number, case in enumerate(cases):
         queries = {" ".join(view.query.split()).casefold() for view in case.views.values()}
-        shared = [("query", query) for query in queries if query] + [("about", each) for each in case.about]
-        for each in shared:
-            ends = sorted((first(number), first(seen.setdefault(each, number))))
+        shared = [("query", query) for query in queries if query] + [("about", text) for text in case.about]
+        for key in shared:
+            ends = sorted((first(number), first(seen.setdefault(key, number))))
             topic[ends[1]] = ends[0]
     return {case.id: cases[first(number)].id for number, case in enumerate(cases)}

@@ -1,4 +1,4 @@
-"""Our own simple layout: a query, its instructions, and the passages that are relevant under each."""
+"""Our own simple format: a query, its instructions, and the passages that are relevant under each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,14 +42,14 @@ def from_flips(flips: FlipCollection) -> Collection:
 def read_flips(settings: Flips) -> FlipCollection:
     """The folder's queries under the two named instructions.
 
-    corpus.jsonl stands in the folder or in its parent, which several splits may share. What a row may have:
+    corpus.jsonl is in the folder, or in its parent if several splits share it. Optional columns of a row:
 
-    topic        a text; queries with the same one are drawn together, as are those with the same text
-    candidates   ids of the passages that are ranked; without it, all passages that are relevant to some query
-    labels       {"polarity": "exclusion", ...}; scores are also reported apart by these
+    topic        a text; queries with the same topic are drawn together, as are those with the same query text
+    candidates   ids of the passages to rank; default: all passages that are relevant to some query
+    labels       {"polarity": "exclusion", ...}; scores are also broken down by these
 
-    Passages that are no query's candidates are left out.
-    Raises InputError if a file is missing or a row is wrong.
+    Drops passages that are not a candidate of any query.
+    Raises InputError if a file is missing or a row is malformed.
     """
     folder = open_data(settings.path)
     parent = parent_of(folder)
@@ -95,7 +95,7 @@ def _flip(row: Row, names: Mapping[str, str], corpus: Mapping[str, Passage]) -> 
         first, second = names.values()
         raise InputError(
             f"{row.where}: {first!r} and {second!r} have the same relevant passages; "
-            "expected that some passage changes its label"
+            "expected at least one passage whose label changes"
         )
     return relevant
 
@@ -128,7 +128,7 @@ def _in_corpus(ids: list[Any], what: str, corpus: Mapping[str, Passage]) -> tupl
     for id in ids:
         if not isinstance(id, str) or id not in corpus:
             raise InputError(f"{what} {id!r} is not in corpus.jsonl")
-    return tuple(dict.fromkeys(ids))  # people's label files name a passage twice now and then
+    return tuple(dict.fromkeys(ids))  # hand-made label files sometimes repeat a passage
 
 
 def _labels(row: Row) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The benchmarks of the hub, in mteb's layout or their makers'."""
+"""Benchmarks from the Hugging Face hub, in mteb's format or their authors'."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from dualview.records import Passage
 
 
 def _hub_id(row: Row, key: str) -> str:
-    """Parquet may hold ids as numbers; mteb reads them as texts, too."""
+    """Parquet may hold ids as numbers; like mteb, read them as texts."""
     value = row.columns.get(key)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else row.id(key)
 
@@ -24,7 +24,7 @@ def _by_id(rows: Iterable[Row], key: str = "_id") -> dict[str, Row]:
 
 
 class _MtebData:
-    """The tables of a retrieval task in mteb's layout."""
+    """The tables of a retrieval task in mteb's format."""
 
     def __init__(self, path: str, hub_name: str, subset: str | None = None) -> None:
         mirror = Mirror(path, hub_name)
@@ -54,7 +54,7 @@ class _MtebData:
 
     def view(self, id: str) -> QueryView:
         if self.candidates is not None and id not in self.candidates:
-            raise InputError(f"the query {id!r} has no candidate in top_ranked")
+            raise InputError(f"the query {id!r} has no candidates in top_ranked")
         return QueryView(
             id,
             self.queries[id],
@@ -64,7 +64,7 @@ class _MtebData:
         )
 
     def pairs(self, separator: str) -> dict[str, list[str]]:
-        """What stands before the separator in judged queries' ids -> these ids."""
+        """Prefix before the separator -> ids of the judged queries with this prefix."""
         keys: dict[str, list[str]] = defaultdict(list)
         for id in self.queries:
             if id in self.qrels:
@@ -73,7 +73,7 @@ class _MtebData:
 
 
 def _with_id(rows: Iterable[Row]) -> list[Row]:
-    """mteb takes `id` for `_id`."""
+    """Like mteb, accept `id` for `_id`."""
     return [
         row
         if "_id" in row.columns
@@ -94,7 +94,7 @@ def _ids(row: Row, key: str) -> tuple[str, ...]:
 
 
 def _hub_qrels(rows: Iterable[Row], queries: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Judged passages that are not in the corpus stay: mteb counts them as missed."""
+    """Keeps judged passages that are not in the corpus; mteb counts them as missed."""
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows:
         query_id, score = _hub_id(row, "query-id"), row.columns.get("score")
@@ -111,7 +111,9 @@ def read_followir(settings: FollowIR) -> Collection:
     data = _MtebData(settings.path, "mteb/Core17InstructionRetrieval", settings.subset)
     cases = []
     if not data.dropped:
-        raise InputError(f"benchmark {settings.name}: has no qrel_diff, which says whose relevance changed")
+        raise InputError(
+            f"benchmark {settings.name}: has no qrel_diff; expected the passages whose relevance changed"
+        )
     for key, ids in data.pairs("-").items():
         if sorted(ids) != [f"{key}-changed", f"{key}-og"]:
             raise InputError(
@@ -133,8 +135,8 @@ def _read_instructir(settings: HubBenchmark) -> Collection:
 def _read_nevir(settings: HubBenchmark) -> Collection:
     """Two queries for two passages that differ by a negation, as KEY_q1 and KEY_q2. [2305.07614]
 
-    Most passages of CondaQA were edited twice and stand in two pairs, under different ids: of mteb's 5,112 texts
-    3,838 are different. Such pairs are of one topic.
+    Most passages of CondaQA were edited twice and occur in two pairs under different ids: 3,838 of mteb's 5,112
+    texts are distinct. Such pairs belong to one topic.
     """
     data = _MtebData(settings.path, "orionweller/NevIR-mteb")
     cases = []
@@ -149,8 +151,8 @@ def _read_nevir(settings: HubBenchmark) -> Collection:
 def _read_infosearch(settings: HubBenchmark) -> Collection:
     """Every query in three modes over the whole corpus. [2410.23841]
 
-    The same query comes in several rows, one a condition (sentence, paragraph, article), which are one topic.
-    `dropped` are the passages that are relevant to the original and not to the instructed query.
+    A query has one row per condition (sentence, paragraph, article); these rows belong to one topic. `dropped` are
+    the passages that are relevant to the original but not to the instructed query.
     """
     mirror = Mirror(settings.path, "jianqunZ/Length-v1")
     queries = _by_id(_with_id(mirror.rows("queries")))
@@ -173,9 +175,9 @@ def _read_infosearch(settings: HubBenchmark) -> Collection:
 
 
 def _read_excluir(settings: HubBenchmark) -> Collection:
-    """Queries that name what they do not want: corpus.json and test_manual_final.json. [2404.17288]
+    """Queries that exclude something, from corpus.json and test_manual_final.json. [2404.17288]
 
-    A query's two passages are by their places in the corpus, the unwanted one first; it is what is `dropped`.
+    A query gives its two passages as indices into the corpus, first the unwanted one, which is `dropped`.
     """
     folder = local_data(settings.path, "zwh-sdu/ExcluIR")
     texts, file = rows_of_json(folder / "corpus.json"), folder / "test_manual_final.json"
@@ -184,10 +186,10 @@ def _read_excluir(settings: HubBenchmark) -> Collection:
         where = f"{file} item {number}"
         if not isinstance(item, dict):
             raise InputError(f"{where}: expected an object, found {item!r:.60}")
-        # The makers' README and their script call the two keys by different names.
+        # The authors' README and script use different names for the two keys.
         query, places = (
-            item.get(one, item.get(other))
-            for one, other in (("ExcluQ", "RQ_rewrite"), ("index", "corpus_sub_index"))
+            item.get(in_readme, item.get(in_script))
+            for in_readme, in_script in (("ExcluQ", "RQ_rewrite"), ("index", "corpus_sub_index"))
         )
         match places:
             case [int(unwanted), int(wanted)] if isinstance(query, str) and max(places) < len(texts):
@@ -195,16 +197,16 @@ def _read_excluir(settings: HubBenchmark) -> Collection:
                 cases.append(Case(str(number), {"original": view}, frozenset([str(unwanted)])))
             case _:
                 raise InputError(
-                    f"{where}: expected a text `ExcluQ` and `index`, two places in corpus.json, found {item!r:.80}"
+                    f"{where}: expected a text `ExcluQ` and `index`, two indices into corpus.json, found {item!r:.80}"
                 )
     passages = {str(place): Passage(str(place), text=str(text)) for place, text in enumerate(texts)}
     return Collection(settings.name, passages, tuple(cases))
 
 
 def read_mair(settings: Mair) -> list[Collection]:
-    """A collection a part of the task: TASK/PART_queries.jsonl and TASK/PART_docs.jsonl. [2410.10127]
+    """One collection per part of the task: TASK/PART_queries.jsonl and TASK/PART_docs.jsonl. [2410.10127]
 
-    A query that comes with several instructions is several rows, in one part or in several: they are one topic.
+    A query with several instructions has several rows, in one or more parts; they belong to one topic.
     """
     folders = [
         local_data(path, name) / settings.task
@@ -230,7 +232,7 @@ def read_mair(settings: Mair) -> list[Collection]:
         for id, row in _by_id(rows_of_mirrored(file), "qid").items():
             try:
                 grades = {str(label["id"]): int(label["score"]) for label in row.columns["labels"]}
-            except (KeyError, TypeError, ValueError, OverflowError):  # ... of NaN, of an infinite one
+            except (KeyError, TypeError, ValueError, OverflowError):  # the last two: NaN and infinity
                 raise InputError(
                     f"{row.where}: `labels` must be a list of objects with an id and a score"
                 ) from None

@@ -1,4 +1,4 @@
-"""Data sets of the hub, read from a folder of this machine: README.md names their configs and files."""
+"""Hub data sets in a local folder. Their README.md lists configs and files."""
 
 from collections.abc import Iterator
 import json
@@ -20,8 +20,8 @@ _SPLIT = "test"
 class Mirror:
     """A data set and its configs ("corpus", "queries", ...), each a table.
 
-    Where README.md says nothing, a config is the file or the folder of its name. Raises InputError if there is
-    no such folder, saying how to get `hub_name`.
+    A config that README.md does not list is the file or folder of its name. Raises InputError if the folder does not
+    exist; the message says how to get `hub_name`.
     """
 
     def __init__(self, path: str, hub_name: str) -> None:
@@ -36,13 +36,13 @@ class Mirror:
         try:
             declared = (yaml.safe_load(parts[1]) or {}).get("configs") or []
         except (yaml.YAMLError, AttributeError):
-            raise InputError(f"{readme}: what stands between the lines of --- is not YAML") from None
+            raise InputError(f"{readme}: the front matter between the --- lines is not YAML") from None
         return [config for config in declared if "config_name" in config]
 
     def rows(self, *names: str) -> list[Row]:
-        """The rows of the first of these configs that is there, of its split `test` or its only one.
+        """The rows of the first of these configs that exists, from its split `test` or its only split.
 
-        Raises InputError if none is, or a file cannot be read.
+        Raises InputError if none exists or a file cannot be read.
         """
         for name in names:
             if files := self._files(name):
@@ -86,7 +86,7 @@ def rows_of_mirrored(file: Path) -> Iterator[Row]:
 
 
 def rows_of_json(file: Path) -> list[Any]:
-    """The items of a file that is one JSON list. Raises InputError if it is not."""
+    """The items of a JSON list. Raises InputError if the file is anything else."""
     try:
         items = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Plain retrieval: folders of BEIR, files of TREC."""
+"""Plain retrieval: BEIR folders and TREC files."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ from dualview.storage import holds
 
 
 def read_beir(settings: Beir) -> Collection:
-    """The folder's corpus, and the queries that its qrels judge (queries.jsonl may hold other splits too).
+    """The folder's corpus, and the queries that its qrels judge (queries.jsonl may also hold other splits).
 
-    Raises InputError if a file is missing or a row is wrong.
+    Raises InputError if a file is missing or a row is malformed.
     """
     folder = open_data(settings.path)
     passages = read_corpus(f"{folder.url}/corpus.jsonl")
@@ -29,7 +29,7 @@ def read_beir(settings: Beir) -> Collection:
 
 
 def read_trec(settings: Trec) -> Collection:
-    """The corpus, and the topics that are judged. Raises InputError if a file is missing or a line is wrong."""
+    """The corpus and the judged topics. Raises InputError if a file is missing or a line is malformed."""
     passages = read_corpus(settings.corpus)
     topics = _trec_topics(settings.topics)
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
@@ -64,7 +64,7 @@ def _plain(
 
 
 def _trec_topics(url: str) -> dict[str, str]:
-    """id -> title, from `<top>` elements or lines of id and title with a tab between."""
+    """id -> title, from `<top>` elements or from lines of id and title separated by a tab."""
     text = "\n".join(line for _, line in read_lines(url))
     if "<top>" in text:
         found = re.findall(r"<num>\s*(?:Number:)?\s*(\S+).*?<title>\s*(?:Topic:)?\s*([^<]+)", text, re.DOTALL)
@@ -72,7 +72,7 @@ def _trec_topics(url: str) -> dict[str, str]:
         if len(topics) == text.count("<top>"):
             return topics
         raise InputError(
-            f"{url}: of {text.count('<top>')} topics {len(topics)} have a <num> of their own and a <title>"
+            f"{url}: {len(topics)} of {text.count('<top>')} topics have a unique <num> and a <title>; expected all"
         )
     return {id: title for _, (id, title) in _fields(url, 2, "301<tab>international organized crime", "\t")}
 
@@ -80,7 +80,7 @@ def _trec_topics(url: str) -> dict[str, str]:
 def _fields(
     url: str, num: int, example: str, separator: str | None = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Where it stands, and the fields of each line that is not blank."""
+    """Location and fields of each line that is not blank."""
     for where, line in read_lines(url):
         fields = line.split(separator) if separator else fields_of(line)
         if fields and len(fields) != num:
