@@ -1,1 +1,1 @@
-"""Grids of runs to an answer with an interval."""
+"""Studies: grids of runs, compared with confidence intervals."""

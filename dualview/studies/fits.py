@@ -1,4 +1,4 @@
-"""How a score grows with a budget, and how much of one kind of data equals another, with intervals."""
+"""Scaling curves: how a score grows with a budget, and how much data of one kind equals another, with intervals."""
 
 # B = budgets, R = repeats (seeds), T = topics, S = samples
 
@@ -25,7 +25,7 @@ class PowerLaw:
 
     @property
     def is_determined(self) -> bool:
-        """Whether the exponent lies between the bounds of the search: else the scores show no bend to fit."""
+        """Whether the exponent is inside the search bounds; at a bound, the scores show no curvature to fit."""
         low, high = EXPONENTS
         return 1.01 * low < self.exponent < 0.99 * high
 
@@ -35,7 +35,7 @@ class PowerLaw:
         )
 
     def budget_for(self, score: float) -> float:
-        """The budget at which the curve reaches a score; inf where it never does."""
+        """The budget at which the curve reaches a score; inf if it never does."""
         missing = (self.limit - score) / self.gain if self.gain else -1.0
         if missing <= 0:
             return float("inf")
@@ -43,13 +43,13 @@ class PowerLaw:
 
 
 def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
-    """Least squares over limit, gain and exponent (within EXPONENTS). Raises ValueError with fewer than three budgets.
+    """Least-squares fit of limit, gain and exponent (within EXPONENTS). Raises ValueError for fewer than 3 budgets.
 
-    Given the exponent the rest is a straight line, so only the exponent is searched for.
+    For a given exponent the fit is linear, so only the exponent is searched.
     """
     budgets, scores = (np.asarray(values, dtype=np.float64) for values in (budgets_B, scores_B))
     if len(np.unique(budgets)) < 3:
-        raise ValueError("a power law with an offset needs scores at three budgets or more")
+        raise ValueError("a power law with an offset needs scores at three or more budgets")
     unit = float(budgets.min())
 
     def line(log_exponent: float) -> tuple[float, float, float]:
@@ -71,7 +71,7 @@ def fit_power_law(budgets_B: ArrayLike, scores_B: ArrayLike) -> PowerLaw:
 
 @dataclass(frozen=True)
 class Curve:
-    """Scores of one recipe at each budget, of all seeds of training, over the same queries."""
+    """Scores of one recipe at each budget, for all training seeds, over the same queries."""
 
     budgets: tuple[float, ...]
     scores: tuple[ByTopic, ...]
@@ -80,7 +80,7 @@ class Curve:
         return np.array([of_budget.mean() for of_budget in self.scores])
 
     def resampled(self, topics_T: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Means over the queries of these topics and over seeds drawn with replacement."""
+        """Means (B,) over the queries of these topics and over seeds drawn with replacement."""
         return np.array(
             [
                 of_budget.mean_of(rng.integers(len(of_budget.sums_RT), size=len(of_budget.sums_RT)), topics_T)
@@ -90,12 +90,12 @@ class Curve:
 
 
 def bootstrap_fits(curves: Sequence[Curve], samples: int, seed: int) -> list[list[PowerLaw]]:
-    """For each sample a fit of every curve, all over the same draw of topics.
+    """For each sample, a fit of every curve over the same draw of topics.
 
-    Raises ValueError if they do not have the same topics.
+    Raises ValueError if the curves have different topics.
     """
     if len({tuple(scores.counts_T) for curve in curves for scores in curve.scores}) > 1:
-        raise ValueError("curves can share a draw of topics only where they have the same")
+        raise ValueError("the curves have different topics; expected the same ones, to share a draw")
     rng = np.random.default_rng(seed)
     num_topics = curves[0].scores[0].num_topics
     draws = (rng.integers(num_topics, size=num_topics) for _ in range(samples))
@@ -106,22 +106,22 @@ def bootstrap_fits(curves: Sequence[Curve], samples: int, seed: int) -> list[lis
 
 
 def interval_of(value: float, values_S: Sequence[float]) -> Interval:
-    """A value with the 95% of its samples; infinite ones are as large as any."""
+    """A value with the 95% interval of its samples, which may be infinite."""
     low, high = np.percentile(np.asarray(values_S), [2.5, 97.5], method="nearest")
     return Interval(value, float(low), float(high))
 
 
 def extrapolated(curve: Curve, budget: float, samples: int, seed: int) -> Interval:
-    """The score at a budget that nobody ran."""
+    """The predicted score at a budget that was not run."""
     fitted = fit_power_law(curve.budgets, curve.means())
     values = [float(fit.at(budget)) for (fit,) in bootstrap_fits([curve], samples, seed)]
     return interval_of(float(fitted.at(budget)), values)
 
 
 def worth_of(first: Curve, second: Curve, budget: float, samples: int, seed: int) -> Interval:
-    """How many instances of `second` are worth one of `first`: the budget that brings `second` to first's score.
+    """How many instances of `second` equal one of `first` at a budget.
 
-    As a multiple of `budget`; inf where `second` never gets there.
+    This is the budget at which `second` reaches first's score, divided by `budget`; inf if it never does.
     """
     fits = bootstrap_fits([first, second], samples, seed)
 

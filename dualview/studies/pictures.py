@@ -1,4 +1,4 @@
-"""A study's pictures: scores by budget with the curves through them, and one score against another."""
+"""A study's figures: scores by budget with fitted curves, and one metric against another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Line:
 
 
 def curves_picture(unit: str, lines: Sequence[Line]) -> str:
-    """A panel a metric, a colour a recipe: means with intervals at each budget, and the fitted law."""
+    """One panel per metric, one colour per recipe: means with intervals at each budget, and the fitted curve."""
     metrics = list(dict.fromkeys(line.metric for line in lines))
     recipes = list(dict.fromkeys(line.recipe for line in lines))
     num_columns = min(2, len(metrics))
@@ -40,7 +40,7 @@ def curves_picture(unit: str, lines: Sequence[Line]) -> str:
                 color = PALETTE[number % len(PALETTE)]
                 along = np.geomspace(line.budgets[0], line.budgets[-1], 60)
                 axes.plot(along, 100 * line.fit.at(along), color=color, linewidth=1.4, alpha=0.6)
-                # Beside each other, as their intervals would hide one another.
+                # Spread the recipes horizontally so that their intervals do not overlap.
                 places = np.array(line.budgets) * 1.03 ** (number - (len(recipes) - 1) / 2)
                 means, lows, highs = 100 * np.array(line.scores).T
                 axes.errorbar(
@@ -71,7 +71,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def trade_off_picture(metrics: tuple[str, str], intervals: IntervalsByPoint) -> str:
-    """The first metric upwards, the second to the right; a colour a recipe, larger points for later values of the others."""
+    """First metric on y, second on x; one colour per recipe, larger points for later values of other axes."""
     upwards, rightwards = metrics
     recipes = list(dict.fromkeys(point[0] for point in intervals))
     with matplotlib.rc_context(STYLE):

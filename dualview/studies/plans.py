@@ -1,4 +1,4 @@
-"""A study's YAML to its grid of runs, each a whole config."""
+"""Expand a study's config into its grid of runs, each with complete configs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Of the training; its scores lie in it too, for each way of scoring apart."""
+        """Folder of the training. Holds its scores too, in one folder per evaluation config."""
         return self.train.output.removesuffix("/train")
 
 
 def plan_study(study: StudyConfig) -> list[Run]:
     """Every combination of the axes' values, in the order of the file.
 
-    A run's output is named by the fingerprint of its configs, so that studies under one output share the
-    trainings that they have in common, and the scores where they score alike.
-    Raises InputError if a value is no valid setting, where two points are the same run, or where the
-    budgets of runs that are compared are not equal.
+    A run's output is named by the fingerprint of its configs, so studies under one output share identical
+    trainings and identical evaluations.
+    Raises InputError if a setting is invalid, if two points are the same run, or if compared runs have
+    different budgets.
     """
     runs = [
         _run(study, dict(zip(study.axes, values, strict=True))) for values in product(*study.axes.values())
@@ -47,7 +47,7 @@ def plan_study(study: StudyConfig) -> list[Run]:
         if run.folder in by_folder:
             raise InputError(
                 f"axes: the points ({by_folder[run.folder].name}) and ({run.name}) are the same run; give each"
-                " value of an axis settings of its own"
+                " value of an axis different settings"
             )
         by_folder[run.folder] = run
     _check_equal_budgets(study, runs)
@@ -75,7 +75,7 @@ def _run(study: StudyConfig, point: Mapping[str, str]) -> Run:
 
 
 def scoring_of_baselines(study: StudyConfig) -> EvaluateConfig:
-    """Their evaluation, with the settings of the runs'."""
+    """The evaluation config of the baselines, with the same settings as that of the runs."""
     evaluate = load(EvaluateConfig, study.evaluate, changes=[study.evaluate_changes])
     settings = {"encoders": study.baselines, "compare": ()}
     named = _named(evaluate.model_copy(update=settings).deciding(), but=("output",))
@@ -87,25 +87,25 @@ def _named(settings: Mapping[str, Any], but: Sequence[str]) -> str:
 
 
 def budget_of(run: Run) -> dict[str, int | None]:
-    """What a run may spend, in the unit of its config."""
+    """Unit -> amount that a run may spend, as set in its config."""
     return {unit: amount for unit, amount in run.train.budget.model_dump().items() if amount is not None}
 
 
 def _check_equal_budgets(study: StudyConfig, runs: Sequence[Run]) -> None:
-    """Runs that are compared must have the same budget."""
+    """Raises InputError if compared runs have different budgets."""
     by_point = {tuple(run.point.values()): run for run in runs}
     for first, second in study.compare:
         for (recipe, *rest), run in by_point.items():
-            other = by_point.get((second, *rest))  # none of a baseline
+            other = by_point.get((second, *rest))  # None for a baseline
             if recipe == first and other is not None and budget_of(run) != budget_of(other):
                 raise InputError(
                     f"compare: the budgets of ({run.name}) and ({other.name}) are not equal: {budget_of(run)} and"
-                    f" {budget_of(other)}; set them equal, or leave the pair out of compare"
+                    f" {budget_of(other)}; make them equal, or remove the pair from compare"
                 )
 
 
 def table_of(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """The grid for people: a row a run, with its counts."""
+    """The grid for people to read: one row per run, with its counts."""
     return [
         {
             **run.point,

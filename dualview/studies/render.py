@@ -1,4 +1,4 @@
-"""A study's report, as Markdown and as a page."""
+"""A study's report, as Markdown and HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from dualview.studies.results import (
     worths,
 )
 
-MOST_WORTH = 1000  # what is above, or never reached, is shown as such
+MOST_WORTH = 1000  # larger or infinite values are shown as "over 1,000"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Section:
     heading: str
     note: str
     tables: Sequence[Table] = ()
-    pictures: Sequence[str] = ()  # SVG; Markdown goes without
+    pictures: Sequence[str] = ()  # SVG; omitted from Markdown
     listing: str = ""
     items: Sequence[str] = ()
 
@@ -61,7 +61,7 @@ def study_sections(
     costs: Mapping[str, TrainingCost],
     failed: Mapping[str, str],
 ) -> list[Section]:
-    """All of it; a part without material is left out. values, costs, failed: by a run's folder; baselines: by name."""
+    """All sections that have data. values, costs, failed: by run folder; baselines: by name."""
     of_baselines = scores_of_baselines(study, baselines)
     scores = {**of_baselines, **scores_of_runs(study, runs, values)}
     intervals = {point: intervals_of(study, list(of_seeds.values())) for point, of_seeds in scores.items()}
@@ -87,7 +87,7 @@ def as_markdown(title: str, sections: Sequence[Section]) -> str:
 
 
 def as_page(title: str, sections: Sequence[Section]) -> str:
-    """HTML that needs nothing else."""
+    """A self-contained HTML page."""
     parts = []
     for section in sections:
         parts += [f"<h2>{escape(section.heading)}</h2>", f'<p class="note">{escape(section.note)}</p>']
@@ -118,19 +118,19 @@ def _scores_section(
     rows = [
         [
             *point,
-            "" if "" in of_seeds else str(len(of_seeds)),  # a baseline has none
+            "" if "" in of_seeds else str(len(of_seeds)),  # baselines have no seeds
             *("" if interval is None else _shown(interval) for interval in intervals[point].values()),
         ]
         for point, of_seeds in scores.items()
     ]
     return Section(
         "Scores",
-        "Means x100, with 95% bootstrap intervals over topics and seeds of training. Few seeds make them too narrow"
-        " where seeds spread more than topics do; every run's own scores are below.",
+        "Means x100, with 95% bootstrap intervals over topics and training seeds. With few seeds they are too narrow"
+        " if scores vary more between seeds than between topics; the scores of each run are below.",
         [Table([*_axes(study), "seeds", *names.values()], rows)],
         items=[
             f"{lack.baseline} has no {names[lack.metric]} for {lack.num_missing:,} of {lack.num_queries:,} queries:"
-            " its mean is over the others, and so are differences from it."
+            " its mean, and differences from it, are over the others."
             for lack in lacks(study, scores, baselines)
         ],
     )
@@ -150,7 +150,9 @@ def _differences_section(
     ]
     if not rows:
         return []
-    note = "Paired: the same queries, and the seeds of training that both have. Bold where the interval does not hold 0."
+    note = (
+        "Paired over the same queries and the training seeds that both have. Bold if the interval excludes 0."
+    )
     head = ["difference", *_axes(study)[1:], "seeds", *_short_names(study).values()]
     return [Section("Differences", note, [Table(head, rows)])]
 
@@ -161,15 +163,15 @@ def _curves_section(
     curves: Sequence[FittedCurve],
     costs: Mapping[str, TrainingCost],
 ) -> list[Section]:
-    """Curves over the budget, and what one recipe's unit is worth in another's, in each unit of cost."""
+    """Curves over the budget, and the worth of one recipe's data in another's, in each unit of cost."""
     if not curves:
         return []
     names = _short_names(study)
     [budget_unit] = {unit for run in runs for unit in budget_of(run)}
     note = (
-        f"Power laws with an offset over {budget_unit}, fitted to the means (lines). Worth: how many units of the second"
-        " recipe bring it where one unit of the first brought the first, at the largest budget, for each way of"
-        " counting what was spent. Limit and exponent are left empty where the scores do not bend enough to tell them."
+        f"Power laws with an offset over {budget_unit}, fitted to the means (lines). Worth: how many units the second"
+        " recipe needs to match one unit of the first at the largest budget, in each unit of cost. Limit and"
+        " exponent are empty if the scores show too little curvature to estimate them."
     )
     recipe_axes = ["recipe", *[""] * (len(curves[0].recipe) - 1)]
     fits = Table(
@@ -201,7 +203,7 @@ def _worth_row(worth: Worth, names: Mapping[str, str], units: Sequence[str]) -> 
 def _trade_off_section(
     study: StudyConfig, intervals: Mapping[Point, Intervals], of_baselines: Scores
 ) -> list[Section]:
-    """Of the points that have a value of each of the two metrics."""
+    """The points that have values of both metrics."""
     if study.trade_off is None:
         return []
     points = {
@@ -215,7 +217,7 @@ def _trade_off_section(
     }
     if not shown:
         return []
-    # Baselines last, so that recipes have the colours that they have in the curves.
+    # Baselines last, so that recipes have the same colours as in the curves.
     ordered = {point: shown[point] for point in sorted(shown, key=lambda point: point in of_baselines)}
     further = _axes(study)[1:]
     larger = f"; larger points are later values of {', '.join(further)}" if further else ""
@@ -229,7 +231,7 @@ def _trade_off_section(
 def _runs_section(
     study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values], costs: Mapping[str, TrainingCost]
 ) -> list[Section]:
-    """Each run alone: what it scored, and what it cost."""
+    """Scores and costs of each run."""
     if not costs:
         return []
     units = units_of_cost(study, costs)
@@ -246,8 +248,8 @@ def _runs_section(
     total = [f"{sum(of_run.get(unit, 0.0) for of_run in in_units):,.6g}" for unit in units]
     rows.append(["all", *[""] * (len(study.axes) - 1 + len(study.metrics)), *total])
     note = (
-        "Each run's means x100, and its costs: what was trained on, floating-point operations of its matrix products,"
-        " seconds times workers, and the share of what writing and judging its data took."
+        "Each run's means x100 and its costs: training data, floating-point operations of its matrix products,"
+        " seconds times workers, and its share of the cost of generating and judging the data."
     )
     return [Section("Runs", note, [Table([*study.axes, *_short_names(study).values(), *units], rows)])]
 
@@ -256,27 +258,27 @@ def _failed_section(runs: Sequence[Run], failed: Mapping[str, str]) -> list[Sect
     if not failed:
         return []
     items = [f"{run.name}: {failed[run.folder]}" for run in runs if run.folder in failed]
-    return [Section("Failed", "The figures above are without them.", items=items)]
+    return [Section("Failed", "The results above exclude these runs.", items=items)]
 
 
 def _repeat_section(study: StudyConfig) -> Section:
     return Section(
-        "How to repeat it",
-        "This study, for `python jobs/study.py --config FILE`; with the same output, what stands is only read.",
+        "How to reproduce",
+        "Run this config with `python jobs/study.py --config FILE`. Finished work under the same output is reused.",
         listing=yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False),
     )
 
 
-# --- words and figures ----------------------------------------------------------------------------
+# --- formatting -----------------------------------------------------------------------------------
 
 
 def _axes(study: StudyConfig) -> list[str]:
-    """Without that of the seeds."""
+    """The study's axes without that of the seeds."""
     return [axis for axis in study.axes if axis != study.seeds]
 
 
 def _short_names(study: StudyConfig) -> dict[str, str]:
-    """Of the metrics: without their benchmark where all are of one."""
+    """Metric -> its name, without the benchmark if all metrics share one."""
     benchmarks = {metric.partition(" ")[0] for metric in study.metrics}
     return {metric: metric.partition(" ")[2] if len(benchmarks) == 1 else metric for metric in study.metrics}
 

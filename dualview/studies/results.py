@@ -1,4 +1,4 @@
-"""What a study measured: intervals over topics and seeds of training, paired differences, curves, and what units cost."""
+"""A study's results: intervals over topics and training seeds, paired differences, curves, and relative costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from dualview.studies.fits import Curve, PowerLaw, extrapolated, fit_power_law, 
 from dualview.studies.plans import Run, budget_of
 
 # Values of one run: "BENCHMARK METRIC" -> (topic, query) -> value, as a fraction. A baseline may lack some: p-MRR is
-# undefined where a run file, or BM25, ranks nothing.
+# undefined for a query if a run file, or BM25, ranks nothing.
 Values = Mapping[str, Mapping[Key, float]]
 Point = tuple[str, ...]  # of the grid, without its seed
-# SourceExample -> values; a baseline has one, "".
+# Training seed -> values; a baseline has the single seed "".
 Scores = Mapping[Point, Mapping[str, Values]]
-# Metric -> mean and interval; None where there is no value.
+# Metric -> mean and interval; None without values.
 Intervals = Mapping[str, Interval | None]
-# Values of the axes that are neither the budget's nor the seeds', the first axis ahead.
+# Values of the axes other than budget and seeds; the first axis comes first.
 Recipe = tuple[str, ...]
 
-FIT_SAMPLES = 200  # each is a fit: fewer than for a mean, and enough for the 2.5th percentile
+FIT_SAMPLES = 200  # fewer than for a mean, because each is a fit; enough for the 2.5th percentile
 
 
 def scores_of_runs(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> Scores:
-    """Of the runs that have values, by point."""
+    """Scores of the runs that have values, by point."""
     scores: dict[Point, dict[str, Values]] = {}
     for run in runs:
         if run.folder in values:
@@ -36,7 +36,7 @@ def scores_of_runs(study: StudyConfig, runs: Sequence[Run], values: Mapping[str,
 
 
 def scores_of_baselines(study: StudyConfig, baselines: Mapping[str, Values]) -> Scores:
-    """Of each by its name, as a point without values of the axes after the first."""
+    """Scores of each baseline, at the point (name, "", ...): it has no values on the other axes."""
     num_further_axes = len([axis for axis in study.axes if axis != study.seeds]) - 1
     return {(name, *[""] * num_further_axes): {"": values} for name, values in baselines.items()}
 
@@ -45,7 +45,7 @@ def scores_of_baselines(study: StudyConfig, baselines: Mapping[str, Values]) -> 
 
 
 def seed_and_topic_interval(scores: ByTopic, samples: int, seed: int) -> Interval:
-    """Bootstrap of the mean over both seeds and topics, each drawn with replacement; a seed's scores are a row."""
+    """Bootstrap of the mean over seeds and topics, both drawn with replacement. scores: one row per seed."""
     rng = np.random.default_rng(seed)
     num_seeds, num_topics = len(scores.sums_RT), scores.num_topics
     means = [
@@ -56,14 +56,14 @@ def seed_and_topic_interval(scores: ByTopic, samples: int, seed: int) -> Interva
 
 
 def intervals_of(study: StudyConfig, of_seeds: Sequence[Values]) -> Intervals:
-    """Over the queries that all of them have."""
+    """Intervals over the queries that all seeds have."""
     return {
         metric: _interval(study, in_all([values[metric] for values in of_seeds])) for metric in study.metrics
     }
 
 
 def _interval(study: StudyConfig, of_seeds: Sequence[Mapping[Key, float]]) -> Interval | None:
-    """None where there is no query."""
+    """None without queries."""
     if not of_seeds[0]:
         return None
     return seed_and_topic_interval(ByTopic.of(of_seeds), study.bootstrap_samples, seed=0)
@@ -81,13 +81,13 @@ class Difference:
 
 
 def differences(study: StudyConfig, scores: Scores, baselines: Mapping[str, Values]) -> list[Difference]:
-    """Paired: over the queries and the seeds that both have; nothing where they have no seed in common."""
+    """Paired over the queries and seeds that both have; omits pairs without a common seed."""
     found = []
     for first, second in study.compare:
         for (recipe, *further), of_seeds in scores.items():
             if recipe != first:
                 continue
-            # A baseline is one for all points, and for all seeds.
+            # A baseline is the same for all points and seeds.
             of_baseline = dict.fromkeys(of_seeds, baselines[second]) if second in baselines else {}
             of_second = of_baseline or scores.get((second, *further), {})
             pairs = [(values, of_second[seed]) for seed, values in of_seeds.items() if seed in of_second]
@@ -100,7 +100,7 @@ def differences(study: StudyConfig, scores: Scores, baselines: Mapping[str, Valu
 def _paired_interval(
     study: StudyConfig, pairs: Sequence[tuple[Values, Values]], metric: str
 ) -> Interval | None:
-    """Of first minus second over the queries that all runs of both have; None where there is none."""
+    """Interval of first minus second over the queries that all runs have; None if there are none."""
     arms = in_all([values[metric] for pair in pairs for values in pair])
     return _interval(
         study,
@@ -113,7 +113,7 @@ def _paired_interval(
 
 @dataclass(frozen=True)
 class Lack:
-    """A baseline has no value of a metric for some queries that others have one for."""
+    """A baseline lacks values of a metric for some queries that other arms have."""
 
     baseline: str
     metric: str
@@ -138,7 +138,7 @@ def lacks(study: StudyConfig, scores: Scores, baselines: Mapping[str, Values]) -
 
 @dataclass(frozen=True)
 class FittedCurve:
-    """A recipe's scores in one metric at each budget, and the law through them."""
+    """A recipe's scores in one metric at each budget, and the power law fitted to them."""
 
     recipe: Recipe
     metric: str
@@ -149,7 +149,7 @@ class FittedCurve:
 
 
 def fitted_curves(study: StudyConfig, runs: Sequence[Run], values: Mapping[str, Values]) -> list[FittedCurve]:
-    """Of each recipe that has three budgets or more; none where budgets are of several units."""
+    """A curve for each recipe with three or more budgets; none if the runs' budgets have different units."""
     if len({unit for run in runs for unit in budget_of(run)}) != 1:
         return []
     by_recipe: dict[Recipe, list[Run]] = {}
@@ -182,7 +182,7 @@ def _fitted(study: StudyConfig, recipe: Recipe, metric: str, curve: Curve) -> Fi
 
 
 def _recipe(study: StudyConfig, run: Run) -> Recipe:
-    """The first axis and those that are neither the budget's nor the seeds'."""
+    """The run's values on the first axis and on all others except budget and seeds."""
     first, *further = study.axes
 
     def is_of_budget(axis: str) -> bool:
@@ -199,18 +199,17 @@ def _amount(run: Run) -> float:
 
 @dataclass(frozen=True)
 class Worth:
-    """How many units of the second recipe bring it where one unit of the first brought the first."""
+    """How many units the second recipe needs to match one unit of the first."""
 
     first: Recipe
     second: Recipe
     metric: str
-    of_budget: Interval  # with units of the budget
-    ratios: Mapping[
-        str, float | None
-    ]  # unit of cost -> what a unit of budget costs the second beside the first
+    of_budget: Interval  # in units of the budget
+    # Unit of cost -> cost of a unit of budget under the second recipe, relative to the first.
+    ratios: Mapping[str, float | None]
 
     def in_unit(self, unit: str) -> tuple[float, ...] | None:
-        """Mean, low and high; None where one of the recipes costs nothing of this unit."""
+        """Mean, low and high; None if one of the recipes has no cost in this unit."""
         ratio = self.ratios[unit]
         return None if ratio is None else tuple(ratio * value for value in self.of_budget)
 
@@ -218,7 +217,7 @@ class Worth:
 def worths(
     study: StudyConfig, runs: Sequence[Run], curves: Sequence[FittedCurve], costs: Mapping[str, TrainingCost]
 ) -> list[Worth]:
-    """Of the recipes that the study compares, at the largest budget of both."""
+    """Worth for each pair of recipes that the study compares, at the largest budget that both have."""
     by_recipe = {(fitted.recipe, fitted.metric): fitted.curve for fitted in curves}
     recipes = list(dict.fromkeys(fitted.recipe for fitted in curves))
     found = []
@@ -233,7 +232,7 @@ def worths(
             }
             for metric in study.metrics:
                 pair = by_recipe[recipe, metric], by_recipe[other, metric]
-                largest = min(curve.budgets[-1] for curve in pair)  # what failed may be missing
+                largest = min(curve.budgets[-1] for curve in pair)  # failed runs may be missing
                 of_budget = worth_of(*pair, largest, FIT_SAMPLES, seed=0)
                 found.append(Worth(recipe, other, metric, of_budget, ratios))
     return found
@@ -246,7 +245,7 @@ def _cost_ratio(
     pair: tuple[Recipe, Recipe],
     unit: str,
 ) -> float | None:
-    """What a unit of budget costs the second recipe beside the first; None where it costs one of them nothing."""
+    """Cost of a unit of budget under the second recipe relative to the first; None if either is 0."""
 
     def cost(recipe: Recipe) -> float:
         finished = [run for run in runs if _recipe(study, run) == recipe and run.folder in costs]

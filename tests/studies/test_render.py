@@ -174,7 +174,7 @@ def test_a_baseline_without_any_value_of_a_metric_has_none_in_the_report(study):
     [picture] = [section.pictures[0] for section in sections if section.heading == "Trade-off"]
     assert "untouched" not in picture
     alone_there = study_sections(study, runs, {}, nothing, {}, failed={})
-    assert [section.heading for section in alone_there][:2] == ["Scores", "How to repeat it"]
+    assert [section.heading for section in alone_there][:2] == ["Scores", "How to reproduce"]
 
 
 def test_instructions_of_a_query_are_one_topic_in_a_study(study):
