@@ -88,7 +88,7 @@ def _flips(case: Case, rankings: Rankings) -> MetricValues:
 
 def _followir(measure: str) -> "Scorer":
     """Score is a metric of the original run: against the original labels as in mteb 2, and against the changed
-    labels, which mteb 1 used by mistake. Published Scores of 20 to 26 are of the latter kind."""
+    labels, which mteb 1 used as the original ones. Published Scores of 20 to 26 are of the latter kind."""
 
     def score(case: Case, rankings: Rankings) -> MetricValues:
         yield from _p_mrr(case, rankings["original"], rankings["changed"])

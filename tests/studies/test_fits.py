@@ -28,7 +28,7 @@ def test_a_score_above_the_limit_is_never_reached():
 
 
 def test_two_budgets_make_no_curve():
-    with pytest.raises(ValueError, match="three budgets"):
+    with pytest.raises(ValueError, match="budgets"):
         fit_power_law([100, 200, 200], [0.1, 0.2, 0.2])
 
 
@@ -113,5 +113,5 @@ def test_queries_of_a_topic_are_drawn_together():
 def test_curves_over_other_topics_share_no_draw():
     curve = noisy(PowerLaw(limit=0.6, gain=0.4, exponent=0.7, unit=100.0), np.random.default_rng(0))
     fewer = Curve(BUDGETS, tuple(ByTopic(each.sums_RT[:, 1:], each.counts_T[1:]) for each in curve.scores))
-    with pytest.raises(ValueError, match="share a draw of topics"):
+    with pytest.raises(ValueError, match="different topics"):
         bootstrap_fits([curve, fewer], samples=5, seed=0)
