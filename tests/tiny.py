@@ -146,7 +146,7 @@ def prepared_of(groups, config: TrainConfig, encoder, folder: Path, pieces: int 
 
 
 def retained_by(encoder, prepared):
-    """Anchors away from where the encoder is, so that retention has a gradient."""
+    """Base-distillation anchors away from the encoder's vectors, so that the loss has a gradient."""
     tokens = prepared.retained()
     vectors_RH = encode_tokens(encoder, tokens, side="query", precision="fp32")
     return Retained(tokens, torch.nn.functional.normalize(vectors_RH + 0.1, dim=1))

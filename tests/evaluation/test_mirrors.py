@@ -200,7 +200,7 @@ def test_trec(tmp_path, form):
     ("changes", "sentence"),
     [
         ({"topics": "301 organized crime\n"}, "topics line 1: has 1 fields, not 2"),
-        ({"topics": "<top>\n<num> 301\n</top>"}, "topics: of 1 topics 0 have a <num>"),
+        ({"topics": "<top>\n<num> 301\n</top>"}, "topics: 0 of 1 topics have a unique <num>"),
         ({"qrels": "301 a 2\n"}, "qrels line 1: has 3 fields, not 4, for example: 301 0 FBIS3"),
         ({"qrels": "9 0 a 2\n"}, "qrels line 1: the topic '9' is not in .*topics"),
         ({"qrels": "301 0 z 2\n"}, "qrels line 1: the passage 'z' is not in .*corpus.jsonl"),

@@ -112,7 +112,7 @@ def test_what_is_missing_or_broken_is_told(store: Store) -> None:
 
 
 def test_an_encoder_to_train_and_the_saved_one_share_a_spec_and_vectors(tmp_path: Path) -> None:
-    """Or what training keeps of frozen documents would be no use to an evaluation."""
+    """Otherwise evaluation could not reuse the passage vectors of query-side training."""
     model = str(tmp_path / "model")
     new_encoder(str(save_tiny_encoder(tmp_path / "base")), pooling="cls", trust_remote_code=False).save(model)
     saved = saved_settings(model)

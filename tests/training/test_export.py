@@ -42,7 +42,7 @@ def trainable(encoder):
 
 
 def test_adapters_are_all_that_learns_and_are_merged_on_export(config_of, tmp_path):
-    config = config_of(encoder__lora=LORA, move_back=0.0)
+    config = config_of(encoder__lora=LORA, weight_interpolation=0.0)
     encoder = moved(encoder_to_train(config))
     assert trainable(encoder)
     assert all("lora_" in name for name in trainable(encoder))
@@ -77,7 +77,7 @@ def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(con
 
 
 def test_moved_back_all_the_way_it_is_the_untouched_one(config_of):
-    config = config_of(move_back=1.0)
+    config = config_of(weight_interpolation=1.0)
     encoder = moved(encoder_to_train(config))
     back = finished_encoder(config, encoder.state_dict())
     np.testing.assert_allclose(back.encode(TEXTS), encoder_to_train(config).encode(TEXTS), atol=1e-6)

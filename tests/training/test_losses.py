@@ -79,7 +79,7 @@ def test_a_view_without_a_positive_is_refused():
         info_nce(torch.zeros(2, 2), torch.tensor([[1, -1], [-1, -1]]), 0.02)
 
 
-def test_retention_is_zero_for_an_untouched_vector_and_two_for_an_opposite_one():
+def test_base_distillation_is_zero_for_an_untouched_vector_and_two_for_an_opposite_one():
     vectors = torch.nn.functional.normalize(torch.randn(3, 4), dim=1)
     assert float(base_distillation(vectors, vectors)) == pytest.approx(0, abs=1e-6)
     assert float(base_distillation(-vectors, vectors)) == pytest.approx(2 * len(vectors), abs=1e-5)

@@ -60,7 +60,7 @@ def test_with_dropout_the_second_pass_of_a_gradient_cache_drops_the_same(tmp_pat
 
 def test_documents_encoded_once_give_the_loss_of_encoding_them_for_each_view(tmp_path):
     """Twice the texts, half of them copies: the same scores, so the same loss and gradients."""
-    config = train_config(loss__retention=0.0, batch__negatives="own")
+    config = train_config(loss__base_distillation=0.0, batch__negatives="own")
     learner = learner_in(tmp_path, config, torch.float64)
     prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
     loss, gradients = learned(learner, config, prepared, Retained([], torch.empty(0)))
@@ -126,7 +126,7 @@ def _rank(rank, world_size, folder, negatives):
 
 def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
     """The loss is that of encoding them, and no gradient passes through them."""
-    config = train_config(loss__retention=0.0, batch__candidates="queries")
+    config = train_config(loss__base_distillation=0.0, batch__candidates="queries")
     learner = learner_in(tmp_path, config)
     prepared = prepared_of(GROUPS, config, learner.encoder, tmp_path)
     everything = [prepared.tokens(number) for number in range(prepared.num_passages)]
