@@ -104,7 +104,7 @@ def test_a_summary_is_json(table):
 
 
 def test_an_unknown_encoder_is_refused(table):
-    with pytest.raises(InputError, match="compare: .* 'dul'; .* dual, single"):
+    with pytest.raises(InputError, match=r"compare: .* 'dul'; .* dual, single"):
         summary(table, [("dul", "single")], samples=50, seed=1)
 
 

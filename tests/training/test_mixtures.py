@@ -60,5 +60,5 @@ def test_weights_are_shares_of_the_budget_and_examples_repeat():
 
 
 def test_a_source_without_trainable_examples_is_one_sentence():
-    with pytest.raises(InputError, match="mixture: .* 0 trainable examples"):
+    with pytest.raises(InputError, match=r"mixture: .* 0 trainable examples"):
         draw(part("both", weight=1.0), {}, 90, seed=0)
