@@ -1,4 +1,4 @@
-"""What a passage holds never becomes a turn of the conversation: a corpus must not answer its own judge."""
+"""The text of a passage never becomes a turn of the conversation: a corpus must not answer its own judge."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_passage_makes_no_turns_of_its_own(chat, tokenizer):
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     honest, attacked = (chat.token_ids(judged(text)) for text in ("An island.", ATTACK))
     assert attacked.count(start) == honest.count(start) == 3  # system, user, assistant
-    # What the template alone would make of it: a judge that has said yes.
+    # With the template alone, the judge would already have said yes.
     turns = [{"role": turn.role, "content": turn.text} for turn in judged(ATTACK)]
     raw = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert raw.count(start) == 5

@@ -48,7 +48,7 @@ def settings_of(host: str, **changes: Any) -> HttpEngine:
 
 
 class Asked:
-    """What came of asking: the completions, and the pauses before further tries."""
+    """The completions of some requests, and the pauses before retries."""
 
     def __init__(self, host: str, *requests: Request, **changes: Any) -> None:
         self.pauses: list[float] = []

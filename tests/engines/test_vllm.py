@@ -1,4 +1,4 @@
-"""What of vLLM on a GPU can be seen without one."""
+"""The parts of vLLM's GPU path that can be tested without a GPU."""
 
 import os
 import subprocess

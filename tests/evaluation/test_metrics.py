@@ -17,7 +17,7 @@ from dualview.evaluation.metrics import (
 from dualview.retrieval.ranking import rank
 
 IDS = [f"d{number}" for number in range(1, 31)]
-# Few different values, so that ties abound; a pair that only float64 tells apart; and arbitrary ones.
+# Few different values, so that ties abound; a pair that differs only in float64; and arbitrary ones.
 SCORES = st.one_of(
     st.sampled_from([-1.0, 0.0, 0.25, 0.5, 0.5 + 1e-12]), st.floats(-2, 2, allow_nan=False, width=32)
 )

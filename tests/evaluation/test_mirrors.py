@@ -1,4 +1,4 @@
-"""Readers of the hub's layouts: beside mteb's own loader where it has one, else on files written by hand."""
+"""Readers of hub data sets, compared with mteb's loader if it has one, otherwise tested on hand-written files."""
 
 from functools import partial
 import json

@@ -12,7 +12,7 @@ from dualview.evaluation.significance import bootstrap_interval, paired_differen
 
 
 def _of(benchmark, query_id, *rest):
-    """A query that is a topic of its own."""
+    """A query that is the only one of its topic."""
     return QueryScore(benchmark, query_id, query_id, *rest)
 
 
@@ -176,7 +176,7 @@ def test_topics_are_drawn_with_all_their_queries():
     sums = [(values[0] - values[1])[topics == topic].sum() for topic in sorted(set(topics))]
     flipped = [abs((rng.choice([-1, 1], size=30) * sums).sum()) for _ in range(4000)]
     p_value = np.mean([each >= abs(sum(sums)) for each in flipped])
-    assert 0.05 < p_value < 0.3  # of 225 queries, each with a sign of its own, it would be below 0.001
+    assert 0.05 < p_value < 0.3  # with a separate sign for each of 225 queries it would be below 0.001
     # two independent estimates, each with a standard error below 0.007
     found = result["differences"][0]["benchmarks"]["instructed"]["nDCG@10"]["p_value"]
     assert found == pytest.approx(p_value, abs=0.04)

@@ -9,7 +9,7 @@ from dualview.evaluation.significance import bootstrap_interval, in_all, paired_
 
 
 def alone(values):
-    """Each a query that is a topic of its own."""
+    """Values of queries that are each the only one of their topic."""
     return {(f"{number:05d}", f"{number:05d}"): float(value) for number, value in enumerate(values)}
 
 
@@ -53,7 +53,7 @@ TOPICS = [[0.9, 0.8, 0.95], [0.1], [0.5, 0.4], [0.3, 0.35, 0.2, 0.3], [0.7], [0.
 
 
 def test_the_interval_is_that_of_all_draws_of_topics():
-    """Of topics of unlike size: the mean over all the queries of the topics drawn."""
+    """With topics of unequal size: the mean over all queries of the topics drawn."""
     means = [np.mean(np.concatenate(draw)) for draw in product(TOPICS, repeat=len(TOPICS))]
     interval = bootstrap_interval(grouped(TOPICS), samples=100_000, seed=0)
     assert interval.mean == pytest.approx(np.mean(np.concatenate(TOPICS)))

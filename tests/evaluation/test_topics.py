@@ -1,4 +1,4 @@
-"""What the bootstrap draws, for each kind of benchmark: from its files to the topics of its scores."""
+"""The topics that the bootstrap draws, for each kind of benchmark, from its files to its scores."""
 
 import json
 
@@ -43,7 +43,7 @@ def instructir(folder):
 
 
 def nevir(folder):
-    """One passage edited twice, in two pairs under an id of its own in each; and a pair of another passage."""
+    """One passage edited twice, in two pairs under different ids; and a pair of another passage."""
     passages = {
         "1a": "It was",
         "1b": "It was not",
@@ -176,7 +176,7 @@ def test_the_topics_of_every_kind(tmp_path, make, expected):
     ]
     scores = score(kind, collections, rankings)
     assert {each.topic_id for each in scores} == set(expected)
-    # Every score of a case is its topic's: of the case itself, and of its views where they are scored one by one.
+    # All scores of a case have its topic: those of the case, and those of its views if they are scored separately.
     asked = {
         case.id: {case.id, *(view.id for view in case.views.values())}
         for c in collections

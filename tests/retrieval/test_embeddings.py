@@ -1,4 +1,4 @@
-"""Kept embeddings: which units are missing, and which hold what is asked for."""
+"""The embedding cache: which units are missing, and which hold the requested texts."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,7 +40,7 @@ def vector_of(text: str) -> list[float]:
 
 
 def make(store: Store, asked: Sequence[Wanted], stop_after: int | None = None) -> list[int]:
-    """What actors do. Returns the sizes of the units that were made."""
+    """Encode the missing units, as actors do. Returns the sizes of the new units."""
     missing = missing_units(store, asked)[:stop_after]
     for place, keys_D, numbers_D in missing:
         texts = asked[place].read(asked[place].payload(numbers_D.tolist()))

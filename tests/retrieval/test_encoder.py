@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def with_library(function):
-    """What the function gives, and whether oneDNN made a product in it."""
+    """The function's result, and whether oneDNN computed a product in it."""
     with torch.profiler.profile() as profile:
         found = function()
     return found, any(event.key == "aten::mkldnn_linear" for event in profile.key_averages())

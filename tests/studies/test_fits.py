@@ -38,7 +38,7 @@ def scores(values_RT):
 
 
 def noisy(law, rng, num_seeds=3, num_queries=60):
-    """Queries differ from each other, and seeds of training from each other, as they do in a study."""
+    """Scores that vary between queries and between training seeds, as in a study."""
     of_query = rng.normal(0, 0.15, num_queries)
     return Curve(
         BUDGETS,

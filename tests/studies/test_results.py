@@ -1,4 +1,4 @@
-"""Intervals over topics and seeds of training."""
+"""Intervals over topics and training seeds."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dualview.studies.results import seed_and_topic_interval
 
 
 def alone(matrix):
-    """SourceExamples x queries, each a topic of its own."""
+    """Seeds x queries, each query the only one of its topic."""
     return ByTopic(matrix, np.ones(matrix.shape[1], np.int64))
 
 
@@ -21,7 +21,7 @@ def test_seeds_widen_the_interval():
 
 
 def test_the_interval_is_that_of_draws_of_topics_with_all_their_queries():
-    """Against a plain loop, of topics of unlike size and two seeds."""
+    """Compared with a plain loop, with topics of unequal size and two seeds."""
     rng = np.random.default_rng(1)
     topics = [rng.normal(rng.normal(0, 1), 0.3, (2, size)) for size in (1, 5, 2, 9, 3, 4, 7, 1, 2, 6)]
     seeds = [

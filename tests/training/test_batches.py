@@ -121,7 +121,7 @@ def test_a_view_is_shown_in_each_of_its_wordings(batch_of):
 
 
 class Sizes:
-    """What a sampler asks of prepared groups."""
+    """The part of Prepared that a sampler uses."""
 
     def __init__(self, query, num_views, section=None, part=None, times=None):
         self.num_groups = len(query)
@@ -175,7 +175,7 @@ def test_an_epoch_deals_every_group_once_and_the_next_begins_with_what_is_left(s
     assert len(steps) == num_steps
     assert max(Counter(group for step in steps for group in step).values()) == 1
     assert {2 * len(step) for step in steps} == {instances}
-    # Of a query with fewer groups than a block has, so many epochs make one; and one block may wait for a second.
+    # A query with fewer groups than a block needs several epochs to fill one, and a block may wait for a second.
     num_epochs = 2 * per_block + 1
     first_of_next = next(step for step in range(10**6) if own.step(step)[0] == num_epochs)
     uses = own.uses(first_of_next)
@@ -213,7 +213,7 @@ def test_sections_never_share_a_step_and_their_steps_are_mixed():
     assert all(len(section) == 1 for section in sections)
     order = [section.pop() for section in sections]
     assert sum(order) == 20
-    assert 5 <= sum(order[:20]) <= 15  # 0 or 20 where one section came first
+    assert 5 <= sum(order[:20]) <= 15  # 0 or 20 if one section came first
 
 
 @pytest.mark.parametrize("queries", [None, 2])
@@ -293,7 +293,7 @@ def test_packing_takes_the_first_first():
 
 
 def test_what_has_the_same_id_and_another_text_stays_apart(tmp_path):
-    """Two data sets that number their queries and passages, and one that names passages within a seed only."""
+    """Two data sets that number their queries and passages, and one whose passage ids are unique only within an example."""
     encoder = tiny_encoder(tmp_path / "encoder")
 
     def numbered(seed, query, *words):

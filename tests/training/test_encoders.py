@@ -84,7 +84,7 @@ def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
 
 
 def _one_text_after_the_other(module, query, key, value, mask, cu_seq_lens_q=None, scaling=None, **_):
-    """What flash attention computes of texts without padding, by plain attention on each."""
+    """Flash attention over unpadded texts, emulated by plain attention on each text."""
     ends = [slice(start, stop) for start, stop in pairwise(cu_seq_lens_q.tolist())]
     attended = [
         torch.nn.functional.scaled_dot_product_attention(
@@ -133,7 +133,7 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
 
 
 def _take_texts_without_padding(transformer):
-    """As sentence-transformers sets itself up where it finds flash attention."""
+    """The setup of sentence-transformers with flash attention."""
     transformer.model.set_attn_implementation("one_after_the_other")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformer, "_is_flash_attention_requested", lambda: True)

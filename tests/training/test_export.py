@@ -1,4 +1,4 @@
-"""What is trained of an encoder, and what comes out of it."""
+"""Which parts of an encoder are trained, and what is exported."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What an encoder's files and the config say, whatever the defaults of the libraries below."""
+"""An encoder's files and the config decide, not the defaults of the underlying libraries."""
 
 from functools import partial
 import json

@@ -90,7 +90,7 @@ def test_unlabelled_passages_above_the_best_positive_are_left_out():
     relation_VD = torch.tensor([[1, -1, -1, -1, -1]])
     known_VD = torch.tensor([[True, True, False, False, False]])
     left = leave_out_false_negatives(scores_VD, relation_VD, known_VD, 0.05)
-    assert left.tolist() == [[1, -1, 0, 0, -1]]  # what the view labels stays, whatever it scores
+    assert left.tolist() == [[1, -1, 0, 0, -1]]  # the view's own labels stay, regardless of score
 
 
 def test_distillation_is_the_divergence_from_the_judge_over_what_it_saw():
