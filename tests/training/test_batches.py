@@ -293,7 +293,7 @@ def test_packing_takes_the_first_first():
 
 
 def test_what_has_the_same_id_and_another_text_stays_apart(tmp_path):
-    """Two data sets that number their queries and passages, and one whose passage ids are unique only within an example."""
+    """Two data sets that number their queries and passages, and one with passage ids per example."""
     encoder = tiny_encoder(tmp_path / "encoder")
 
     def numbered(seed, query, *words):
