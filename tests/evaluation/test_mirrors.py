@@ -286,5 +286,5 @@ def test_files_that_are_not_what_they_say(tmp_path):
         read_benchmark(_hub("excluir", tmp_path))
     (tmp_path / "corpus.json").write_text('["one"]')
     Path(tmp_path / "test_manual_final.json").write_text('[{"ExcluQ": "x", "index": [0, 1]}]')
-    with pytest.raises(InputError, match=r"item 0: expected a text `ExcluQ` and `index`, two places"):
+    with pytest.raises(InputError, match=r"item 0: expected a text `ExcluQ` and `index`, two indices"):
         read_benchmark(_hub("excluir", tmp_path))
