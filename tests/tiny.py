@@ -223,7 +223,7 @@ def plainly(learner, config, prepared, retained):
         scores_VD = truncated(views_VH, size) @ truncated(passages_DH, size).T
         relation_VD = torch.from_numpy(work.batch.relation(everyone))
         if config.loss.false_negative_margin is not None:
-            known_VD = torch.from_numpy(work.batch.labelled(everyone))
+            known_VD = torch.from_numpy(work.batch.of_same_query(everyone))
             relation_VD = leave_out_false_negatives(
                 scores_VD, relation_VD, known_VD, config.loss.false_negative_margin
             )

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from dualview.config.base import Pool, Positive, Settings, Several, Share
 from dualview.config.engines import CONNECTION, HttpEngine, Price, ScriptedEngine, VllmEngine
-from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import PromptrieverSource, SourceConfig, TuplesSource
 from dualview.records import Condition
 
 
@@ -224,10 +224,7 @@ class GenerateConfig(Synthesis):
 
     output: str
     """Location of the output: s3://bucket/prefix, file:///folder or a plain path."""
-    source: Annotated[
-        TuplesSource | PromptrieverSource | BeirSource | DraftsSource,
-        Field(discriminator="kind"),
-    ]
+    source: Annotated[SourceConfig, Field(discriminator="kind")]
     """Source of the examples."""
     engine: Annotated[VllmEngine | HttpEngine | ScriptedEngine, Field(discriminator="kind")] | None
     """The LLM that writes and judges; null if none does."""

@@ -126,3 +126,6 @@ class BeirSource(Settings):
     """Maximum number of positives per query, best grades first; each makes an example."""
     mining: Mining
     """Mining of hard negatives."""
+
+
+SourceConfig = TuplesSource | PromptrieverSource | BeirSource | DraftsSource

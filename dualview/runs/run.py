@@ -179,6 +179,20 @@ class GenerateRun:
             return {}
         return results
 
+    @property
+    def failed_judges(self) -> list[str]:
+        """The LLM judges below the AUC that the run asks for: their verdicts must not label anything."""
+        minimum = {
+            f"llm:{judge['prompt']}": judge["validation"]["min_auc"]
+            for judge in self.plan.settings.get("judges", ())
+            if judge["kind"] == "llm"
+        }
+        return [
+            name
+            for name, result in self.validation.items()
+            if result["auc"] < minimum.get(name.partition("@")[0], 0.0)
+        ]
+
     def put_validation(self, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Stores each judge's result unless results exist already. Returns the stored ones."""
         data = json.dumps(results, indent=2, allow_nan=False).encode()

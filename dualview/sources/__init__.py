@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, TuplesSource
+from dualview.config.sources import BeirSource, DraftsSource, PromptrieverSource, SourceConfig, TuplesSource
 from dualview.errors import InputError
 from dualview.records import SourceExample
 from dualview.runs.plan import Input
@@ -27,9 +27,6 @@ class Source(Protocol):
 
     def read(self, source: Input, start: int, stop: int) -> list[SourceExample]:
         """Read examples start to stop (exclusive) of one input."""
-
-
-SourceConfig = TuplesSource | PromptrieverSource | BeirSource | DraftsSource
 
 
 def open_source(settings: SourceConfig) -> Source:

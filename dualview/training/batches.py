@@ -66,7 +66,7 @@ class Batch:
                 relation_VD[row, self._column[passage]] = label
         return relation_VD
 
-    def labelled(self, views: Sequence[int]) -> NDArray[np.bool_]:
+    def of_same_query(self, views: Sequence[int]) -> NDArray[np.bool_]:
         """Mask of the passages of each view's query, labelled or left out; (len(views), D)."""
         known_VD = np.zeros((len(views), len(self.passages)), dtype=np.bool_)
         for row, v in enumerate(views):

@@ -122,7 +122,7 @@ def plan_work(
         padding_share=_padding_share(encoded),
         views=views,
         relation_VD=torch.from_numpy(batch.relation(views)),
-        known_VD=torch.from_numpy(batch.labelled(views)) if leaves_out else None,
+        known_VD=torch.from_numpy(batch.of_same_query(views)) if leaves_out else None,
         margins_VD=torch.from_numpy(batch.margins(views)) if distils else None,
         frozen_DH=torch.from_numpy(frozen(batch.passages)) if frozen is not None else None,
         num_views=sum(len(group.views) for group in members),

@@ -184,3 +184,12 @@ def test_without_datasets_the_user_is_told_what_to_install(
     run = finish_run(open_store(str(tmp_path)), [[row("a")]], {})
     with pytest.raises(InputError, match="pip install datasets"):
         run.to_huggingface()
+
+
+def test_a_judge_below_the_auc_that_the_run_asks_for_has_failed(tmp_path: Path) -> None:
+    judge = {"kind": "llm", "prompt": "j", "validation": {"min_auc": 0.8}}
+    store = open_store(str(tmp_path))
+    run = GenerateRun(store, plan_run(store, {"judges": [judge, {"kind": "attributes"}]}, INPUTS, 2))
+    assert run.failed_judges == []  # none has been validated
+    run.put_validation({"llm:j@1": {"auc": 0.79}, "llm:other@1": {"auc": 0.1}})
+    assert run.failed_judges == ["llm:j@1"]

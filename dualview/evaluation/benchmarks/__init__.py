@@ -2,18 +2,16 @@
 
 from collections import Counter
 
-from dualview.config.evaluate import Beir, Flips, FollowIR, HubBenchmark, Mair, Trec
+from dualview.config.evaluate import Beir, BenchmarkConfig, Flips, FollowIR, HubBenchmark, Mair, Trec
 from dualview.errors import InputError
 from dualview.evaluation.benchmarks.collections import Collection
 from dualview.evaluation.benchmarks.flips import from_flips, read_flips
 from dualview.evaluation.benchmarks.hub import HUB_READERS, read_followir, read_mair
 from dualview.evaluation.benchmarks.plain import read_beir, read_trec
 
-Benchmark = Beir | Trec | Flips | FollowIR | HubBenchmark | Mair
 
-
-def read_benchmark(settings: Benchmark) -> list[Collection]:
-    """The benchmark's collections: one, except for MAIR tasks of several parts.
+def read_benchmark(settings: BenchmarkConfig) -> list[Collection]:
+    """The benchmark's collections: one, except for MAIR tasks of several parts. How they are scored: scores.KINDS.
 
     Raises InputError if a row is malformed or a file is missing; the message says how to get it.
     """

@@ -15,6 +15,7 @@ from dualview.arrow import dual_views_from_table
 from dualview.config.base import fingerprint
 from dualview.config.train import EncoderConfig, TrainConfig
 from dualview.distributed.cluster import map_in_order
+from dualview.errors import InputError
 from dualview.progress import Progress
 from dualview.retrieval.encoder import (
     check_lengths,
@@ -56,6 +57,11 @@ def plan_mixture(config: TrainConfig) -> tuple[list[ShardDraw], list[dict[str, A
         zip(config.mixture.parts, instances_of_parts(config), strict=True)
     ):
         run = open_run(part.data)
+        if part.min_judged_margin is not None and (failed := run.failed_judges):
+            raise InputError(
+                f"mixture.parts.{number}.min_judged_margin: {part.min_judged_margin:g} labels by verdicts, but the judge"
+                f" {failed[0]} of {part.data} failed its validation; expected null"
+            )
         left_out = run.left_out_of_training()
         keys = [shard.key for shard in run.plan.shards]
         of_shards = list(map_in_order(partial(_num_rows_of_examples, part.data, left_out), keys))
