@@ -27,18 +27,29 @@ hypothesis.settings.load_profile("patient")
 WITHOUT_RAY = ("tests/pipelines/test_checkpoints.py", "tests/pipelines/test_deepspeed_gradients.py")
 
 
+def is_on_ray(nodeid: str) -> bool:
+    file = nodeid.partition("::")[0]
+    return file.startswith(("tests/pipelines/", "tests/distributed/")) and file not in WITHOUT_RAY
+
+
 class OneCluster(LoadScopeScheduling):
-    """One process has all tests that start clusters, as two would disturb each other; others are dealt by file."""
+    """One process runs all tests that start clusters, as two would disturb each other; others are dealt by file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        is_on_ray = file.startswith(("tests/pipelines/", "tests/distributed/")) and file not in WITHOUT_RAY
-        return "ray" if is_on_ray else file
+        return "ray" if is_on_ray(nodeid) else nodeid.partition("::")[0]
 
 
 # Groups of xdist would say it by fixture, but xdist 3.8 adds them to ids that pytest 9.2 does not read.
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = (
+        False  # else files with many tests, which take seconds, come before minutes
+    )
     return OneCluster(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that start clusters come first: they take the longest, and the other process does the rest meanwhile."""
+    items.sort(key=lambda item: not is_on_ray(item.nodeid))
 
 
 # What a scripted answer may be: (status, headers, body), or a function that does it all itself.
