@@ -111,9 +111,8 @@ def _parsed(assignment: str) -> tuple[str, Any]:
 def _rename(schema: type[Settings], content: Any, where: str) -> None:
     try:
         for old, new in rename(schema, content):
-            _warn(
-                f"{where}: `{old}` was renamed to `{new}` in {SINCE}; {REFUSED_FROM} will refuse the old name"
-            )
+            change = f"renamed to `{new}`" if new else "removed"
+            _warn(f"{where}: `{old}` was {change} in {SINCE}; {REFUSED_FROM} will refuse the old name")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 

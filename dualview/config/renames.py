@@ -1,7 +1,8 @@
 """Renamed keys and values, which are accepted under their old names for one version.
 
 The `renamed` mapping of a config class is old path -> new path. Paths are dotted; `*` is any item of a list or any name
-of a mapping, and `PATH=VALUE` on both sides renames a value. They apply in order, each to the result of the previous:
+of a mapping, and `PATH=VALUE` on both sides renames a value; a new path of "" removes a key. They apply in order, each
+to the result of the previous:
 
     renamed = {"watching": "logging", "logging.logs": "logging.folder", "source.kind=drafts": "source.kind=candidates"}
 """
@@ -20,7 +21,7 @@ REFUSED_FROM = "0.3"
 
 
 def rename(schema: type[Settings], content: Any) -> list[tuple[str, str]]:
-    """Replaces old names in `content`, in place. Returns a pair of dotted paths (old, new) for each.
+    """Replaces old names in `content`, in place. Returns a pair of dotted paths (old, new) for each; "" if removed.
 
     Raises InputError if a key is present under both names.
     """
@@ -37,7 +38,9 @@ def rename(schema: type[Settings], content: Any) -> list[tuple[str, str]]:
                     parent[key] = yaml.safe_load(new_value)
                     renamed.append((f"{'.'.join(path)}: {old_value}", f"{'.'.join(target)}: {new_value}"))
                 continue
-            _put(content, target, parent.pop(key), old=".".join(path))
+            value = parent.pop(key)
+            if new:
+                _put(content, target, value, old=".".join(path))
             _drop_if_empty(content, path[:-1])
             renamed.append((".".join(path), ".".join(target)))
     return renamed

@@ -53,8 +53,6 @@ class EncoderConfig(Settings):
     """Low-rank adapters; null trains all weights."""
     activation_checkpointing: bool
     """Recompute activations in the backward pass, to save memory."""
-    attention: Literal["sdpa", "flash_attention_2"]
-    """Attention implementation; `flash_attention_2` skips padding, and needs a GPU, bf16 and the package flash-attn."""
     trust_remote_code: bool
     """Allow Python code from the model's repository to run."""
 
@@ -201,6 +199,7 @@ class TrainConfig(Settings):
         "loss.retention": "loss.base_distillation",
         "move_back": "weight_interpolation",
         "watching": "monitor",
+        "encoder.attention": "",  # padding is skipped where that is possible
     }
 
     output: str
@@ -244,10 +243,6 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.encoder.attention != "sdpa" and (not self.workers.gpus or self.precision != "bf16"):
-            raise ValueError(
-                f"encoder.attention: {self.encoder.attention} needs workers.gpus above 0 and precision: bf16"
-            )
         if self.embeddings is not None and self.train == "both_encoders":
             raise ValueError(
                 f"embeddings: {self.embeddings} is for frozen passages; train: both_encoders has none; expected null"
@@ -293,7 +288,7 @@ _NOT_DECIDING = {
         "monitor",
     ),
     "batch": ("chunk_tokens", "gradient_cache"),
-    "encoder": ("activation_checkpointing", "attention"),
+    "encoder": ("activation_checkpointing",),
 }
 
 

@@ -3,7 +3,7 @@
 # N = texts, L = tokens of the longest text of a chunk, H = embedding size
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 import sys
@@ -21,11 +21,13 @@ from transformers.utils.logging import disable_progress_bar
 from dualview.config.base import ENCODING_GROUP
 from dualview.errors import InputError
 from dualview.models import Side, local_model
+from dualview.retrieval.attention import UNPADDED, can_skip_padding, skip_padding, unpadded
 from dualview.retrieval.embeddings import Embedded, EmbeddingSpec, Tokenized
 
 Precision = Literal["bf16", "fp32"]
 Tokens = Sequence[int] | NDArray[np.int32]
-Attention = Literal["sdpa", "flash_attention_2"]  # the latter computes no padding
+# A weight of a module: the module, the weight's name in it, its value.
+Weight = tuple[torch.nn.Module, str, torch.Tensor]
 
 
 disable_progress_bar()  # over weights and files; it would interrupt our own output
@@ -53,33 +55,22 @@ def new_encoder(
     *,
     pooling: Literal["mean", "cls"],
     trust_remote_code: bool,
-    attention: Attention = "sdpa",
 ) -> SentenceTransformer:
     """An encoder to train: the transformer of `model`, pooling, normalisation; weights in float32.
 
-    Raises InputError if the model cannot be loaded, requires remote code that is not trusted, or does not
-    support the attention.
+    Raises InputError if the model cannot be loaded or requires remote code that is not trusted.
     """
     # Each of the three loaders checks it. If it is not given, transformers asks at the terminal.
     trust = {"trust_remote_code": trust_remote_code}
-    settings: dict[str, Any] = {**WEIGHTS, **trust}
-    if attention != "sdpa":  # the default of all models that support it
-        settings["attn_implementation"] = attention
     try:
         transformer = Transformer(
-            local_model(model), model_kwargs=settings, config_kwargs=dict(trust), processor_kwargs=dict(trust)
+            local_model(model),
+            model_kwargs={**WEIGHTS, **trust},
+            config_kwargs=dict(trust),
+            processor_kwargs=dict(trust),
         )
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"encoder.attention: {attention} is not available ({reason}); expected sdpa"
-        ) from None
     except (OSError, ValueError) as error:
         raise _unreadable(model, error) from None
-    if attention != "sdpa" and not transformer.can_flatten_inputs:
-        raise InputError(
-            f"encoder.attention: {attention} does not support {model} without padding; expected sdpa"
-        )
     size = transformer.get_embedding_dimension()
     return SentenceTransformer(modules=[transformer, Pooling(size, pooling), Normalize()], device="cpu")
 
@@ -116,9 +107,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool) -> Any:
 
 def check_length(encoder: SentenceTransformer, key: str, max_tokens: int) -> None:
     """Raises InputError if the encoder has too few positions for `max_tokens`, the value of the config's `key`."""
-    # None: a custom module of the model.
-    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
-    if transformer is not None:
+    for transformer in transformers_of(encoder):
         _check_positions(transformer.model, key, max_tokens)
 
 
@@ -167,19 +156,41 @@ def tokenize_with(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list
     return tokens
 
 
+def transformers_of(encoder: SentenceTransformer) -> list[Transformer]:
+    """The transformers of an encoder, one of each side; none if the model has a custom module in their place."""
+    return [module for module in encoder.modules() if isinstance(module, Transformer)]
+
+
 def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """The encoder's inputs for these texts, on its device; unpadded if its attention supports that."""
-    # None: a custom module of the model.
-    transformer = next((module for module in encoder.modules() if isinstance(module, Transformer)), None)
-    features = (
-        _unpadded(transformer, tokens)
-        if transformer is not None and transformer.can_flatten_inputs
-        else _padded(tokens, encoder.tokenizer.pad_token_id)
-    )
+    """The encoder's inputs for these texts, on its device; without padding after `skip_padding_on_gpu`."""
+    features: dict[str, Any]
+    if skips_padding(encoder):
+        features = unpadded(transformers_of(encoder)[0], tokens)
+    else:
+        features = _padded(tokens, encoder.tokenizer.pad_token_id)
     return {
-        name: value.to(encoder.device) if isinstance(value, torch.Tensor) else value
+        name: to_device(value, encoder.device) if isinstance(value, torch.Tensor) else value
         for name, value in features.items()
     }
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor of the CPU on `device`; the CPU does not wait for the copy."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def skips_padding(encoder: SentenceTransformer) -> bool:
+    return any(
+        transformer.model.config._attn_implementation == UNPADDED for transformer in transformers_of(encoder)
+    )
+
+
+def skip_padding_on_gpu(encoder: SentenceTransformer, precision: Precision) -> None:
+    """Computes no padding from now on if the encoder is on a GPU, in bf16, and its models can do without."""
+    transformers = transformers_of(encoder)
+    if precision == "bf16" and encoder.device.type == "cuda" and all(map(can_skip_padding, transformers)):
+        for transformer in transformers:
+            skip_padding(transformer)
 
 
 def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor]:
@@ -192,17 +203,6 @@ def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor
     return {"input_ids": torch.from_numpy(input_ids_NL), "attention_mask": torch.from_numpy(mask_NL)}
 
 
-def _unpadded(transformer: Transformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """Texts concatenated, (1, sum of lengths), for attention that knows where each one begins."""
-    features: dict[str, Any] = transformer.data_collator(
-        [{"input_ids": list(map(int, ids))} for ids in tokens]
-    )
-    del features["labels"]
-    # As sentence-transformers does it; RoBERTa and its descendants count positions from an offset.
-    features["position_ids"] = features["position_ids"] + transformer._flatten_position_offset
-    return features
-
-
 def embed(
     encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, chunk_tokens: int
 ) -> torch.Tensor:
@@ -213,24 +213,72 @@ def embed(
     """
     order = sorted(range(len(tokens)), key=lambda n: len(tokens[n]))
     vectors = []
-    for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens):
+    padded = not skips_padding(encoder)
+    for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens, padded=padded):
         features = inputs_of(encoder, [tokens[order[n]] for n in chunk])
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())
     return torch.cat(vectors)[np.argsort(order)]
 
 
-def _chunks(lengths: Sequence[int], chunk_tokens: int) -> Iterator[range]:
-    """Ranges over ascending lengths whose padded size stays within chunk_tokens (at least one text)."""
-    start = 0
+def _chunks(lengths: Sequence[int], chunk_tokens: int, *, padded: bool) -> Iterator[range]:
+    """Ranges over ascending lengths of at most chunk_tokens tokens, padding included (at least one text)."""
+    start = total = 0
     for stop in range(1, len(lengths) + 1):
-        if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > chunk_tokens:
+        total += lengths[stop - 1]
+        if (
+            stop == len(lengths)
+            or (lengths[stop] * (stop + 1 - start) if padded else total + lengths[stop]) > chunk_tokens
+        ):
             yield range(start, stop)
-            start = stop
+            start, total = stop, 0
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Matrix products in bf16 if precision is "bf16"; weights and vectors stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def bf16_weights(encoder: SentenceTransformer) -> list[Weight]:
+    """The weights of the encoder's transformers in bf16; differentiable."""
+    cast: dict[torch.Tensor, torch.Tensor] = {}  # a weight that two modules share is cast once
+    return [
+        (module, name, cast[weight] if weight in cast else cast.setdefault(weight, weight.to(torch.bfloat16)))
+        for transformer in transformers_of(encoder)
+        for module in transformer.model.modules()
+        for name, weight in module._parameters.items()
+        if weight is not None and weight.is_floating_point()
+    ]
+
+
+@contextmanager
+def with_weights(encoder: SentenceTransformer, weights: Sequence[Weight]) -> Iterator[None]:
+    """The transformers compute with these weights; the vectors of their tokens, and all that follows, are float32.
+
+    The difference to autocast: no cast at each layer, and activations between layers in bf16 too.
+    """
+    own = [(module, name, module._parameters[name]) for module, name, _ in weights]
+    hooks = [transformer.register_forward_hook(_in_float32) for transformer in transformers_of(encoder)]
+    try:
+        for module, name, weight in weights:
+            module._parameters[name] = weight  # type: ignore[assignment]
+        yield
+    finally:
+        for module, name, parameter in own:
+            module._parameters[name] = parameter
+        for hook in hooks:
+            hook.remove()
+
+
+def _in_float32(_module: Any, _inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
+    features["token_embeddings"] = features["token_embeddings"].float()
+    return features
+
+
+def computing(encoder: SentenceTransformer, precision: Precision) -> AbstractContextManager[None]:
+    """Inference in this precision."""
+    if precision == "bf16" and transformers_of(encoder):
+        return with_weights(encoder, bf16_weights(encoder))
+    return autocast(precision, encoder.device)
 
 
 def encode_texts(
@@ -251,13 +299,14 @@ def encode_tokens(
 ) -> torch.Tensor:
     """The same for texts that are already tokens."""
     encoder.eval()
+    skip_padding_on_gpu(encoder, precision)
     chunk_tokens = CPU_CHUNK_TOKENS if encoder.device.type == "cpu" else GPU_CHUNK_TOKENS
-    with torch.inference_mode(), autocast(precision, encoder.device), products(precision, encoder.device):
+    with torch.inference_mode(), computing(encoder, precision), products(precision, encoder.device):
         return embed(encoder, tokens, side=side, chunk_tokens=chunk_tokens).cpu()
 
 
 CPU_CHUNK_TOKENS = 1024  # activations stay in a core's caches: 1.1 to 1.2 times as fast as 8192
-GPU_CHUNK_TOKENS = 8192  # small enough for the attention matrices at 512 tokens
+GPU_CHUNK_TOKENS = 32768  # enough to keep a GPU busy while the CPU starts the kernels of a layer
 
 
 def products(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:

@@ -318,10 +318,12 @@ def _sums(counts: tuple[tuple[int, int], ...], capacity: int) -> int:
     return sums & ((1 << capacity + 1) - 1)
 
 
-def deal(lengths: Sequence[int], world_size: int, chunk_tokens: int) -> list[list[tuple[int, ...]]]:
+def deal(
+    lengths: Sequence[int], world_size: int, chunk_tokens: int, *, padded: bool
+) -> list[list[tuple[int, ...]]]:
     """For each rank, the chunks of texts that it encodes, as indices into `lengths`.
 
-    Texts of similar length share a chunk of at most chunk_tokens tokens including padding, or a single
+    Texts of similar length share a chunk of at most chunk_tokens tokens, padding included if `padded`, or a single
     longer text. All ranks get the same number of non-empty chunks of similar cost, because at ZeRO stage 3
     every forward pass is a collective operation. Raises InputError if there are fewer texts than ranks.
     """
@@ -332,11 +334,16 @@ def deal(lengths: Sequence[int], world_size: int, chunk_tokens: int) -> list[lis
         )
     order = sorted(range(len(lengths)), key=lambda n: (lengths[n], n))
     bounds = [0]
+    tokens_of = [0] * world_size  # by rank, of the strip since the last bound
     for stop in range(1, len(order) + 1):
-        whole_rows = (stop - 1 - bounds[-1]) // world_size
-        rows = -(-(stop - bounds[-1]) // world_size)
-        if whole_rows and rows * lengths[order[stop - 1]] > chunk_tokens:
+        whole_rows, rank = divmod(stop - 1 - bounds[-1], world_size)
+        longest = lengths[order[stop - 1]]
+        tokens_of[rank] += longest
+        tokens = (whole_rows + 1) * longest if padded else tokens_of[rank]
+        if whole_rows and tokens > chunk_tokens:
             bounds.append(bounds[-1] + whole_rows * world_size)
+            begun = [lengths[n] for n in order[bounds[-1] : stop]]
+            tokens_of = [sum(begun[rank::world_size]) for rank in range(world_size)]
     if len(bounds) > 1 and len(order) - bounds[-1] < world_size:
         bounds.pop()  # a remainder smaller than world_size joins the previous chunks
     strips = [order[start:stop] for start, stop in zip(bounds, [*bounds[1:], len(order)], strict=True)]

@@ -18,9 +18,7 @@ def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> S
     After query-side training it is paired with the untouched passage encoder.
     """
     # It must load without a GPU, with the base model's dropout rates.
-    portable = config.encoder.model_copy(
-        update={"attention": "sdpa", "dropout": True, "activation_checkpointing": False}
-    )
+    portable = config.encoder.model_copy(update={"dropout": True, "activation_checkpointing": False})
     encoder = encoder_to_train(config.model_copy(update={"encoder": portable}))
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:

@@ -13,11 +13,9 @@ def info_nce(
 
     relation_VD holds 1 (positive), -1 (negative) and 0 (left out). Each positive is contrasted only with
     the view's negatives, so positives do not repel each other; with one positive per view this is InfoNCE.
-    [2604.18845, section 3] A view without negatives has loss 0. Raises ValueError if a view has no positive.
+    [2604.18845, section 3] A view without negatives has loss 0, and one without a positive NaN.
     """
     positive_VD = relation_VD == 1
-    if not bool(positive_VD.any(dim=1).all()):
-        raise ValueError("a view has no positive among the passages of its batch; expected at least one")
     logits_VD = scores_VD / temperature
     negatives_V1 = logits_VD.masked_fill(relation_VD != -1, float("-inf")).logsumexp(dim=1, keepdim=True)
     loss_VD = softplus(negatives_V1 - logits_VD).masked_fill(~positive_VD, 0.0)

@@ -1,7 +1,7 @@
 """The trainable model: an encoder and the temperature of its loss."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
@@ -9,7 +9,15 @@ import torch
 
 from dualview.config.train import TrainConfig
 from dualview.models import Side
-from dualview.retrieval.encoder import Precision, autocast, new_encoder
+from dualview.retrieval.encoder import (
+    Precision,
+    Weight,
+    autocast,
+    bf16_weights,
+    new_encoder,
+    transformers_of,
+    with_weights,
+)
 
 
 class Learner(torch.nn.Module):
@@ -21,12 +29,33 @@ class Learner(torch.nn.Module):
         super().__init__()
         self.encoder, self.precision = encoder, precision
         self.temperature = Temperature(temperature, learned=learned)
+        self._weights: list[Weight] | None = None
 
     def forward(self, features: dict[str, Any], side: Side) -> torch.Tensor:
-        # Must be inside forward: on a GPU, DeepSpeed's engine disables an autocast around it.
-        with autocast(self.precision, self.encoder.device):
+        with self.computing():
             vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
         return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Forward passes in the learner's precision, also those that recompute activations in a backward pass."""
+        if self._weights is not None:
+            return with_weights(self.encoder, self._weights)
+        # Must be inside forward: on a GPU, DeepSpeed's engine disables an autocast around it.
+        return autocast(self.precision, self.encoder.device)
+
+    @contextmanager
+    def cast_once(self) -> Iterator[None]:
+        """Casts the weights to bf16 once for all forward passes of a step, if the precision is bf16.
+
+        At ZeRO stage 3 a rank holds a weight only while its layer computes, so each layer casts its own.
+        """
+        is_sharded = any(hasattr(weight, "ds_tensor") for weight in self.encoder.parameters())
+        if self.precision == "bf16" and not is_sharded and transformers_of(self.encoder):
+            self._weights = bf16_weights(self.encoder)
+        try:
+            yield
+        finally:
+            self._weights = None
 
 
 class Temperature(torch.nn.Module):
@@ -51,7 +80,6 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
         settings.model,
         pooling=settings.pooling,
         trust_remote_code=settings.trust_remote_code,
-        attention=settings.attention,
     )
     encoder.prompts = settings.prompts.model_dump()
     transformer = encoder[0]
@@ -71,8 +99,6 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
         )
     if not settings.dropout:
         _switch_off_dropout(transformer.model)
-    if settings.activation_checkpointing:
-        transformer.model.gradient_checkpointing_enable({"use_reentrant": False})
     return encoder
 
 
@@ -82,6 +108,10 @@ def learner_of(config: TrainConfig) -> Learner:
     learner = Learner(
         encoder_to_train(config), temperature.value, learned=temperature.learned, precision=config.precision
     )
+    if config.encoder.activation_checkpointing:
+        learner.encoder[0].model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": lambda: (nullcontext(), learner.computing())}
+        )
     return learner.train()
 
 
@@ -114,7 +144,8 @@ def check_precision(encoder: torch.nn.Module, precision: Precision) -> Iterator[
     seen: set[torch.dtype] = set()
     hooks = [
         module.register_forward_hook(lambda _module, _inputs, output: seen.add(output.dtype))
-        for module in encoder.modules()
+        for transformer in transformers_of(encoder)
+        for module in transformer.modules()
         if isinstance(module, torch.nn.Linear)
     ]
     try:

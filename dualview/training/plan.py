@@ -15,6 +15,7 @@ from dualview.errors import InputError
 from dualview.models import Side
 from dualview.retrieval.encoder import Tokens
 from dualview.training.batches import Batch, deal, make_batch
+from dualview.training.groups import POSITIVE
 from dualview.training.prepared import Prepared
 
 RETAINED_TEXTS_PER_STEP = 8
@@ -35,9 +36,16 @@ class Texts:
         """Indices of this rank's texts, in chunk order."""
         return [place for chunk in self.chunks for place in chunk]
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """For each text, the row of its vector among the vectors of all ranks, in rank order."""
+        return torch.from_numpy(np.argsort(self.order))
 
-def share_texts(side: Side, tokens: Sequence[Tokens], rank: int, world_size: int, chunk_tokens: int) -> Texts:
-    dealt = deal([len(text) for text in tokens], world_size, chunk_tokens)
+
+def share_texts(
+    side: Side, tokens: Sequence[Tokens], rank: int, world_size: int, chunk_tokens: int, *, padded: bool
+) -> Texts:
+    dealt = deal([len(text) for text in tokens], world_size, chunk_tokens, padded=padded)
     of_ranks = [[place for chunk in chunks for place in chunk] for chunks in dealt]
     order = [place for places in of_ranks for place in places]
     return Texts(side, tokens, dealt[rank], order, [len(places) for places in of_ranks])
@@ -54,6 +62,8 @@ class Work:
     num_tokens: int  # of all ranks
     padding_share: float  # of the tokens that this rank encodes
     views: Sequence[int]  # this rank's
+    view_rows: torch.Tensor  # of their vectors, among this rank's queries
+    retained_rows: torch.Tensor
     relation_VD: torch.Tensor
     known_VD: torch.Tensor | None
     margins_VD: torch.Tensor | None
@@ -85,8 +95,9 @@ def plan_work(
     epoch: int,
     rank: int,
     world_size: int,
+    padded: bool = True,
 ) -> Work:
-    """A rank's share of a step.
+    """A rank's share of a step. padded: whether the encoder pads the texts of a chunk to the longest.
 
     With negatives "worker", a rank takes every world_size-th group and does not see other ranks' passages;
     raises InputError if there are then fewer groups than ranks.
@@ -104,13 +115,17 @@ def plan_work(
         retained = retained[rank::world_size]
     sharing = (0, 1) if alone else (rank, world_size)
     query_tokens: list[Tokens] = [*batch.view_tokens, *(retained_tokens[text] for text in retained)]
-    queries = share_texts("query", query_tokens, *sharing, settings.chunk_tokens)
+    queries = share_texts("query", query_tokens, *sharing, settings.chunk_tokens, padded=padded)
     passages = None
     if frozen is None:
         passage_tokens = [prepared.tokens(passage) for passage in batch.passages]
-        passages = share_texts("document", passage_tokens, *sharing, settings.chunk_tokens)
+        passages = share_texts("document", passage_tokens, *sharing, settings.chunk_tokens, padded=padded)
     encoded = [texts for texts in (queries, passages) if texts is not None]
     views = [place for place in queries.places if place < len(batch.views)]
+    is_view = np.array(queries.places) < len(batch.views)
+    relation_VD = batch.relation(views)
+    if not (relation_VD == POSITIVE).any(axis=1).all():
+        raise ValueError("a view has no positive among the passages of its batch; this is a bug")
     leaves_out, distils = config.loss.false_negative_margin is not None, bool(config.loss.distillation)
     return Work(
         batch=batch,
@@ -119,9 +134,11 @@ def plan_work(
         retained=retained,
         num_tokens=sum(len(text) for texts in encoded for text in texts.tokens)
         * (world_size if alone else 1),
-        padding_share=_padding_share(encoded),
+        padding_share=_padding_share(encoded) if padded else 0.0,
         views=views,
-        relation_VD=torch.from_numpy(batch.relation(views)),
+        view_rows=torch.from_numpy(is_view.nonzero()[0]),
+        retained_rows=torch.from_numpy((~is_view).nonzero()[0]),
+        relation_VD=torch.from_numpy(relation_VD),
         known_VD=torch.from_numpy(batch.of_same_query(views)) if leaves_out else None,
         margins_VD=torch.from_numpy(batch.margins(views)) if distils else None,
         frozen_DH=torch.from_numpy(frozen(batch.passages)) if frozen is not None else None,

@@ -11,7 +11,7 @@ import torch
 
 from dualview.config.train import TrainConfig
 from dualview.models import Side
-from dualview.retrieval.encoder import inputs_of
+from dualview.retrieval.encoder import inputs_of, to_device
 from dualview.training.collectives import gather_vectors
 from dualview.training.losses import (
     base_distillation,
@@ -53,8 +53,10 @@ class Step:
 
     def forward_backward(self, work: Work) -> torch.Tensor:
         """Run `backward` on this rank's share of the loss; returns that share, detached."""
-        if self.config.batch.gradient_cache:
-            return self._cached(work)
+        with self.learner.cast_once():
+            return self._cached(work) if self.config.batch.gradient_cache else self._at_once(work)
+
+    def _at_once(self, work: Work) -> torch.Tensor:
         vectors = [self._encode(work, *chunk) for chunk in work.chunks]
         loss = self._loss(work, vectors, self.learner.temperature())
         self.backward(loss)
@@ -97,12 +99,11 @@ class Step:
             for wanted in range(len(work.texts))
         ]
         device = of_side[0].device
-        num_views = len(work.batch.views)
-        is_view = torch.tensor([place < num_views for place in work.queries.places], device=device)
-        views_VH, texts_RH = of_side[0][is_view], of_side[0][~is_view]
+        views_VH = of_side[0][to_device(work.view_rows, device)]
+        texts_RH = of_side[0][to_device(work.retained_rows, device)]
         if work.passages is None:
             assert work.frozen_DH is not None
-            passages_DH = work.frozen_DH.to(device)
+            passages_DH = to_device(work.frozen_DH, device)
         else:
             passages_DH = _of_all_ranks(work.passages, of_side[1])
         loss = self._loss_of_views(work, views_VH, passages_DH, temperature)
@@ -116,7 +117,7 @@ class Step:
     ) -> torch.Tensor:
         """Sum over this rank's views of the mean loss over the trained embedding sizes."""
         settings, device = self.config.loss, views_VH.device
-        relation_VD = work.relation_VD.to(device)
+        relation_VD = to_device(work.relation_VD, device)
         sizes = settings.dimensions or (views_VH.shape[1],)
         loss = views_VH.new_zeros(())
         for size in sizes:
@@ -127,12 +128,12 @@ class Step:
                 relation_of_size = leave_out_false_negatives(
                     scores_VD.detach(),
                     relation_VD,
-                    work.known_VD.to(device),
+                    to_device(work.known_VD, device),
                     settings.false_negative_margin,
                 )
             of_views = info_nce(scores_VD, relation_of_size, temperature).sum()
             if work.margins_VD is not None:
-                of_judge = distillation(scores_VD, work.margins_VD.to(device), temperature).sum()
+                of_judge = distillation(scores_VD, to_device(work.margins_VD, device), temperature).sum()
                 of_views = of_views + settings.distillation * of_judge
             loss = loss + of_views / len(sizes)
         return loss
@@ -140,7 +141,7 @@ class Step:
     def _loss_of_retained(self, work: Work, texts_RH: torch.Tensor) -> torch.Tensor:
         num_views = len(work.batch.views)
         rows = [work.retained[place - num_views] for place in work.queries.places if place >= num_views]
-        untouched_RH = self.retained.untouched_RH[rows].to(texts_RH.device)
+        untouched_RH = to_device(self.retained.untouched_RH[rows], texts_RH.device)
         num_texts = min(RETAINED_TEXTS_PER_STEP, len(self.retained.tokens))
         weight = self.config.loss.base_distillation * (self.world_size / num_texts)
         return weight * base_distillation(texts_RH, untouched_RH)
@@ -148,8 +149,4 @@ class Step:
 
 def _of_all_ranks(texts: Texts, vectors_NH: torch.Tensor) -> torch.Tensor:
     """Vectors of all ranks' texts (D, H), in batch order; vectors_NH: this rank's."""
-    gathered_DH = gather_vectors(vectors_NH, texts.counts)
-    device = gathered_DH.device
-    row = torch.empty(len(texts.order), dtype=torch.long, device=device)
-    row[torch.tensor(texts.order, device=device)] = torch.arange(len(row), device=device)
-    return gathered_DH[row]
+    return gather_vectors(vectors_NH, texts.counts)[to_device(texts.rows, vectors_NH.device)]

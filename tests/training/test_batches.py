@@ -348,13 +348,14 @@ def test_groups_are_of_one_query_where_its_id_or_its_text_says_so(tmp_path, quer
     st.lists(st.integers(1, 50), min_size=1, max_size=40),
     st.integers(1, 8),
     st.sampled_from([1, 64, 100, 4096]),
+    st.booleans(),
 )
-def test_ranks_share_all_texts_in_equally_many_chunks(lengths, world_size, chunk_tokens):
+def test_ranks_share_all_texts_in_equally_many_chunks(lengths, world_size, chunk_tokens, padded):
     if len(lengths) < world_size:
         with pytest.raises(InputError, match=r"workers\.num"):
-            deal(lengths, world_size, chunk_tokens)
+            deal(lengths, world_size, chunk_tokens, padded=padded)
         return
-    ranks = deal(lengths, world_size, chunk_tokens)
+    ranks = deal(lengths, world_size, chunk_tokens, padded=padded)
     assert sorted(place for chunks in ranks for chunk in chunks for place in chunk) == list(
         range(len(lengths))
     )
@@ -362,6 +363,7 @@ def test_ranks_share_all_texts_in_equally_many_chunks(lengths, world_size, chunk
     assert all(chunk for chunks in ranks for chunk in chunks)
     for chunks in ranks:
         for number, chunk in enumerate(chunks):
-            padded = len(chunk) * max(lengths[place] for place in chunk)
+            of_chunk = [lengths[place] for place in chunk]
+            tokens = len(chunk) * max(of_chunk) if padded else sum(of_chunk)
             # one text may be longer than that; and the last chunk may take in a rest that not all ranks share
-            assert len(chunk) == 1 or padded <= chunk_tokens or number == len(chunks) - 1
+            assert len(chunk) == 1 or tokens <= chunk_tokens or number == len(chunks) - 1

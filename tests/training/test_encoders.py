@@ -1,7 +1,5 @@
 """The encoders that people train: one step of learning, and an export that embeds alike."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -9,7 +7,7 @@ from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_t
 import torch
 import transformers
 
-from dualview.errors import InputError
+from dualview.retrieval.attention import can_skip_padding, skip_padding
 from dualview.retrieval.encoder import embed, encode_texts, new_encoder, tokenize
 from dualview.training.model import Learner
 
@@ -56,12 +54,6 @@ def test_it_learns_and_its_export_embeds_alike(tmp_path, name, pooling):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_attention_that_is_not_available_is_refused(tmp_path):
-    folder = save_tiny_encoder(tmp_path / "model")
-    with pytest.raises(InputError, match=r"^encoder\.attention: flash_attention_2 "):
-        new_encoder(str(folder), pooling="mean", trust_remote_code=False, attention="flash_attention_2")
-
-
 def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
     encoder = new_encoder(str(save_tiny_encoder(tmp_path)), pooling="mean", trust_remote_code=False).eval()
 
@@ -83,28 +75,14 @@ def test_a_transformer_of_the_models_makers_is_asked_as_it_is(tmp_path):
     torch.testing.assert_close(*found)
 
 
-def _one_text_after_the_other(module, query, key, value, mask, cu_seq_lens_q=None, scaling=None, **_):
-    """Flash attention over unpadded texts, emulated by plain attention on each text."""
-    ends = [slice(start, stop) for start, stop in pairwise(cu_seq_lens_q.tolist())]
-    attended = [
-        torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, own], key[:, :, own], value[:, :, own], scale=scaling
-        )
-        for own in ends
-    ]
-    return torch.cat(attended, dim=2).transpose(1, 2), None
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("name", ["bert", "modernbert", "xlm-roberta"])
 def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pooling):
-    """The kernel itself needs a GPU: here plain attention takes its place, and all around it is real."""
+    """The kernel itself needs a GPU (tests/gpu): here plain attention takes its place, and all around it is real."""
     folder = save_tiny_encoder(tmp_path / "model")
     torch.manual_seed(0)
     sizes = SIZES | ({"local_attention": 128} if name == "modernbert" else {})
     transformers.AutoModel.from_config(ARCHITECTURES[name](**sizes)).save_pretrained(folder)
-    transformers.AttentionInterface.register("one_after_the_other", _one_text_after_the_other)
-    transformers.AttentionMaskInterface.register("one_after_the_other", lambda *_, **__: None)
     texts = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
     config = train_config(encoder__pooling=pooling)
 
@@ -112,7 +90,8 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
     for flat in (False, True):
         encoder = new_encoder(str(folder), pooling=pooling, trust_remote_code=False).eval()
         if flat:
-            _take_texts_without_padding(encoder[0])
+            assert can_skip_padding(encoder[0])
+            skip_padding(encoder[0])
         with torch.no_grad():
             vectors = embed(encoder, tokenize(encoder, texts, 64), side="query", chunk_tokens=1000)
         asked: list[int] = []
@@ -130,16 +109,3 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
     assert of_flat.keys() == of_padded.keys()
     for weight in of_padded:
         torch.testing.assert_close(of_flat[weight], of_padded[weight], atol=1e-4, rtol=1e-4)
-
-
-def _take_texts_without_padding(transformer):
-    """The setup of sentence-transformers with flash attention."""
-    transformer.model.set_attn_implementation("one_after_the_other")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "_is_flash_attention_requested", lambda: True)
-        patch.setattr(
-            "transformers.modeling_flash_attention_utils.lazy_import_flash_attention",
-            lambda *_, **__: ((None, _one_text_after_the_other, None, None), None),
-        )
-        transformer.unpad_inputs = None
-    assert transformer.can_flatten_inputs

@@ -31,6 +31,7 @@ def deepspeed_engine(learner: Learner, config: TrainConfig, num_steps: int) -> d
         [parameter for parameter in learner.parameters() if parameter.requires_grad],
         lr=config.optimizer.learning_rate,
         weight_decay=config.optimizer.weight_decay,
+        fused=torch.cuda.is_available() and not config.deepspeed.offload_optimizer,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_scale(step, num_steps, config.optimizer.warmup_share)

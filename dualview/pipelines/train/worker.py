@@ -32,7 +32,12 @@ from dualview.pipelines.train.engine import (
 from dualview.pipelines.train.frozen import look_up_vectors
 from dualview.pipelines.train.monitor import Monitor
 from dualview.pipelines.train.prepare import open_prepared, read_counts
-from dualview.retrieval.encoder import encode_tokens, num_dense_parameters
+from dualview.retrieval.encoder import (
+    encode_tokens,
+    num_dense_parameters,
+    skip_padding_on_gpu,
+    skips_padding,
+)
 from dualview.runs.publishing import LAST_KEY, offer, publish
 from dualview.storage import Store, open_store
 from dualview.training.export import finished_encoder, model_card
@@ -76,6 +81,7 @@ class Worker:
         self.num_parameters = num_dense_parameters(self.learner.encoder)
         self.frozen = look_up_vectors(config, self.prepared) if config.train == "query_encoder" else None
         self.engine, self.start = _resume(config, store, self.learner, self.num_steps)
+        skip_padding_on_gpu(self.learner.encoder, config.precision)
         self.retained = _retain(config, self.prepared, self.engine.device)
         self.step = step_of(self.engine, config, self.retained, self.world_size)
         self.checkpoints = Checkpoints(store, self.attempt, self.rank, self.world_size)
@@ -123,17 +129,18 @@ class Worker:
             epoch=epoch,
             rank=self.rank,
             world_size=self.world_size,
+            padded=not skips_padding(self.learner.encoder),
         )
 
     def _take_step(self, step: int, work: Work) -> None:
         is_first = step == self.first_step
         with check_precision(self.learner.encoder, self.config.precision) if is_first else nullcontext():
             share = self.step.forward_backward(work)
-        loss = mean_over_ranks(share)
-        if not math.isfinite(loss):
-            _stop_at(self.store, step, work, loss, self.rank)
         learning_rate = self.engine.get_lr()[0]
         self.engine.step()
+        loss = mean_over_ranks(share)  # only now, because the CPU waits for the device here
+        if not math.isfinite(loss):
+            _stop_at(self.store, step, work, loss, self.rank)
         self.losses.append(loss)
         self.num_groups += len(work.batch.group_ids)
         self.num_tokens += work.num_tokens
