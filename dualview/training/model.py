@@ -6,6 +6,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dualview.config.train import TrainConfig
 from dualview.models import Side
@@ -112,6 +113,10 @@ def learner_of(config: TrainConfig) -> Learner:
         learner.encoder[0].model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": lambda: (nullcontext(), learner.computing())}
         )
+    if config.encoder.compile:
+        for layer in learner.modules():
+            if isinstance(layer, GradientCheckpointingLayer):  # as transformers calls the layers of every model
+                layer.compile(dynamic=True)
     return learner.train()
 
 

@@ -22,6 +22,7 @@ import os
 from pathlib import Path
 import random
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,6 +69,12 @@ TINY = {
     "num_attention_heads": 2,
     "intermediate_size": 128,
     "vocab_size": 31000,
+}
+SMALL = TINY | {
+    "hidden_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 12,
+    "intermediate_size": 1024,
 }
 found: dict[str, Any] = {}
 
@@ -239,7 +246,6 @@ def ours(
     groups_per_step: int,
     folder: Path,
     *,
-    compiled: bool = False,
     profiled: bool = False,
     engine: bool = False,
 ) -> None:
@@ -248,9 +254,6 @@ def ours(
     learner.to(DEVICE)
     num_parameters = num_dense_parameters(learner.encoder)
     skip_padding_on_gpu(learner.encoder, config.precision)
-    if compiled:
-        for layer in learner.encoder[0].model.layers:
-            layer.compile(dynamic=True)
     nothing = Retained([], torch.empty(0))
     num_steps = data.num_groups // groups_per_step
     if engine:
@@ -292,7 +295,7 @@ def ours(
     ]
     reset_peak()
     losses = []
-    warm = 3 if compiled else 2
+    warm = 3
     context = (
         torch.profiler.profile(activities=list(torch.profiler.supported_activities()))
         if profiled
@@ -392,51 +395,20 @@ def steps(folder: Path) -> None:
     size = 64 if ON_GPU else 2
     make = partial(config_of, model, size, 6)
     made = some_groups(size * 10, 6)
-    attempt(partial(ours, "profile", made[: size * 4], make(), size, folder, profiled=True))
-    attempt(partial(ours, "step: unpadded, bf16 weights", made, make(), size, folder))
-    attempt(
-        partial(ours, "step: the same, chunks of 16k", made, make(batch__chunk_tokens=16384), size, folder)
-    )
-    attempt(partial(ours, "step: the same, compiled", made, make(), size, folder, compiled=True))
-    attempt(
-        partial(
-            ours,
-            "step: gradient cache, chunks of 16k, compiled",
-            made,
-            make(batch__gradient_cache=True, batch__chunk_tokens=16384),
-            size,
-            folder,
-            compiled=True,
-        )
-    )
-    attempt(
-        partial(
-            ours,
-            "step: gradient cache, chunks of 16k",
-            made,
-            make(batch__gradient_cache=True, batch__chunk_tokens=16384),
-            size,
-            folder,
-        )
-    )
-    attempt(
-        partial(ours, "step: checkpointing", made, make(encoder__activation_checkpointing=True), size, folder)
-    )
-    attempt(
-        partial(
-            ours,
-            "step: checkpointing, compiled",
-            made,
-            make(encoder__activation_checkpointing=True),
-            size,
-            folder,
-            compiled=True,
-        )
-    )
-    attempt(partial(theirs, "step: sentence-transformers, MNRL", made, make(), size, model, cached=False))
-    attempt(
-        partial(theirs, "step: sentence-transformers, cached MNRL", made, make(), size, model, cached=True)
-    )
+    cache = {"batch__gradient_cache": True, "batch__chunk_tokens": 16384}
+    ways: dict[str, dict[str, Any]] = {
+        "": {},
+        ", compiled": {"encoder__compile": True},
+        ", gradient cache": cache,
+        ", gradient cache, compiled": cache | {"encoder__compile": True},
+        ", checkpointing": {"encoder__activation_checkpointing": True},
+        ", checkpointing, compiled": {"encoder__activation_checkpointing": True, "encoder__compile": True},
+    }
+    for way, changes in ways.items():
+        attempt(partial(ours, f"step{way}", made, make(**changes), size, folder))
+    for cached in (False, True):
+        name = "step: sentence-transformers, " + ("cached MNRL" if cached else "MNRL")
+        attempt(partial(theirs, name, made, make(), size, model, cached=cached))
 
     def with_engine() -> None:
         os.environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
@@ -450,6 +422,110 @@ def steps(folder: Path) -> None:
 
 
 # --- encoding -------------------------------------------------------------------------------------
+
+
+def jobs(folder: Path) -> None:
+    """Every job as a user runs it; the same training in four ways, whose losses must agree."""
+    model = folder / "small"
+    torch.manual_seed(0)
+    AutoModel.from_config(GteConfig(**SMALL)).save_pretrained(model)
+    AutoTokenizer.from_pretrained(local_model(TOKENIZER)).save_pretrained(model)
+    run(
+        "jobs: examples",
+        "jobs/demo/factbook.py",
+        "seeds",
+        "--split",
+        "train",
+        "--num-seeds",
+        "800",
+        "--seed",
+        "1",
+        "--out",
+        folder / "seeds",
+    )
+    run(
+        "jobs: benchmark",
+        "jobs/demo/factbook.py",
+        "flips",
+        "--split",
+        "test",
+        "--num-queries",
+        "40",
+        "--seed",
+        "7",
+        "--out",
+        folder / "flips",
+    )
+    generate = {
+        "output": folder / "data",
+        "source.paths": f"[{folder / 'seeds'}]",
+        "source.vocabulary": folder / "seeds/vocabulary.yaml",
+    }
+    run("jobs: generate", "jobs/generate.py", *settings("configs/demo/facets.yaml", generate))
+    common = {
+        "encoder.model": model,
+        "encoder.pooling": "cls",
+        "mixture.parts.0.data": folder / "data",
+        "mixture.parts.0.num_instances": 480,
+        "budget.instances": 480,
+        "precision": "bf16" if ON_GPU else "fp32",
+        "workers": f"{{num: 1, cpus: 1, gpus: {int(ON_GPU)}}}",
+    }
+    ways: dict[str, dict[str, Any]] = {
+        "zero-1": {},
+        "cached": {"batch.gradient_cache": "true", "batch.chunk_tokens": 512},
+        "zero-3": {"deepspeed.stage": 3},
+        "compiled": {"encoder.compile": "true"},
+    }
+    losses = {}
+    for way, changes in ways.items():
+        out = folder / way
+        run(
+            f"jobs: train, {way}",
+            "jobs/train.py",
+            *settings("configs/demo/train-dual.yaml", {**common, "output": out, **changes}),
+        )
+        losses[way] = json.loads((out / "result.json").read_text())["losses"]
+        say(
+            f"jobs: train, {way}",
+            first_loss=losses[way][0],
+            last_loss=losses[way][-1],
+            steps=len(losses[way]),
+        )
+    run(
+        "jobs: train, frozen",
+        "jobs/train.py",
+        *settings("configs/demo/train-frozen.yaml", {**common, "output": folder / "frozen"}),
+    )
+    evaluate = {
+        "output": folder / "evaluation",
+        "encoders": json.dumps(
+            {"untouched": str(model)} | {way: str(folder / way / "encoder") for way in (*ways, "frozen")}
+        ),
+        "benchmarks.0.path": folder / "flips",
+        "compare": "[[zero-1, untouched], [frozen, untouched]]",
+        "precision": common["precision"],
+        "actors": f"{{num: 1, cpus: 1, gpus: {int(ON_GPU)}, max_num: null}}",
+    }
+    run("jobs: evaluate", "jobs/evaluate.py", *settings("configs/demo/evaluate.yaml", evaluate))
+    worst = max(abs(a - b) / b for way in ways for a, b in zip(losses[way], losses["zero-1"], strict=True))
+    say("jobs: largest relative difference of a loss to zero-1", difference=worst)
+
+
+def settings(config: str, changes: dict[str, Any]) -> list[str]:
+    return [
+        "--config",
+        config,
+        *(word for key, value in changes.items() for word in ("--set", f"{key}={value}")),
+    ]
+
+
+def run(name: str, *command: object) -> None:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-3000:]}")
+    print(f"{name:58}  took {time.perf_counter() - started:.1f} s", flush=True)
 
 
 def encoding(folder: Path) -> None:
@@ -481,7 +557,12 @@ def encoding(folder: Path) -> None:
         )
 
 
-SECTIONS: dict[str, Callable[[Path], None]] = {"kernels": kernels, "step": steps, "encoding": encoding}
+SECTIONS: dict[str, Callable[[Path], None]] = {
+    "kernels": kernels,
+    "step": steps,
+    "encoding": encoding,
+    "jobs": jobs,
+}
 
 
 def attempt(check: Callable[[], None]) -> None:
