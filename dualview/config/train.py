@@ -52,7 +52,7 @@ class EncoderConfig(Settings):
     lora: Lora | None
     """Low-rank adapters; null trains all weights."""
     activation_checkpointing: bool
-    """Recompute activations in the backward pass, to save memory."""
+    """Recompute activations in the backward pass, to save memory; with `compile` only the cheaper ones."""
     compile: bool = False
     """Compile the model's layers with torch.compile: on a GPU, faster steps with less memory after half a minute."""
     trust_remote_code: bool

@@ -75,6 +75,11 @@ def _attention(
     query, key, value = (
         states.squeeze(0).transpose(0, 1) for states in (query_1ATE, key_1KTE, value_1KTE)
     )  # (T, heads, E)
+    if torch.is_autocast_enabled(
+        query.device.type
+    ):  # it casts no inputs of an operator that it does not know
+        lower = torch.get_autocast_dtype(query.device.type)
+        query, key, value = (states.to(lower) for states in (query, key, value))
     if repeats > 1:
         key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

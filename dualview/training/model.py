@@ -6,6 +6,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 import torch
+import torch._functorch.config
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dualview.config.train import TrainConfig
@@ -19,6 +20,8 @@ from dualview.retrieval.encoder import (
     transformers_of,
     with_weights,
 )
+
+COMPILED_ACTIVATIONS = 0.4  # share of activations kept with `compile` and `activation_checkpointing`
 
 
 class Learner(torch.nn.Module):
@@ -109,13 +112,19 @@ def learner_of(config: TrainConfig) -> Learner:
     learner = Learner(
         encoder_to_train(config), temperature.value, learned=temperature.learned, precision=config.precision
     )
-    if config.encoder.activation_checkpointing:
+    if config.encoder.activation_checkpointing and not config.encoder.compile:
         learner.encoder[0].model.gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": lambda: (nullcontext(), learner.computing())}
         )
     if config.encoder.compile:
+        # torch.compile chooses what to recompute, which costs less than recomputing whole layers.
+        torch._functorch.config.activation_memory_budget = (
+            COMPILED_ACTIVATIONS if config.encoder.activation_checkpointing else 1.0
+        )
         for layer in learner.modules():
-            if isinstance(layer, GradientCheckpointingLayer):  # as transformers calls the layers of every model
+            if isinstance(
+                layer, GradientCheckpointingLayer
+            ):  # as transformers calls the layers of every model
                 layer.compile(dynamic=True)
     return learner.train()
 

@@ -53,7 +53,9 @@ def operations(config: TrainConfig, num_parameters: int, num_tokens: int) -> flo
     Per weight and token: two forward, four backward, and two for each repeated forward pass.
     num_parameters: those that every token passes through.
     """
-    repeats = config.batch.gradient_cache + config.encoder.activation_checkpointing
+    repeats = config.batch.gradient_cache + (
+        config.encoder.activation_checkpointing and not config.encoder.compile
+    )
     return float((6 + 2 * repeats) * num_parameters * num_tokens)
 
 

@@ -7,8 +7,9 @@ from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_t
 import torch
 import transformers
 
+from dualview.retrieval import attention
 from dualview.retrieval.attention import can_skip_padding, skip_padding
-from dualview.retrieval.encoder import embed, encode_texts, new_encoder, tokenize
+from dualview.retrieval.encoder import embed, encode_texts, inputs_of, new_encoder, tokenize
 from dualview.training.model import Learner
 
 SIZES = {
@@ -109,3 +110,21 @@ def test_without_padding_vectors_and_gradients_are_the_same(tmp_path, name, pool
     assert of_flat.keys() == of_padded.keys()
     for weight in of_padded:
         torch.testing.assert_close(of_flat[weight], of_padded[weight], atol=1e-4, rtol=1e-4)
+
+
+def test_attention_without_padding_is_computed_in_bf16_under_autocast(tmp_path, monkeypatch):
+    """ZeRO 3 computes under autocast, where rotary positions leave queries and keys in float32."""
+    folder = save_tiny_encoder(tmp_path / "model")
+    transformers.AutoModel.from_config(ARCHITECTURES["gte"](**SIZES)).save_pretrained(folder)
+    encoder = new_encoder(str(folder), pooling="mean", trust_remote_code=False).eval()
+    skip_padding(encoder[0])
+    seen = set()
+    plain = attention._one_text_after_the_other
+
+    def note(query, key, value, *others):
+        seen.update(states.dtype for states in (query, key, value))
+        return plain(query, key, value, *others)
+
+    monkeypatch.setattr(attention, "_one_text_after_the_other", note)
+    Learner(encoder, 0.05, learned=False, precision="bf16")(inputs_of(encoder, [[2, 7, 3], [2, 3]]), "query")
+    assert seen == {torch.bfloat16}
