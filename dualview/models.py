@@ -7,9 +7,9 @@ import importlib.util
 import json
 from pathlib import Path
 import tempfile
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from dualview.config.base import fingerprint
+from dualview.config.base import PoolingMode, fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
@@ -95,13 +95,12 @@ class Saved(NamedTuple):
 
     pooling: Literal["mean", "cls"] | None  # followed only by normalization; None: anything else
     prompts: dict[Side, str]  # prepended to every text of that side
+    modules: tuple[str, ...]  # their classes; () for a bare transformer
+    pooling_modes: frozenset[str]
 
 
 def saved_settings(model: str) -> Saved:
-    """Reads the model's small configuration files, without its weights.
-
-    Raises InputError if the encoder leaves its prompt out of the pooling, or its files cannot be read.
-    """
+    """Reads the model's small configuration files, without its weights. Raises InputError if they cannot be read."""
     modules = _read_json(model, "modules.json") or []
     settings = _read_json(model, "config_sentence_transformers.json") or {}
     poolings = [
@@ -116,26 +115,58 @@ def saved_settings(model: str) -> Saved:
         side: next((named[name] for name in of_side if name in named), None) or ""
         for side, of_side in names.items()
     }
-    if any(prompts.values()) and any(pooling.get("include_prompt") is False for pooling in poolings):
-        raise InputError(
-            f"model {model}: leaves its prompt out of the pooling (like Instructor), which is not supported"
-        )
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     is_plain = (
         kinds == ["Transformer", "Pooling", "Normalize"]
         and not modules[0]["path"]
         and settings.get("similarity_fn_name") in (None, "cosine", "dot")
+        and not any(prompts.values() if poolings[0].get("include_prompt") is False else ())
     )
-    return Saved(_pooling(poolings[0]) if is_plain else None, prompts)
+    modes = frozenset(mode for pooling in poolings for mode in _pooling_modes(pooling))
+    pooling: Literal["mean", "cls"] | None = None
+    if is_plain and len(modes) == 1:
+        pooling = "mean" if "mean" in modes else "cls" if "cls" in modes else None
+    return Saved(pooling, prompts, tuple(kinds), modes)
 
 
-def _pooling(settings: Mapping[str, Any]) -> Literal["mean", "cls"] | None:
-    modes = {name for name, value in settings.items() if name.startswith("pooling_mode") and value is True}
-    if modes == {"pooling_mode_mean_tokens"} or settings.get("pooling_mode") == "mean":
-        return "mean"
-    if modes == {"pooling_mode_cls_token"} or settings.get("pooling_mode") == "cls":
-        return "cls"
-    return None
+def _pooling_modes(settings: Mapping[str, Any]) -> list[str]:
+    """The modes of a Pooling module, in the names of today's sentence-transformers."""
+    mode = settings.get("pooling_mode")
+    if mode is not None:
+        return [mode] if isinstance(mode, str) else list(mode)
+    return [now for earlier, now in _EARLIER_MODES.items() if settings.get(f"pooling_mode_{earlier}") is True]
+
+
+_EARLIER_MODES = {
+    "cls_token": "cls",
+    "mean_tokens": "mean",
+    "max_tokens": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean_tokens": "weightedmean",
+    "lasttoken": "lasttoken",
+}
+
+
+def pooling_of(model: str, asked: PoolingMode | None) -> PoolingMode | None:
+    """The pooling of the vectors of `model`, as EmbeddingSpec has it: None for the modules that it was saved with.
+
+    asked: the config's `encoder.pooling`. Raises InputError if a bare transformer has none, or if it contradicts the
+    model's own.
+    """
+    saved = saved_settings(model)
+    if not saved.modules:
+        if asked is None:
+            raise InputError(
+                f"encoder.pooling: null, but {model} is a bare transformer, without modules.json; expected"
+                f" {', '.join(get_args(PoolingMode))}"
+            )
+        return asked
+    if asked is not None and saved.pooling_modes != {asked}:
+        own = ", ".join(sorted(saved.pooling_modes)) or "no pooling"
+        raise InputError(
+            f"encoder.pooling: {asked}, but {model} was made with {own}; expected null, for the model's own"
+        )
+    return saved.pooling
 
 
 def _read_json(model: str, name: str) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 import hashlib
 import json
 import math
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
@@ -38,6 +38,7 @@ T = TypeVar("T")
 Several = Annotated[tuple[T, ...], Strict(False)]  # a YAML list
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+PoolingMode = Literal["mean", "cls", "lasttoken", "weightedmean"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern="^[^/]+$")]  # also used as a file name
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from dualview.config.base import Actors, NotNegative, Positive, Settings, Several, Share
+from dualview.config.base import Actors, NotNegative, PoolingMode, Positive, Settings, Several, Share
 from dualview.config.evaluate import Flips
 from dualview.config.renames import with_new_names
 
@@ -35,8 +35,9 @@ class EncoderConfig(Settings):
 
     model: str
     """A folder, a name on the Hugging Face hub, package:NAME/FOLDER or s3://..."""
-    pooling: Literal["mean", "cls"]
-    """How token vectors become one vector."""
+    pooling: PoolingMode | None
+    """How token vectors become one vector, for a bare transformer. A sentence-transformers model says so itself; null, or
+    the same, for these."""
     query_template: str
     """How query and instruction become one text; a query without an instruction is unchanged."""
     prompts: Prompts

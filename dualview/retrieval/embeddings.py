@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 import pyarrow as pa
 
-from dualview.config.base import fingerprint
+from dualview.config.base import PoolingMode, fingerprint
 from dualview.errors import InputError
 from dualview.models import Side
 from dualview.storage import Store, arrow_filesystem
@@ -40,7 +40,7 @@ class EmbeddingSpec:
 
     model: str  # the fingerprint of its files
     side: Side
-    pooling: Literal["mean", "cls"] | None  # followed by normalisation; None: as the model was saved
+    pooling: PoolingMode | None  # followed by normalisation; None: as the model was saved
     prompt: str  # prepended to every text
     max_tokens: int
     precision: Literal["bf16", "fp32"]

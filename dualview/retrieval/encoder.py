@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from dualview.config.base import ENCODING_GROUP
+from dualview.config.base import ENCODING_GROUP, PoolingMode
 from dualview.errors import InputError
-from dualview.models import Side, local_model
+from dualview.models import Side, local_model, pooling_of, saved_settings
 from dualview.retrieval.attention import UNPADDED, can_skip_padding, skip_padding, unpadded
 from dualview.retrieval.embeddings import Embedded, EmbeddingSpec, Tokenized
 
@@ -50,16 +50,21 @@ def load_encoder(model: str, *, trust_remote_code: bool) -> SentenceTransformer:
         raise _unreadable(model, error) from None
 
 
-def new_encoder(
-    model: str,
-    *,
-    pooling: Literal["mean", "cls"],
-    trust_remote_code: bool,
-) -> SentenceTransformer:
-    """An encoder to train: the transformer of `model`, pooling, normalisation; weights in float32.
+def new_encoder(model: str, *, pooling: PoolingMode | None, trust_remote_code: bool) -> SentenceTransformer:
+    """An encoder to train, with the modules that it was saved with; weights in float32.
 
-    Raises InputError if the model cannot be loaded or requires remote code that is not trusted.
+    A bare transformer gets `pooling` and normalisation. Raises InputError if the pooling contradicts the model's own, the
+    model has an encoder for each side, it cannot be loaded, or it requires remote code that is not trusted.
     """
+    pooling_of(model, pooling)
+    if modules := saved_settings(model).modules:
+        if "Transformer" not in modules[0]:
+            raise InputError(
+                f"encoder.model: {model} begins with a {modules[0]}; expected a model with one transformer, for example"
+                " the one that it was trained from"
+            )
+        return load_encoder(model, trust_remote_code=trust_remote_code)
+    assert pooling is not None
     # Each of the three loaders checks it. If it is not given, transformers asks at the terminal.
     trust = {"trust_remote_code": trust_remote_code}
     try:
@@ -88,7 +93,7 @@ def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> Sen
     router = Router.for_query_document(
         query_modules=list(query.children()), document_modules=list(document.children())
     )
-    return SentenceTransformer(modules=[router], device="cpu")
+    return SentenceTransformer(modules=[router], similarity_fn_name=query.similarity_fn_name, device="cpu")
 
 
 def num_dense_parameters(encoder: SentenceTransformer) -> int:
@@ -161,13 +166,20 @@ def transformers_of(encoder: SentenceTransformer) -> list[Transformer]:
     return [module for module in encoder.modules() if isinstance(module, Transformer)]
 
 
-def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens]) -> dict[str, Any]:
-    """The encoder's inputs for these texts, on its device; without padding after `skip_padding_on_gpu`."""
+def inputs_of(encoder: SentenceTransformer, tokens: Sequence[Tokens], prompt: str = "") -> dict[str, Any]:
+    """The encoder's inputs for these texts, on its device; without padding after `skip_padding_on_gpu`.
+
+    prompt: what the texts begin with. Some models leave it out of the pooling.
+    """
     features: dict[str, Any]
     if skips_padding(encoder):
         features = unpadded(transformers_of(encoder)[0], tokens)
     else:
         features = _padded(tokens, encoder.tokenizer.pad_token_id)
+    if prompt and not all(
+        module.include_prompt for module in encoder.modules() if isinstance(module, Pooling)
+    ):
+        features["prompt_length"] = transformers_of(encoder)[0]._get_prompt_length(prompt)
     return {
         name: to_device(value, encoder.device) if isinstance(value, torch.Tensor) else value
         for name, value in features.items()
@@ -204,9 +216,9 @@ def _padded(tokens: Sequence[Tokens], pad: int | None) -> dict[str, torch.Tensor
 
 
 def embed(
-    encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, chunk_tokens: int
+    encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, chunk_tokens: int, prompt: str = ""
 ) -> torch.Tensor:
-    """Unit vectors (N, H) float32 in the order of `tokens`; differentiable.
+    """Vectors (N, H) float32 in the order of `tokens`; differentiable. prompt: what the texts begin with.
 
     Texts of similar length share a chunk of at most chunk_tokens tokens including padding, so short texts
     are not padded to the longest.
@@ -215,7 +227,7 @@ def embed(
     vectors = []
     padded = not skips_padding(encoder)
     for chunk in _chunks([len(tokens[n]) for n in order], chunk_tokens, padded=padded):
-        features = inputs_of(encoder, [tokens[order[n]] for n in chunk])
+        features = inputs_of(encoder, [tokens[order[n]] for n in chunk], prompt)
         vectors.append(encoder(features, task=side)["sentence_embedding"].float())
     return torch.cat(vectors)[np.argsort(order)]
 
@@ -295,14 +307,19 @@ def encode_texts(
 
 
 def encode_tokens(
-    encoder: SentenceTransformer, tokens: Sequence[Tokens], *, side: Side, precision: Precision
+    encoder: SentenceTransformer,
+    tokens: Sequence[Tokens],
+    *,
+    side: Side,
+    precision: Precision,
+    prompt: str = "",
 ) -> torch.Tensor:
-    """The same for texts that are already tokens."""
+    """The same for texts that are already tokens and begin with `prompt`."""
     encoder.eval()
     skip_padding_on_gpu(encoder, precision)
     chunk_tokens = CPU_CHUNK_TOKENS if encoder.device.type == "cpu" else GPU_CHUNK_TOKENS
     with torch.inference_mode(), computing(encoder, precision), products(precision, encoder.device):
-        return embed(encoder, tokens, side=side, chunk_tokens=chunk_tokens).cpu()
+        return embed(encoder, tokens, side=side, chunk_tokens=chunk_tokens, prompt=prompt).cpu()
 
 
 CPU_CHUNK_TOKENS = 1024  # activations stay in a core's caches: 1.1 to 1.2 times as fast as 8192
@@ -345,9 +362,7 @@ class OneDnnProducts(TorchFunctionMode):
 # --- encoding under an EmbeddingSpec --------------------------------------------------------------
 
 
-def encoder_of(
-    model: str, pooling: Literal["mean", "cls"] | None, *, trust_remote_code: bool
-) -> SentenceTransformer:
+def encoder_of(model: str, pooling: PoolingMode | None, *, trust_remote_code: bool) -> SentenceTransformer:
     """The encoder of an EmbeddingSpec with this pooling."""
     if pooling is None:
         return load_encoder(model, trust_remote_code=trust_remote_code)
@@ -370,6 +385,7 @@ def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[st
                 texts.tokens[start : start + ENCODING_GROUP],
                 side=spec.side,
                 precision=spec.precision,
+                prompt=spec.prompt,
             ),
         ).numpy()
         for start in range(0, len(texts.tokens), ENCODING_GROUP)
@@ -393,6 +409,11 @@ def comparable(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.
     """
     if not torch.isfinite(vectors_NH).all():
         raise InputError("a vector is not finite (NaN or infinite): the encoder or its training has diverged")
+    return scaled(encoder, vectors_NH)
+
+
+def scaled(encoder: SentenceTransformer, vectors_NH: torch.Tensor) -> torch.Tensor:
+    """The same without looking at the vectors; differentiable."""
     if encoder.similarity_fn_name not in ("cosine", "dot"):
         raise InputError(
             f"the encoder's similarity function is {encoder.similarity_fn_name}; expected cosine or dot"

@@ -17,6 +17,7 @@ from dualview.retrieval.encoder import (
     autocast,
     bf16_weights,
     new_encoder,
+    scaled,
     transformers_of,
     with_weights,
 )
@@ -38,7 +39,7 @@ class Learner(torch.nn.Module):
     def forward(self, features: dict[str, Any], side: Side) -> torch.Tensor:
         with self.computing():
             vectors: torch.Tensor = self.encoder(features, task=side)["sentence_embedding"]
-        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return scaled(self.encoder, vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
 
     def computing(self) -> AbstractContextManager[None]:
         """Forward passes in the learner's precision, also those that recompute activations in a backward pass."""
@@ -102,7 +103,7 @@ def encoder_to_train(config: TrainConfig) -> SentenceTransformer:
             ),
         )
     if not settings.dropout:
-        _switch_off_dropout(transformer.model)
+        _switch_off_dropout(encoder)
     return encoder
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
 from dualview.config.train import TrainConfig
 from dualview.models import Side
@@ -87,7 +88,11 @@ class Step:
         """The vectors of one chunk. Each chunk seeds its dropout, so that a second pass drops the same units."""
         texts = work.texts[side]
         torch.manual_seed(work.seed + 100_000 * side + number)
-        features = inputs_of(self.learner.encoder, [texts.tokens[place] for place in texts.chunks[number]])
+        features = inputs_of(
+            self.learner.encoder,
+            [texts.tokens[place] for place in texts.chunks[number]],
+            self.learner.encoder.prompts[texts.side],
+        )
         return self.forward(features, texts.side)
 
     def _loss(self, work: Work, vectors: Sequence[torch.Tensor], temperature: torch.Tensor) -> torch.Tensor:
@@ -143,6 +148,8 @@ class Step:
         rows = [work.retained[place - num_views] for place in work.queries.places if place >= num_views]
         untouched_RH = to_device(self.retained.untouched_RH[rows], texts_RH.device)
         num_texts = min(RETAINED_TEXTS_PER_STEP, len(self.retained.tokens))
+        if self.learner.encoder.similarity_fn_name == "dot":  # its vectors have any length
+            texts_RH, untouched_RH = normalize(texts_RH), normalize(untouched_RH)
         weight = self.config.loss.base_distillation * (self.world_size / num_texts)
         return weight * base_distillation(texts_RH, untouched_RH)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from dualview.config.train import TrainConfig
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
-from dualview.models import model_fingerprint
+from dualview.models import model_fingerprint, pooling_of
 from dualview.pipelines.train.prepare import on_this_node, open_prepared
 from dualview.retrieval.embeddings import EmbeddingSpec, Tokenized, Wanted, locate, vectors_of
 from dualview.runs.manifest import pin_embedding_cache
@@ -83,7 +83,7 @@ def spec_of(config: TrainConfig) -> EmbeddingSpec:
     return EmbeddingSpec(
         model_fingerprint(settings.model, "document"),
         "document",
-        settings.pooling,
+        pooling_of(settings.model, settings.pooling),
         settings.prompts.document,
         settings.max_passage_tokens,
         config.precision,

@@ -13,12 +13,13 @@ from dualview.config.train import TrainConfig, deciding
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import Interruption
 from dualview.logs import worker_environment
-from dualview.models import check_model
+from dualview.models import SIDES, check_model, pooling_of, saved_settings
 from dualview.pipelines.train.checkpoints import FOLDER
 from dualview.pipelines.train.engine import deepspeed_config
 from dualview.pipelines.train.frozen import keep_vectors
 from dualview.pipelines.train.prepare import open_prepared, plan_mixture, prepare
 from dualview.pipelines.train.worker import refuse_known_failure, train_worker
+from dualview.retrieval.encoder import load_tokenizer
 from dualview.runs.manifest import pin_manifest
 from dualview.runs.publishing import CHOSEN_KEY, LAST_KEY, publish
 from dualview.runs.run import open_run
@@ -45,6 +46,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if config.embeddings is not None:
         check_reachable(open_store(config.embeddings))
     check_model(config.encoder.model)
+    pooling_of(config.encoder.model, config.encoder.pooling)
+    _compare_prompts(config)
     if store.list(RESULT_KEY) or store.list(CHOSEN_KEY):
         _pin(store, config)
         publish(store)  # finishes what a killed attempt left to do
@@ -60,6 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         prepare(placed, sources, counts)
         prepared = open_prepared(placed)
         _print_plan(config, prepared)
+        _print_first_texts(placed, prepared)
         if config.train == "query_encoder":
             keep_vectors(placed, prepared)
         with errors_of_workers():
@@ -67,6 +71,35 @@ def train(config: TrainConfig) -> dict[str, Any]:
         _remove_traces(store)
     result: dict[str, Any] = json.loads(store.get(RESULT_KEY))
     return result
+
+
+def _compare_prompts(config: TrainConfig) -> None:
+    """Warns if the prompts are not the model's own, with which an existing index was probably made."""
+    own, given = saved_settings(config.encoder.model).prompts, config.encoder.prompts.model_dump()
+    for side in SIDES:
+        if own[side] != given[side]:
+            logger.warning(
+                f"encoder.prompts.{side}: {given[side]!r}, but {config.encoder.model} was made with {own[side]!r}"
+            )
+
+
+def _print_first_texts(config: TrainConfig, prepared: Prepared) -> None:
+    """Shows a query and a passage exactly as the model reads them, special tokens included."""
+    settings = config.encoder
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    first = {"query": prepared.group(0).views[0].wordings[0], "passage": prepared.tokens(0)}
+    for side, tokens in first.items():
+        text = tokenizer.decode(tokens)
+        logger.info(f"the first {side} as the model reads it: {text}")
+    reads_last = settings.pooling == "lasttoken" or saved_settings(settings.model).pooling_modes == {
+        "lasttoken"
+    }
+    end = tokenizer.eos_token_id
+    if reads_last and end is not None and any(tokens[-1] != end for tokens in first.values()):
+        logger.warning(
+            f"{settings.model} takes the vector of the last token, but its texts do not end in {tokenizer.eos_token!r}: if it"
+            " was made with that token, its vectors are much worse without"
+        )
 
 
 def _pin(store: Store, config: TrainConfig) -> None:

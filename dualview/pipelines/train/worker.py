@@ -33,6 +33,7 @@ from dualview.pipelines.train.frozen import look_up_vectors
 from dualview.pipelines.train.monitor import Monitor
 from dualview.pipelines.train.prepare import open_prepared, read_counts
 from dualview.retrieval.encoder import (
+    comparable,
     encode_tokens,
     num_dense_parameters,
     skip_padding_on_gpu,
@@ -220,8 +221,9 @@ def _retain(config: TrainConfig, prepared: Prepared, device: torch.device) -> Re
         return Retained([], torch.empty(0))
     tokens = prepared.retained()
     encoder = untouched_encoder(config).to(device)  # the one in training may have changed already
-    vectors_RH = encode_tokens(encoder, tokens, side="query", precision=config.precision)
-    return Retained(tokens, vectors_RH.clone())
+    prompt = config.encoder.prompts.query
+    vectors_RH = encode_tokens(encoder, tokens, side="query", precision=config.precision, prompt=prompt)
+    return Retained(tokens, comparable(encoder, vectors_RH).clone())
 
 
 def _planned_ahead(plan: Callable[[int], Work], steps: range) -> Iterator[Work]:
