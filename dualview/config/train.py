@@ -60,6 +60,17 @@ class EncoderConfig(Settings):
     """Allow Python code from the model's repository to run."""
 
 
+class IndexConfig(Settings):
+    """An index that exists, whose vectors are taken over for the passages of the training data."""
+
+    vectors: str
+    """Parquet with a column `vector` and a column `text` (also `title`) or, with `corpus`, `id`; or a .npy file."""
+    ids: str | None = None
+    """For a .npy file: a text file with the id of each row on a line."""
+    corpus: str | None = None
+    """A corpus.jsonl with the texts by id, if `vectors` has none."""
+
+
 Views = Literal["both", "apart", "one", "original", "plain"]
 
 
@@ -216,6 +227,9 @@ class TrainConfig(Settings):
     an existing index of the base encoder stays valid."""
     embeddings: str | None = None
     """Embedding cache of frozen passages that runs share; null keeps it under the output."""
+    index: IndexConfig | None = None
+    """An index that exists: its vectors are compared with the model's on a sample, and taken over; what it lacks is
+    encoded. For `train: query_encoder`."""
     mixture: Mixture
     """Mixture of training data."""
     budget: TrainBudget
@@ -249,6 +263,10 @@ class TrainConfig(Settings):
         if self.embeddings is not None and self.train == "both_encoders":
             raise ValueError(
                 f"embeddings: {self.embeddings} is for frozen passages; train: both_encoders has none; expected null"
+            )
+        if self.index is not None and self.train == "both_encoders":
+            raise ValueError(
+                f"index: {self.index.vectors} has vectors of frozen passages; train: both_encoders has none; expected null"
             )
         if self.budget.petaflop is not None and self.train == "query_encoder":
             raise ValueError(
@@ -312,6 +330,8 @@ def deciding(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if key not in _NOT_DECIDING[""]
     }
+    if kept.get("index") is None:  # a key that earlier versions lack
+        kept.pop("index", None)
     if settings["batch"]["negatives"] == "worker" and "workers" in settings:
         kept["workers"] = {"num": settings["workers"]["num"]}  # decides the in-batch negatives of a view
     return kept

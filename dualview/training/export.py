@@ -12,24 +12,32 @@ from dualview.retrieval.encoder import asymmetric
 from dualview.training.model import encoder_to_train, untouched_encoder
 
 
-def finished_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
-    """The encoder to export: adapters merged and weights interpolated.
+def finished_encoders(
+    config: TrainConfig, weights: dict[str, torch.Tensor]
+) -> dict[str, SentenceTransformer]:
+    """The encoders to export, by the name of their folder.
 
-    After query-side training it is paired with the untouched passage encoder.
+    `encoder` has both sides. After query-side training its document side is the untouched encoder, and `query` is the
+    trained one alone, an ordinary model without the document side's weights.
     """
+    trained = trained_encoder(config, weights)
+    if config.train == "both_encoders":
+        return {"encoder": trained}
+    both = asymmetric(trained, untouched_encoder(config))
+    both.prompts = config.encoder.prompts.model_dump()
+    return {"encoder": both, "query": trained}
+
+
+def trained_encoder(config: TrainConfig, weights: dict[str, torch.Tensor]) -> SentenceTransformer:
+    """The trained encoder: adapters merged and weights interpolated."""
     # It must load without a GPU, with the base model's dropout rates.
     portable = config.encoder.model_copy(update={"dropout": True, "activation_checkpointing": False})
     encoder = encoder_to_train(config.model_copy(update={"encoder": portable}))
     encoder.load_state_dict(weights)
     if config.encoder.lora is not None:
         encoder[0].model = encoder[0].model.merge_and_unload()
-    untouched = untouched_encoder(config)
-    interpolate_weights(encoder, untouched.state_dict(), config.weight_interpolation)
-    if config.train == "both_encoders":
-        return encoder
-    both = asymmetric(encoder, untouched)
-    both.prompts = config.encoder.prompts.model_dump()
-    return both
+    interpolate_weights(encoder, untouched_encoder(config).state_dict(), config.weight_interpolation)
+    return encoder
 
 
 def interpolate_weights(

@@ -15,12 +15,14 @@ from finished_run import SETTINGS, extend_run, finish_run, put_shard, row
 import numpy as np
 from numpy.typing import NDArray
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ray_processes import workers_of
 from sentence_transformers import SentenceTransformer
 from tiny import save_small_encoder, save_tiny_encoder, train_config
 import yaml
 
+from dualview.arrow import dual_views_from_table
 from dualview.config.loading import load
 from dualview.config.train import TrainConfig
 from dualview.errors import InputError, Interruption
@@ -40,8 +42,10 @@ from dualview.retrieval.encoder import (
     load_encoder,
     new_encoder,
     num_dense_parameters,
+    tokenize,
 )
 from dualview.runs.plan import Input, plan_run
+from dualview.runs.run import open_run
 from dualview.storage import download_tree, open_store
 from dualview.training.model import untouched_encoder
 from dualview.training.prepared import Prepared
@@ -267,6 +271,35 @@ def test_with_frozen_documents_an_existing_index_stays_valid(config):
     untouched = new_encoder(frozen.encoder.model, pooling="mean", trust_remote_code=False)
     np.testing.assert_allclose(exported.encode_document(texts), untouched.encode(texts), atol=1e-6)
     assert np.abs(exported.encode_query(texts) - untouched.encode(texts)).max() > 1e-3
+
+
+def test_an_index_that_exists_is_taken_over_and_the_rest_encoded(config, facets_data, tmp_path):
+    def run_of(name: str, **changes: object) -> TrainConfig:
+        return config(f"index-{name}", train="query_encoder", **{"workers.num": 1, **changes})
+
+    def vectors_of(run: TrainConfig) -> NDArray[np.float32]:
+        prepare(run, *plan_mixture(run))
+        prepared = open_prepared(run)
+        keep_vectors(run, prepared)
+        return look_up_vectors(run, prepared)(range(prepared.num_passages))
+
+    encoded = vectors_of(run_of("none"))
+    tables = open_run(facets_data).trainable_tables()
+    examples = [row.example for table in tables for row in dual_views_from_table(table)]
+    texts = sorted({example.positive.full_text for example in examples})
+    encoder = untouched_encoder(config("index"))
+    tokens = tokenize(encoder, texts, 32)
+    vectors = encode_tokens(encoder, tokens, side="document", precision="fp32").numpy() + np.float32(1e-4)
+    path = str(tmp_path / "index.parquet")
+    pq.write_table(pa.table({"text": texts, "vector": list(vectors)}), path)
+    taken = vectors_of(run_of("some", index={"vectors": path}))
+    changed = np.abs(taken - encoded).max(axis=1) > 2e-5  # the index's own, which are a little off
+    assert 0 < changed.sum() < len(changed)
+    np.testing.assert_allclose(taken, encoded, atol=1e-3)
+
+    pq.write_table(pa.table({"text": texts, "vector": list(vectors[::-1])}), path)
+    with pytest.raises(InputError, match=r"index\.parquet was not made by this model"):
+        vectors_of(run_of("other", index={"vectors": path}))
 
 
 def test_runs_share_the_vectors_of_frozen_passages(config, s3, faulty_s3, monkeypatch):

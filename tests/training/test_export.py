@@ -15,7 +15,7 @@ from tiny import (
 import torch
 import transformers
 
-from dualview.training.export import finished_encoder, interpolate_weights, model_card
+from dualview.training.export import finished_encoders, interpolate_weights, model_card
 from dualview.training.model import encoder_to_train, learner_of
 
 TEXTS = ["exports of chad", "only in asia", "gold and tin of fiji"]
@@ -46,7 +46,7 @@ def test_adapters_are_all_that_learns_and_are_merged_on_export(config_of, tmp_pa
     encoder = moved(encoder_to_train(config))
     assert trainable(encoder)
     assert all("lora_" in name for name in trainable(encoder))
-    exported = finished_encoder(config, encoder.state_dict())
+    exported = finished_encoders(config, encoder.state_dict())["encoder"]
     exported.save(str(tmp_path / "export"))
     plain = SentenceTransformer(str(tmp_path / "export"), device="cpu")
     assert not any("lora" in name for name, _ in plain.named_parameters())
@@ -67,7 +67,7 @@ def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(con
         train="query_encoder", encoder__lora=lora, encoder__prompts={"query": "what ", "document": "exports "}
     )
     encoder = moved(encoder_to_train(config))
-    finished_encoder(config, encoder.state_dict()).save(str(tmp_path / "export"))
+    finished_encoders(config, encoder.state_dict())["encoder"].save(str(tmp_path / "export"))
     both = SentenceTransformer(str(tmp_path / "export"), device="cpu")
     untouched = encoder_to_train(config_of())
     prompted = [f"exports {text}" for text in TEXTS]
@@ -79,7 +79,7 @@ def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(con
 def test_moved_back_all_the_way_it_is_the_untouched_one(config_of):
     config = config_of(weight_interpolation=1.0)
     encoder = moved(encoder_to_train(config))
-    back = finished_encoder(config, encoder.state_dict())
+    back = finished_encoders(config, encoder.state_dict())["encoder"]
     np.testing.assert_allclose(back.encode(TEXTS), encoder_to_train(config).encode(TEXTS), atol=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_dropout_is_the_configs_and_the_export_keeps_the_makers_rates(tmp_path, 
     with torch.no_grad():
         once, twice = (learner(dict(features), "query") for _ in range(2))
     assert torch.equal(once, twice) != dropout
-    exported = finished_encoder(config, learner.encoder.state_dict())
+    exported = finished_encoders(config, learner.encoder.state_dict())["encoder"]
     assert rates_of(exported[0].model.config) == rates_of(DROPPING[name])
 
 

@@ -21,7 +21,7 @@ from dualview.errors import InputError
 from dualview.models import SIDES, pooling_of, saved_settings
 from dualview.retrieval.embeddings import EmbeddingSpec
 from dualview.retrieval.encoder import encode, encoder_of, load_encoder, new_encoder
-from dualview.training.export import finished_encoder
+from dualview.training.export import finished_encoders
 from dualview.training.model import encoder_to_train, learner_of, untouched_encoder
 
 TEXTS = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
@@ -160,11 +160,18 @@ def test_the_exported_document_side_is_the_models_own_bit_for_bit(model, tmp_pat
     with torch.no_grad():
         for weight in trained.parameters():
             weight += 0.1
-    finished_encoder(config, trained.state_dict()).save(str(tmp_path / "export"))
-    exported = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    for name, encoder in finished_encoders(config, trained.state_dict()).items():
+        encoder.save(str(tmp_path / name))
+    exported, query = (
+        SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("encoder", "query")
+    )
     own = SentenceTransformer(model, device="cpu")
     assert exported.similarity_fn_name == own.similarity_fn_name
     np.testing.assert_array_equal(exported.encode_document(TEXTS), own.encode_document(TEXTS))
+    np.testing.assert_allclose(query.encode_query(TEXTS), exported.encode_query(TEXTS), atol=1e-6)
+    assert sum(weight.numel() for weight in query.parameters()) == sum(
+        weight.numel() for weight in own.parameters()
+    )
     assert np.abs(exported.encode_query(TEXTS) - own.encode_query(TEXTS)).max() > 1e-3
 
 

@@ -29,7 +29,7 @@ from dualview.retrieval.embeddings import EmbeddingSpec
 from dualview.retrieval.encoder import encode
 from dualview.retrieval.ranking import inner_products, rankings_of
 from dualview.retrieval.search import Block
-from dualview.training.export import finished_encoder
+from dualview.training.export import finished_encoders
 from dualview.training.plan import Work
 from dualview.training.prepared import view_text
 from dualview.training.schedule import operations
@@ -154,7 +154,7 @@ def hook_of(name: str | None) -> Callable[[dict[str, float]], object] | None:
 
 def _score_weights(settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> Figures:
     config = TrainConfig.model_validate(settings, strict=False)
-    return score_encoder(finished_encoder(config, weights), config)
+    return score_encoder(finished_encoders(config, weights)["encoder"], config)
 
 
 def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:

@@ -9,7 +9,7 @@ from uuid import uuid4
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from dualview.config.train import TrainConfig, deciding
+from dualview.config.train import IndexConfig, TrainConfig, deciding
 from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import Interruption
 from dualview.logs import worker_environment
@@ -148,11 +148,17 @@ def _anywhere(config: TrainConfig) -> TrainConfig:
         update={
             "output": open_store(config.output).url,
             "embeddings": config.embeddings and open_store(config.embeddings).url,
+            "index": config.index and config.index.model_copy(update=_absolute(config.index)),
             "mixture": config.mixture.model_copy(update={"parts": parts}),
             "encoder": config.encoder.model_copy(update={"model": model}),
             "monitor": config.monitor.model_copy(update={"logs": logs and str(Path(logs).absolute())}),
         }
     )
+
+
+def _absolute(index: IndexConfig) -> dict[str, str]:
+    files = {name: path for name, path in index.model_dump().items() if path is not None}
+    return {name: path if "://" in path else str(Path(path).absolute()) for name, path in files.items()}
 
 
 def _trainer(config: TrainConfig) -> TorchTrainer:

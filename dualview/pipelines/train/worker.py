@@ -41,7 +41,7 @@ from dualview.retrieval.encoder import (
 )
 from dualview.runs.publishing import LAST_KEY, offer, publish
 from dualview.storage import Store, open_store
-from dualview.training.export import finished_encoder, model_card
+from dualview.training.export import finished_encoders, model_card
 from dualview.training.model import Learner, check_precision, learner_of, untouched_encoder
 from dualview.training.plan import Work, plan_work
 from dualview.training.prepared import Prepared
@@ -265,8 +265,8 @@ def _export(
     result: dict[str, Any],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        encoder = Path(folder) / "encoder"
-        finished_encoder(config, weights).save(str(encoder))
-        (encoder / "README.md").write_text(model_card(config, result))
+        for name, encoder in finished_encoders(config, weights).items():
+            encoder.save(str(Path(folder) / name))
+            (Path(folder) / name / "README.md").write_text(model_card(config, result))
         (Path(folder) / LAST_KEY).write_text(plain_json(result))
         offer(store, attempt, Path(folder))
