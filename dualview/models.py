@@ -1,6 +1,6 @@
 """Finds the files of a model or data set by its name, and fingerprints their content."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import cache
 import hashlib
 import importlib.util
@@ -13,8 +13,10 @@ from dualview.config.base import PoolingMode, fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
-Side = Literal["query", "document"]  # an asymmetric encoder treats them differently
+# An asymmetric encoder treats them differently. One of ours has a third: plain queries keep the untouched encoder.
+Side = Literal["query", "document", "instructed_query"]
 SIDES: tuple[Side, ...] = ("query", "document")
+QUERY_SIDES: tuple[Side, ...] = ("query", "instructed_query")
 ROUTER = "router_config.json"
 
 
@@ -95,6 +97,7 @@ class Saved(NamedTuple):
 
     pooling: Literal["mean", "cls"] | None  # followed only by normalization; None: anything else
     prompts: dict[Side, str]  # prepended to every text of that side
+    sides: tuple[Side, ...]
     modules: tuple[str, ...]  # their classes; () for a bare transformer
     pooling_modes: frozenset[str]
 
@@ -109,11 +112,16 @@ def saved_settings(model: str) -> Saved:
         if module["type"].endswith(".Pooling")
     ]
     named = settings.get("prompts") or {}
-    names: dict[Side, Sequence[str]] = {"query": ["query"], "document": ["document", "passage", "corpus"]}
+    routes = (_read_json(model, ROUTER) or {}).get("structure", {})
+    sides = SIDES if "instructed_query" not in routes else (*SIDES, "instructed_query")
+    names: dict[Side, Sequence[str]] = {
+        "query": ["query"],
+        "document": ["document", "passage", "corpus"],
+        "instructed_query": ["query"],
+    }
     # In sentence-transformers' own order of lookup.
     prompts = {
-        side: next((named[name] for name in of_side if name in named), None) or ""
-        for side, of_side in names.items()
+        side: next((named[name] for name in names[side] if name in named), None) or "" for side in sides
     }
     kinds = [module["type"].rpartition(".")[2] for module in modules]
     is_plain = (
@@ -126,7 +134,7 @@ def saved_settings(model: str) -> Saved:
     pooling: Literal["mean", "cls"] | None = None
     if is_plain and len(modes) == 1:
         pooling = "mean" if "mean" in modes else "cls" if "cls" in modes else None
-    return Saved(pooling, prompts, tuple(kinds), modes)
+    return Saved(pooling, prompts, sides, tuple(kinds), modes)
 
 
 def _pooling_modes(settings: Mapping[str, Any]) -> list[str]:
@@ -145,6 +153,11 @@ _EARLIER_MODES = {
     "weightedmean_tokens": "weightedmean",
     "lasttoken": "lasttoken",
 }
+
+
+def query_side(instruction: str, sides: Container[Side]) -> Side:
+    """The side of a query: with an instruction, the one trained for instructions, if the encoder has one."""
+    return "instructed_query" if instruction and "instructed_query" in sides else "query"
 
 
 def pooling_of(model: str, asked: PoolingMode | None) -> PoolingMode | None:

@@ -50,7 +50,15 @@ from dualview.evaluation.scores import (
     score,
     scores_to_table,
 )
-from dualview.models import SIDES, Side, check_model, model_fingerprint, model_stamp, saved_settings
+from dualview.models import (
+    QUERY_SIDES,
+    Side,
+    check_model,
+    model_fingerprint,
+    model_stamp,
+    query_side,
+    saved_settings,
+)
 from dualview.retrieval import bm25
 from dualview.retrieval.embeddings import (
     EmbeddingSpec,
@@ -155,7 +163,9 @@ def _content(
             if stamp is not None and stamp == pinned.get("stamps", {}).get(model.model):
                 models[model.model] = pinned["content"]["models"][model.model]
             else:
-                models[model.model] = {side: model_fingerprint(model.model, side) for side in SIDES}
+                models[model.model] = {
+                    side: model_fingerprint(model.model, side) for side in saved_settings(model.model).sides
+                }
         elif isinstance(model, RunFiles):
             urls = [_run_url(model, benchmark) for benchmark in benchmarks]
             runs |= {url: file_sha256(url)[:16] for url in urls}
@@ -285,6 +295,7 @@ class _Asked(NamedTuple):
 
     spec: EmbeddingSpec
     keys_N: NDArray[np.uint64]
+    numbers_N: NDArray[np.int64]  # of the views or passages
 
 
 class _Index:
@@ -304,28 +315,50 @@ class _Index:
                 continue
             specs = specs_of(config, model, fingerprints[model.model])
             for benchmark, collection in ((b, c) for b in benchmarks for c in b.collections):
-                texts_of: dict[Side, list[str]] = {
-                    "query": [benchmark.text(view) for view in collection.views],
-                    "document": texts_of_passages(collection),
+                sides_V = [query_side(view.instruction, specs) for view in collection.views]
+                numbers_of = {
+                    side: [v for v, of_view in enumerate(sides_V) if of_view == side] for side in QUERY_SIDES
                 }
+                texts_of: dict[Side, list[str]] = {
+                    side: [benchmark.text(collection.views[v]) for v in numbers]
+                    for side, numbers in numbers_of.items()
+                    if numbers
+                }
+                texts_of["document"] = texts_of_passages(collection)
                 for side, texts in texts_of.items():
-                    asked = _Asked(specs[side], keys_of(texts))
+                    numbers_N = np.array(numbers_of.get(side, range(len(texts))))
+                    asked = _Asked(specs[side], keys_of(texts), numbers_N)
                     self.asked[name, id(collection), side] = asked
                     payload = partial(_pick, texts)
-                    wanted.append(Wanted(model.model, *asked, payload, list, config.rows_per_shard))
+                    wanted.append(
+                        Wanted(model.model, asked.spec, asked.keys_N, payload, list, config.rows_per_shard)
+                    )
         ensure_embeddings(self.store, wanted, config.actors, trust_remote_code=config.trust_remote_code)
         self.keys_of_units = {
             asked.spec: keys_by_unit(self.store, asked.spec) for asked in self.asked.values()
         }
 
     def units(self, name: str, collection: Collection, side: Side) -> list[Unit]:
-        spec, keys_N = self.asked[name, id(collection), side]
-        return locate(self.store, spec, keys_N, self.keys_of_units[spec])
+        asked = self.asked[name, id(collection), side]
+        return locate(self.store, asked.spec, asked.keys_N, self.keys_of_units[asked.spec])
+
+    def sides(self, name: str, collection: Collection) -> list[Side]:
+        """The sides of the collection's queries."""
+        return [side for side in QUERY_SIDES if (name, id(collection), side) in self.asked]
+
+    def queries(self, name: str, collection: Collection) -> NDArray[np.float32]:
+        """Vectors (V, E) of the collection's views."""
+        sides = self.sides(name, collection)
+        numbers_V = np.concatenate([self.asked[name, id(collection), side].numbers_N for side in sides])
+        vectors_VE = np.concatenate(
+            [gather(self.store, self.units(name, collection, side)) for side in sides]
+        )
+        return vectors_VE[np.argsort(numbers_V)]
 
     def hits(self, name: str, collection: Collection) -> Hits:
         """INPUT units of passages -> FAN-OUT tasks -> OUTPUT the best hits of each; vectors stay in the tasks."""
         units = self.units(name, collection, "document")
-        queries_VE = gather(self.store, self.units(name, collection, "query"))
+        queries_VE = self.queries(name, collection)
         batches = list(_batches(units, max(1, _PASSAGES_A_TASK // self.config.rows_per_shard)))
         questions: Any = (queries_VE, candidates_of(collection, collection.views))
         if len(batches) > 1:
@@ -337,14 +370,15 @@ class _Index:
     def notes(self, name: str, collection: Collection) -> dict[str, Any]:
         """The prompts and token limits, and how many texts were cut."""
         notes: dict[str, Any] = {}
-        for side in SIDES:
-            label = "query" if side == "query" else "passage"
-            spec, keys_N = self.asked[name, id(collection), side]
+        sides_of: dict[str, list[Side]] = {"query": self.sides(name, collection), "passage": ["document"]}
+        for label, sides in sides_of.items():
+            of_sides = [self.asked[name, id(collection), side] for side in sides]
+            units = [self.units(name, collection, side) for side in sides]
             notes |= {
-                f"{label}_prompt": spec.prompt,
-                f"{label}_max_tokens": spec.max_tokens,
-                f"num_{label}_texts": len(np.unique(keys_N)),
-                f"num_{label}_texts_cut": num_cut(self.store, self.units(name, collection, side)),
+                f"{label}_prompt": of_sides[0].spec.prompt,
+                f"{label}_max_tokens": of_sides[0].spec.max_tokens,
+                f"num_{label}_texts": sum(len(np.unique(asked.keys_N)) for asked in of_sides),
+                f"num_{label}_texts_cut": sum(num_cut(self.store, of_side) for of_side in units),
             }
         return notes
 
@@ -368,19 +402,14 @@ def specs_of(
 ) -> dict[Side, EmbeddingSpec]:
     """What determines the vectors of each side of the model; `fingerprints` are those of its files."""
     saved = saved_settings(model.model)
-    prompts: dict[Side, str | None] = {"query": model.query_prompt, "document": model.passage_prompt}
-    max_tokens: dict[Side, int] = {"query": config.max_query_tokens, "document": config.max_passage_tokens}
-    return {
-        side: EmbeddingSpec(
-            fingerprints[side],
-            side,
-            saved.pooling,
-            saved.prompts[side] if (prompt := prompts[side]) is None else prompt,
-            max_tokens[side],
-            config.precision,
-        )
-        for side in SIDES
-    }
+    of_queries = (model.query_prompt, config.max_query_tokens)
+    of_passages = (model.passage_prompt, config.max_passage_tokens)
+    specs: dict[Side, EmbeddingSpec] = {}
+    for side, content in fingerprints.items():
+        prompt, max_tokens = of_passages if side == "document" else of_queries
+        prompt = saved.prompts[side] if prompt is None else prompt
+        specs[side] = EmbeddingSpec(content, side, saved.pooling, prompt, max_tokens, config.precision)
+    return specs
 
 
 def candidates_of(collection: Collection, views: Sequence[QueryView]) -> list[NDArray[np.int32]] | None:

@@ -114,12 +114,13 @@ def _best(
     num_hits: int,
 ) -> list[list[Hit]]:
     """INPUT views -> their vectors -> OUTPUT the best passages of each view."""
-    from dualview.retrieval.encoder import encode, encoder_of  # seconds to import
+    from dualview.retrieval.encoder import encode_queries, encoder_of  # seconds to import
 
     collection = benchmark.collections[0]
     units = locate(store, specs["document"], keys_of(texts_of_passages(collection)))
     encoder = encoder_of(model.model, specs["query"].pooling, trust_remote_code=config.trust_remote_code)
-    queries_VE = encode(encoder, specs["query"], [benchmark.text(view) for view in views]).vectors_NE
+    texts = [benchmark.text(view) for view in views]
+    queries_VE = encode_queries(encoder, specs, texts, [view.instruction for view in views])
     return [
         _hits(view, collection, by_vectors(store, units, query_E[None]), num_hits)
         for view, query_E in zip(views, queries_VE, strict=True)

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dualview.config.base import ENCODING_GROUP, PoolingMode
 from dualview.errors import InputError
-from dualview.models import Side, local_model, pooling_of, saved_settings
+from dualview.models import Side, local_model, pooling_of, query_side, saved_settings
 from dualview.retrieval.attention import UNPADDED, can_skip_padding, skip_padding, unpadded
 from dualview.retrieval.embeddings import Embedded, EmbeddingSpec, Tokenized
 
@@ -88,12 +88,18 @@ def _unreadable(model: str, error: Exception) -> InputError:
     )
 
 
-def asymmetric(query: SentenceTransformer, document: SentenceTransformer) -> SentenceTransformer:
-    """Two encoders as one: `encode_query` uses the first, `encode_document` the second."""
-    router = Router.for_query_document(
-        query_modules=list(query.children()), document_modules=list(document.children())
+def asymmetric(instructed: SentenceTransformer, untouched: SentenceTransformer) -> SentenceTransformer:
+    """Two encoders as one: the first for `task="instructed_query"`, the other for `encode_query` and `encode_document`."""
+    of_untouched = list(untouched.children())
+    routes = {
+        "document": of_untouched,
+        "query": of_untouched,
+        "instructed_query": list(instructed.children()),
+    }
+    router = Router(routes, default_route="document")
+    return SentenceTransformer(
+        modules=[router], similarity_fn_name=untouched.similarity_fn_name, device="cpu"
     )
-    return SentenceTransformer(modules=[router], similarity_fn_name=query.similarity_fn_name, device="cpu")
 
 
 def num_dense_parameters(encoder: SentenceTransformer) -> int:
@@ -371,7 +377,7 @@ def encoder_of(model: str, pooling: PoolingMode | None, *, trust_remote_code: bo
 
 def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[str] | Tokenized) -> Embedded:
     """The texts' vectors, in their order. Raises InputError if the encoder does not support the spec."""
-    check_length(encoder, f"max_{'query' if spec.side == 'query' else 'passage'}_tokens", spec.max_tokens)
+    check_length(encoder, f"max_{'passage' if spec.side == 'document' else 'query'}_tokens", spec.max_tokens)
     if not isinstance(texts, Tokenized):
         prompted = [spec.prompt + text for text in texts]
         tokens = tokenize(encoder, prompted, spec.max_tokens)
@@ -391,6 +397,22 @@ def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[st
         for start in range(0, len(texts.tokens), ENCODING_GROUP)
     ]
     return Embedded(np.concatenate(vectors), np.array(texts.cut, bool))
+
+
+def encode_queries(
+    encoder: SentenceTransformer,
+    specs: Mapping[Side, EmbeddingSpec],
+    texts: Sequence[str],
+    instructions: Sequence[str],
+) -> NDArray[np.float32]:
+    """The vectors of queries, each of the side that its instruction asks for; `texts` contain the instructions."""
+    sides = [query_side(instruction, specs) for instruction in instructions]
+    vectors: dict[int, NDArray[np.float32]] = {}
+    for side in set(sides):
+        numbers = [number for number, of_query in enumerate(sides) if of_query == side]
+        encoded = encode(encoder, specs[side], [texts[number] for number in numbers])
+        vectors |= dict(zip(numbers, encoded.vectors_NE, strict=True))
+    return np.stack([vectors[number] for number in range(len(texts))])
 
 
 def cut_texts(

@@ -17,8 +17,9 @@ def finished_encoders(
 ) -> dict[str, SentenceTransformer]:
     """The encoders to export, by the name of their folder.
 
-    `encoder` has both sides. After query-side training its document side is the untouched encoder, and `query` is the
-    trained one alone, an ordinary model without the document side's weights.
+    `encoder` has all sides. After query-side training its document side is the untouched encoder, and so is its side of
+    plain queries, which therefore do not move; queries with an instruction have the trained one. `query` is the trained
+    one alone, an ordinary model.
     """
     trained = trained_encoder(config, weights)
     if config.train == "both_encoders":
@@ -67,6 +68,12 @@ def model_card(config: TrainConfig, result: dict[str, Any]) -> str:
         for evaluation in result["evaluations"]
     )
     example = config.encoder.query_template.format(query="main exports", instruction="Only islands.")
+    if config.train == "both_encoders":
+        query = f"encoder.encode_query({example!r})"
+    else:
+        prompt = ', prompt_name="query"' if config.encoder.prompts.query else ""
+        query = f"""encoder.encode({example!r}, task="instructed_query"{prompt})
+plain = encoder.encode_query("main exports")  # bit for bit as before training"""
     return f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -81,7 +88,7 @@ Trained with dualview from `{config.encoder.model}`; train: {config.train}.
 from sentence_transformers import SentenceTransformer
 
 encoder = SentenceTransformer("this folder")
-query = encoder.encode_query({example!r})
+query = {query}
 passage = encoder.encode_document("Chad: Central Africa; landlocked.")
 ```
 

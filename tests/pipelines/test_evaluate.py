@@ -110,8 +110,15 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
     def units_of_sides() -> dict[str, int]:
         files = [pa.ipc.open_file(pa.memory_map(str(path))) for path in shelf.rglob("*.arrow")]
         sides = [json.loads(file.schema.metadata[b"dualview"])["side"] for file in files]
-        return {side: sides.count(side) for side in ("query", "document")}
+        return {side: sides.count(side) for side in ("query", "instructed_query", "document")}
 
+    plain = tmp_path / "beir"
+    plain.mkdir()
+    rows = [{"_id": f"d{n}", "text": text} for n, text in enumerate(["main ports", "exports", "a river"])]
+    (plain / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (plain / "queries.jsonl").write_text('{"_id": "q", "text": "rivers"}\n')
+    (plain / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td2\t1\n")
+    benchmarks = [demo_flips(NUM_QUERIES), {"kind": "beir", "name": "plain", "path": str(plain)}]
     model = str(save_small_encoder(tmp_path / "model"))
     found = []
     for name in ("one", "other"):
@@ -122,13 +129,20 @@ def test_encoders_beside_the_same_frozen_documents_share_the_vectors_of_passages
                 parameter += 0.01 * torch.randn_like(parameter)
         asymmetric(query, load_encoder(model, trust_remote_code=False)).save_pretrained(str(tmp_path / name))
         own = config(
-            f"asymmetric-{name}", encoders={"run": str(tmp_path / name)}, embeddings=str(shelf), compare=[]
+            f"asymmetric-{name}",
+            encoders={"run": str(tmp_path / name)},
+            embeddings=str(shelf),
+            benchmarks=benchmarks,
+            compare=[],
         )
         evaluate(own)
-        found.append((units_of_sides(), scores_of(own)))
-    (of_one, scores), (of_both, other_scores) = found
-    assert of_both == {"query": 2 * of_one["query"], "document": of_one["document"]}
+        ranking = open_store(own.output).get("runs/run/plain.trec")
+        found.append((units_of_sides(), scores_of(own), ranking))
+    (of_one, scores, ranking), (of_both, other_scores, other_ranking) = found
+    assert of_both == of_one | {"instructed_query": 2 * of_one["instructed_query"]}
+    assert of_one["query"] == 1
     assert scores != other_scores
+    assert ranking == other_ranking  # plain queries keep the untouched encoder
 
 
 def test_a_shelf_on_a_store_that_replaces_objects_is_refused(config, s3, faulty_s3, tmp_path, monkeypatch):

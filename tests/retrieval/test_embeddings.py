@@ -117,7 +117,7 @@ def test_an_encoder_to_train_and_the_saved_one_share_a_spec_and_vectors(tmp_path
     new_encoder(str(save_tiny_encoder(tmp_path / "base")), pooling="cls", trust_remote_code=False).save(model)
     saved = saved_settings(model)
     modules = ("Transformer", "Pooling", "Normalize")
-    assert saved == ("cls", {"query": "", "document": ""}, modules, {"cls"})
+    assert saved == ("cls", {"query": "", "document": ""}, ("query", "document"), modules, {"cls"})
     texts = ["main exports of chad", "asia " * 40]
     spec = replace(SPEC, pooling=saved.pooling, max_tokens=12)
     as_saved = encode(load_encoder(model, trust_remote_code=False), replace(spec, pooling=None), texts)

@@ -73,7 +73,9 @@ def test_with_frozen_documents_the_document_side_stays_and_prompts_are_saved(con
     prompted = [f"exports {text}" for text in TEXTS]
     np.testing.assert_allclose(both.encode_document(TEXTS), untouched.encode(prompted), atol=1e-6)
     prompted = [f"what {text}" for text in TEXTS]
-    np.testing.assert_allclose(both.encode_query(TEXTS), encoder.encode(prompted), atol=1e-5)
+    np.testing.assert_allclose(both.encode_query(TEXTS), untouched.encode(prompted), atol=1e-6)
+    instructed = both.encode(TEXTS, task="instructed_query", prompt_name="query")
+    np.testing.assert_allclose(instructed, encoder.encode(prompted), atol=1e-5)
 
 
 def test_moved_back_all_the_way_it_is_the_untouched_one(config_of):

@@ -151,16 +151,16 @@ def test_frozen_passages_are_looked_up_and_teach_the_same_queries(tmp_path):
 
 
 def test_an_asymmetric_encoder_reads_queries_and_documents_with_its_own_sides(tmp_path):
-    query, document = tiny_encoder(tmp_path / "a"), tiny_encoder(tmp_path / "a")
+    instructed, untouched = tiny_encoder(tmp_path / "a"), tiny_encoder(tmp_path / "a")
     with torch.no_grad():
-        for weight in query.parameters():
+        for weight in instructed.parameters():
             weight.mul_(1.5)
-    asymmetric(query, document).save(str(tmp_path / "both"))
+    asymmetric(instructed, untouched).save(str(tmp_path / "both"))
     both = load_encoder(str(tmp_path / "both"), trust_remote_code=False)
     texts = ["exports of chad", "only in asia"]
     settings = {"max_tokens": 16, "precision": "fp32"}
-    for side, alone in (("query", query), ("document", document)):
+    for side in ("query", "document", "instructed_query"):
         ours = encode_texts(both, texts, side=side, **settings)
+        alone = instructed if side == "instructed_query" else untouched
         torch.testing.assert_close(ours, encode_texts(alone, texts, side=side, **settings))
-        theirs = both.encode_query(texts) if side == "query" else both.encode_document(texts)
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, both.encode(texts, task=side), atol=1e-5)

@@ -1,6 +1,6 @@
 """Monitors a training run: figures of each step, and scores of the encoder during training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import importlib
 import logging
 from pathlib import Path
@@ -18,6 +18,7 @@ from dualview.config.base import plain_json
 from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 from dualview.evaluation.scores import score
+from dualview.models import QUERY_SIDES, Side
 from dualview.pipelines.evaluate import (
     candidates_of,
     hits_of,
@@ -26,7 +27,7 @@ from dualview.pipelines.evaluate import (
     texts_of_passages,
 )
 from dualview.retrieval.embeddings import EmbeddingSpec
-from dualview.retrieval.encoder import encode
+from dualview.retrieval.encoder import encode, encode_queries
 from dualview.retrieval.ranking import inner_products, rankings_of
 from dualview.retrieval.search import Block
 from dualview.training.export import finished_encoders
@@ -167,11 +168,16 @@ def score_encoder(encoder: SentenceTransformer, config: TrainConfig) -> Figures:
         "", "document", None, settings.prompts.document, settings.max_passage_tokens, config.precision
     )
     passages_DE = encode(encoder, spec, texts_of_passages(collection)).vectors_NE
-    spec = EmbeddingSpec(
-        "", "query", None, settings.prompts.query, settings.max_query_tokens, config.precision
-    )
+    sides: Sequence[Side] = ("query",) if config.train == "both_encoders" else QUERY_SIDES
+    specs = {
+        side: EmbeddingSpec(
+            "", side, None, settings.prompts.query, settings.max_query_tokens, config.precision
+        )
+        for side in sides
+    }
+    instructions = [view.instruction for view in collection.views]
     texts = [view_text(settings.query_template, view.query, view.instruction) for view in collection.views]
-    queries_VE = encode(encoder, spec, texts).vectors_NE
+    queries_VE = encode_queries(encoder, specs, texts, instructions)
     numbers_D = np.arange(len(passages_DE), dtype=np.int32)
     shard = Block(numbers_D, lambda block: inner_products(queries_VE[block], passages_DE))
     found = search_among([shard], len(texts), candidates_of(collection, collection.views))
