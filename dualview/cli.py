@@ -10,6 +10,7 @@ from argparse import Action, ArgumentParser, Namespace, RawDescriptionHelpFormat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 import json
+import os
 import sys
 from typing import Any
 
@@ -20,10 +21,16 @@ from dualview.logs import show_logs
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`dualview ...`: exits with 2 on a user error and with 3 if something outside the run failed."""
-    with one_sentence():
-        show_logs()
-        parsed = _parser().parse_args(arguments)
-        parsed.run(parsed)
+    try:
+        try:
+            with one_sentence():
+                show_logs()
+                parsed = _parser().parse_args(arguments)
+                parsed.run(parsed)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(verb: str) -> None:

@@ -51,3 +51,12 @@ def test_a_mistake_is_a_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[s
         message = capsys.readouterr().err
         assert message.startswith("error: ")
         assert message.count("\n") == 1
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = f"{sys.executable} jobs/train.py --describe | head -1"
+    process = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.startswith("Trains an encoder")
+    assert not process.stderr

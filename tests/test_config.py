@@ -414,3 +414,9 @@ def test_the_reference_of_all_keys_is_current() -> None:
 def test_every_key_is_described_in_a_hundred_columns(verb: str) -> None:
     assert [key.path for key in keys_of(REFERENCE[verb]) if not key.meaning] == []
     assert max(map(len, describe(REFERENCE[verb]).splitlines())) <= 100
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "1E-5", "0.00001"])
+def test_a_number_may_be_written_as_people_write_it(text: str) -> None:
+    path = str(CONFIGS / "demo" / "train-dual.yaml")
+    assert load(TrainConfig, path, [f"optimizer.learning_rate={text}"]).optimizer.learning_rate == 1e-5

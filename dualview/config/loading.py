@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 import logging
 from pathlib import Path
+import re
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -84,7 +85,7 @@ def _read(schema: type[Settings], path: str, extending: tuple[str, ...] = ()) ->
 
 def _parse(path: str, extending: tuple[str, ...]) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = _yaml(Path(path).read_text())
     except OSError as error:
         expected = f"{extending[-1]} extends it" if extending else "expected a YAML file"
         raise InputError(f"{path}: cannot be read ({error.strerror}); {expected}") from None
@@ -98,12 +99,27 @@ def _parse(path: str, extending: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
+class _Loader(yaml.SafeLoader):
+    """Also reads 1e-5 as a number, as YAML 1.2 and everybody else does; YAML 1.1 wants 1.0e-5."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
 def _parsed(assignment: str) -> tuple[str, Any]:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
         raise InputError(f"--set {assignment}: expected KEY=VALUE, for example --set actors.num=2")
     try:
-        return key, yaml.safe_load(value)
+        return key, _yaml(value)
     except (yaml.YAMLError, ValueError):
         raise InputError(f"--set {assignment}: `{value}` is not a YAML value") from None
 
