@@ -1,6 +1,7 @@
 """Encoding on Ray: actors with an encoder add the missing vectors to the store."""
 
 from collections.abc import Sequence
+import logging
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:  # sentence-transformers takes seconds to import, and only the
     from sentence_transformers import SentenceTransformer
 
     from dualview.retrieval.embeddings import EmbeddingSpec
+
+
+logger = logging.getLogger(__name__)
 
 
 def ensure_embeddings(
@@ -55,7 +59,11 @@ def ensure_embeddings(
     )
     total = sum(len(unit.keys_D) for unit in missing)
     with errors_of_workers(), Progress("encoding", total, unit="texts", trail=None) as progress:
+        shown = set()
         for row in rows.iter_rows():
+            if (read := tuple(row["read"])) not in shown:
+                shown.add(read)
+                logger.info(f"a {read[1]} as {read[0]} reads it: {row['first']}")
             progress.advance(row["num_texts"])
 
 
@@ -79,14 +87,16 @@ class EncodeUnit:
         return self.encoder
 
     def __call__(self, unit: dict[str, Any]) -> dict[str, Any]:
-        from dualview.retrieval.encoder import encode
+        from dualview.retrieval.encoder import as_read, encode
 
         model, spec, read = self.requests[unit["wanted"]]
         keys_D = np.asarray(unit["keys"], np.uint64)
+        texts = read(unit["payload"])
         try:
-            encoded = encode(self.encoder_of(model, spec), spec, read(unit["payload"]))
+            encoder = self.encoder_of(model, spec)
+            encoded, first = encode(encoder, spec, texts), as_read(encoder, spec, texts)
         except InputError as error:
             name = f"model {model}: "
             raise InputError(name + str(error).removeprefix(name)) from None
         put_unit(self.store, unit_name(keys_D), spec, keys_D, encoded, uuid4().hex)
-        return {"num_texts": len(keys_D)}
+        return {"num_texts": len(keys_D), "read": (model, spec.side), "first": first}

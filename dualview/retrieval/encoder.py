@@ -399,6 +399,35 @@ def encode(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[st
     return Embedded(np.concatenate(vectors), np.array(texts.cut, bool))
 
 
+def as_read(encoder: SentenceTransformer, spec: EmbeddingSpec, texts: Sequence[str] | Tokenized) -> str:
+    """The first text exactly as the encoder reads it, special tokens included; the middle of a long one is left out."""
+    if isinstance(texts, Tokenized):
+        tokens: Tokens = texts.tokens[0]
+    else:
+        tokens = tokenize(encoder, [spec.prompt + texts[0]], spec.max_tokens)[0]
+    reads_last = any(
+        isinstance(module, Pooling) and module.pooling_mode == "lasttoken" for module in encoder.modules()
+    )
+    return as_read_with(encoder.tokenizer, tokens, reads_last=reads_last)
+
+
+def as_read_with(tokenizer: Any, tokens: Tokens, *, reads_last: bool) -> str:
+    """The same with a tokenizer alone. reads_last: whether the text's vector is that of its last token."""
+    text: str = tokenizer.decode(tokens)
+    if len(text) > 2 * SHOWN_CHARACTERS:
+        text = f"{text[:SHOWN_CHARACTERS]} ... {text[-SHOWN_CHARACTERS:]}"
+    end = tokenizer.eos_token_id
+    if reads_last and end is not None and tokens[-1] != end:
+        text += (
+            f" (WARNING: the vector is that of the last token, which is not {tokenizer.eos_token!r}; if the model was"
+            " made with it, its vectors are much worse without)"
+        )
+    return text
+
+
+SHOWN_CHARACTERS = 80
+
+
 def encode_queries(
     encoder: SentenceTransformer,
     specs: Mapping[Side, EmbeddingSpec],

@@ -20,7 +20,7 @@ import transformers
 from dualview.errors import InputError
 from dualview.models import SIDES, pooling_of, saved_settings
 from dualview.retrieval.embeddings import EmbeddingSpec
-from dualview.retrieval.encoder import encode, encoder_of, load_encoder, new_encoder
+from dualview.retrieval.encoder import as_read_with, encode, encoder_of, load_encoder, new_encoder
 from dualview.training.export import finished_encoders
 from dualview.training.model import encoder_to_train, learner_of, untouched_encoder
 
@@ -195,3 +195,22 @@ def test_a_model_with_an_encoder_for_each_side_is_not_trained(tmp_path):
     assert load_encoder(str(tmp_path / "both"), trust_remote_code=False)
     with pytest.raises(InputError, match=r"encoder\.model: .* begins with a Router"):
         new_encoder(str(tmp_path / "both"), pooling=None, trust_remote_code=False)
+
+
+def test_a_last_token_that_is_not_the_end_of_the_text_is_told(tmp_path):
+    bare = save_tiny_encoder(tmp_path / "bare")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bare)
+    tokenizer.eos_token = "[SEP]"
+    with_end, without = (
+        tokenizer("exports of chad")["input_ids"],
+        tokenizer("exports of chad")["input_ids"][:-1],
+    )
+    assert as_read_with(tokenizer, with_end, reads_last=True) == "[CLS] exports of chad [SEP]"
+    assert "WARNING: the vector is that of the last token, which is not '[SEP]'" in as_read_with(
+        tokenizer, without, reads_last=True
+    )
+    assert as_read_with(tokenizer, without, reads_last=False) == "[CLS] exports of chad"
+    long = as_read_with(tokenizer, with_end[:-1] * 40 + with_end[-1:], reads_last=True)
+    assert long.startswith("[CLS] exports")
+    assert " ... " in long
+    assert long.endswith("[SEP]")

@@ -19,7 +19,7 @@ from dualview.pipelines.train.engine import deepspeed_config
 from dualview.pipelines.train.frozen import keep_vectors
 from dualview.pipelines.train.prepare import open_prepared, plan_mixture, prepare
 from dualview.pipelines.train.worker import refuse_known_failure, train_worker
-from dualview.retrieval.encoder import load_tokenizer
+from dualview.retrieval.encoder import as_read_with, load_tokenizer
 from dualview.runs.manifest import pin_manifest
 from dualview.runs.publishing import CHOSEN_KEY, LAST_KEY, publish
 from dualview.runs.run import open_run
@@ -87,19 +87,11 @@ def _print_first_texts(config: TrainConfig, prepared: Prepared) -> None:
     """Shows a query and a passage exactly as the model reads them, special tokens included."""
     settings = config.encoder
     tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.trust_remote_code)
+    modes = {settings.pooling} | saved_settings(settings.model).pooling_modes
     first = {"query": prepared.group(0).views[0].wordings[0], "passage": prepared.tokens(0)}
     for side, tokens in first.items():
-        text = tokenizer.decode(tokens)
-        logger.info(f"the first {side} as the model reads it: {text}")
-    reads_last = settings.pooling == "lasttoken" or saved_settings(settings.model).pooling_modes == {
-        "lasttoken"
-    }
-    end = tokenizer.eos_token_id
-    if reads_last and end is not None and any(tokens[-1] != end for tokens in first.values()):
-        logger.warning(
-            f"{settings.model} takes the vector of the last token, but its texts do not end in {tokenizer.eos_token!r}: if it"
-            " was made with that token, its vectors are much worse without"
-        )
+        text = as_read_with(tokenizer, tokens, reads_last="lasttoken" in modes)
+        logger.info(f"the first {side} as {settings.model} reads it: {text}")
 
 
 def _pin(store: Store, config: TrainConfig) -> None:
