@@ -63,7 +63,7 @@ def ensure_embeddings(
         for row in rows.iter_rows():
             if (read := tuple(row["read"])) not in shown:
                 shown.add(read)
-                logger.info(f"a {read[1]} as {read[0]} reads it: {row['first']}")
+                logger.info(f"{read[1].replace('_', ' ')} as {read[0]} reads it: {row['first']}")
             progress.advance(row["num_texts"])
 
 
