@@ -54,6 +54,16 @@ WORDS = [
 
 QUERIES = ("exports of", "what are exports")
 
+# Of the tiny models of every architecture, beside the tokenizer of save_tiny_encoder.
+SIZES = {
+    "vocab_size": 6 + len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+}
+
 
 def train_config(**changes) -> TrainConfig:
     """configs/demo/train-dual.yaml, small; changes as --set, with __ for the dots."""

@@ -64,7 +64,7 @@ class IndexConfig(Settings):
     """An index that exists, whose vectors are taken over for the passages of the training data."""
 
     vectors: str
-    """Parquet with a column `vector` and a column `text` (also `title`) or, with `corpus`, `id`; or a .npy file."""
+    """Parquet with a column `vector` and a column `text` (also `title`) or, with `corpus`, `id`; or a local .npy file."""
     ids: str | None = None
     """For a .npy file: a text file with the id of each row on a line."""
     corpus: str | None = None

@@ -12,6 +12,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 UNPADDED = "dualview_unpadded"
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 # What the models hand on to their attention, beside what they do with padding.
 _FEATURES = ("position_ids", "cu_seq_lens_q", "max_length_q")
 
@@ -68,16 +69,20 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls an attention; returns (1, T, A, E)."""
+    """As transformers calls an attention; returns (1, T, A, E).
+
+    Raises ValueError if the model asks for what would change the scores and is not computed here.
+    """
+    if asked := [name for name in _NOT_COMPUTED if others.get(name) is not None]:
+        raise ValueError(f"attention without padding does not compute {', '.join(asked)}; this is a bug")
     repeats = query_1ATE.shape[1] // key_1KTE.shape[1]
     query, key, value = (
         states.squeeze(0).transpose(0, 1) for states in (query_1ATE, key_1KTE, value_1KTE)
     )  # (T, heads, E)
-    if torch.is_autocast_enabled(
-        query.device.type
-    ):  # it casts no inputs of an operator that it does not know
+    # Autocast casts no inputs of an operator that it does not know.
+    if torch.is_autocast_enabled(query.device.type):
         lower = torch.get_autocast_dtype(query.device.type)
         query, key, value = (states.to(lower) for states in (query, key, value))
     if repeats > 1:
@@ -86,26 +91,17 @@ def _attention(
     # As transformers counts: a token sees sliding_window - 1 tokens before it, and after it unless causal.
     reach = -1 if sliding_window is None else sliding_window - 1
     window = (reach, 0 if is_causal else reach)
-    kernel = _flash if query.is_cuda else _one_text_after_the_other
-    return kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling, window).unsqueeze(0), None
-
-
-def _flash(
-    query_TAE: torch.Tensor,
-    key_TAE: torch.Tensor,
-    value_TAE: torch.Tensor,
-    starts: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    window: tuple[int, int],
-) -> torch.Tensor:
+    if not query.is_cuda:
+        plain = _one_text_after_the_other(query, key, value, cu_seq_lens_q, max_length_q, scaling, window)
+        return plain.unsqueeze(0), None
     from torch.nn.attention.varlen import varlen_attn  # needs CUDA and bf16
 
+    starts, longest = cu_seq_lens_q, max_length_q
     attended = varlen_attn(
-        query_TAE, key_TAE, value_TAE, starts, starts, longest, longest, scale=scaling, window_size=window
+        query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window
     )
     assert isinstance(attended, torch.Tensor)
-    return attended
+    return attended.unsqueeze(0), None
 
 
 def _one_text_after_the_other(

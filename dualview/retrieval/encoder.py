@@ -278,6 +278,7 @@ def with_weights(encoder: SentenceTransformer, weights: Sequence[Weight]) -> Ite
     hooks = [transformer.register_forward_hook(_in_float32) for transformer in transformers_of(encoder)]
     try:
         for module, name, weight in weights:
+            # A tensor with a gradient to its parameter, in its place, as torch.func.functional_call does it.
             module._parameters[name] = weight  # type: ignore[assignment]
         yield
     finally:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
-from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_tiny_encoder, train_config
+from tiny import (
+    SIZES,
+    learned,
+    prepared_of,
+    random_groups,
+    retained_by,
+    save_tiny_encoder,
+    train_config,
+)
 import torch
 import transformers
 
@@ -12,14 +20,6 @@ from dualview.retrieval.attention import can_skip_padding, skip_padding
 from dualview.retrieval.encoder import embed, encode_texts, inputs_of, new_encoder, tokenize
 from dualview.training.model import Learner
 
-SIZES = {
-    "vocab_size": 6 + len(WORDS),
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "pad_token_id": 0,
-}
 ARCHITECTURES = {
     "bert": transformers.BertConfig,
     "gte": transformers.GteConfig,
@@ -128,3 +128,11 @@ def test_attention_without_padding_is_computed_in_bf16_under_autocast(tmp_path, 
     monkeypatch.setattr(attention, "_one_text_after_the_other", note)
     Learner(encoder, 0.05, learned=False, precision="bf16")(inputs_of(encoder, [[2, 7, 3], [2, 3]]), "query")
     assert seen == {torch.bfloat16}
+
+
+def test_attention_that_is_not_computed_without_padding_is_an_error():
+    states = torch.zeros(1, 2, 3, 8)
+    starts = {"cu_seq_lens_q": torch.tensor([0, 3], dtype=torch.int32), "max_length_q": 3}
+    attention._attention(torch.nn.Module(), states, states, states, None, softcap=None, **starts)
+    with pytest.raises(ValueError, match="does not compute softcap"):
+        attention._attention(torch.nn.Module(), states, states, states, None, softcap=50.0, **starts)

@@ -13,7 +13,15 @@ from sentence_transformers.sentence_transformer.modules import (
     Router,
     Transformer,
 )
-from tiny import WORDS, learned, prepared_of, random_groups, retained_by, save_tiny_encoder, train_config
+from tiny import (
+    SIZES,
+    learned,
+    prepared_of,
+    random_groups,
+    retained_by,
+    save_tiny_encoder,
+    train_config,
+)
 import torch
 import transformers
 
@@ -25,14 +33,6 @@ from dualview.training.export import finished_encoders
 from dualview.training.model import encoder_to_train, learner_of, untouched_encoder
 
 TEXTS = ["exports of chad", "what", "only in africa and not in asia and fiji " * 2]
-SIZES = {
-    "vocab_size": 6 + len(WORDS),
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "pad_token_id": 0,
-}
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 16}
 PROMPTS = {"query": "exports: ", "document": "in asia "}
 
