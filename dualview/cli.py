@@ -90,6 +90,18 @@ def _evaluate(arguments: Namespace) -> None:
     print_table(evaluate(config))
 
 
+def _adapt(arguments: Namespace) -> None:
+    from dualview.config.adapt import AdaptConfig
+    from dualview.config.loading import load
+
+    config = load(AdaptConfig, arguments.config, arguments.set)
+    with needs("adapt", "adapting an index"):
+        from dualview.catalog.report import print_adapted
+        from dualview.pipelines.adapt.run import adapt
+
+    print_adapted(config, adapt(config))
+
+
 def _judge(arguments: Namespace) -> None:
     from dualview.config.judge import JudgeConfig
     from dualview.config.loading import load
@@ -126,11 +138,20 @@ def _study(arguments: Namespace) -> None:
 def _search(arguments: Namespace) -> None:
     if arguments.instruction and arguments.query is None:
         raise InputError('--instruction: needs a query, for example --query "main exports"')
+    if (arguments.evaluation is None) == (arguments.run_url is None):
+        raise InputError("expected --evaluation or --run, the output of dualview evaluate or dualview adapt")
     with needs("evaluate", "search"):
         from dualview.evaluation.side_by_side import print_found
         from dualview.pipelines.search import search
+    if arguments.evaluation is not None:
+        print_found(search(arguments.evaluation, arguments.query, arguments.instruction))
+        return
+    if arguments.query is None:
+        raise InputError('--run: needs a query, for example --query "prison escape"')
+    with needs("adapt", "search"):
+        from dualview.pipelines.adapt.search import search_adapted
 
-    print_found(search(arguments.evaluation, arguments.query, arguments.instruction))
+    print_found(search_adapted(arguments.run_url, arguments.query, arguments.instruction, arguments.strength))
 
 
 def _stats(arguments: Namespace) -> None:
@@ -177,6 +198,11 @@ VERBS = {
         "evaluate encoders on instruction-following benchmarks",
         "--config configs/demo/evaluate.yaml",
     ),
+    "adapt": Verb(
+        _adapt,
+        "teach an index to follow instructions, from metadata",
+        "--config configs/adapt.yaml --set corpus=corpus.jsonl --set noun=movies",
+    ),
     "judge": Verb(_judge, "measure an LLM judge against gold labels", "--config configs/demo/judge.yaml"),
     "search": Verb(
         _search,
@@ -184,10 +210,12 @@ VERBS = {
         "--evaluation out/demo/evaluation",
         has_config=False,
         flags={
-            "--evaluation": {
-                "required": True,
-                "metavar": "URL",
-                "help": "output of an evaluation",
+            "--evaluation": {"metavar": "URL", "help": "output of dualview evaluate"},
+            "--run": {"metavar": "URL", "dest": "run_url", "help": "output of dualview adapt"},
+            "--strength": {
+                "type": float,
+                "metavar": "NUMBER",
+                "help": "with --run: how much the instruction counts; by default, as the run has chosen",
             },
             "--query": {"metavar": "TEXT", "help": "query to search for; by default, one from the benchmark"},
             "--instruction": {

@@ -13,8 +13,9 @@ from dualview.config.base import PoolingMode, fingerprint
 from dualview.errors import InputError
 from dualview.storage import S3Store, Store, check_reachable, download_tree, open_store
 
-# An asymmetric encoder treats them differently. One of ours has a third: plain queries keep the untouched encoder.
-Side = Literal["query", "document", "instructed_query"]
+# An asymmetric encoder treats them differently. One of ours has a third: plain queries keep the untouched encoder. The
+# vector of an instruction is added to that of a query.
+Side = Literal["query", "document", "instructed_query", "instruction"]
 SIDES: tuple[Side, ...] = ("query", "document")
 QUERY_SIDES: tuple[Side, ...] = ("query", "instructed_query")
 ROUTER = "router_config.json"

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import yaml
 
+from dualview.config.adapt import AdaptConfig
 from dualview.config.base import Settings, canonical_json, fingerprint
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -20,7 +21,13 @@ from dualview.config.train import TrainConfig
 from dualview.errors import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "judge": JudgeConfig, "study": StudyConfig}
+SCHEMAS = {
+    "adapt": AdaptConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "judge": JudgeConfig,
+    "study": StudyConfig,
+}
 FACETS, TRAIN, EVALUATE = (
     str(CONFIGS / "demo" / name) for name in ("facets.yaml", "train-dual.yaml", "evaluate.yaml")
 )

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen, MultipleOf
 from pydantic.fields import FieldInfo
 from pydantic.types import StringConstraints
 
+from dualview.config.adapt import AdaptConfig
 from dualview.config.base import Settings
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
@@ -25,6 +26,7 @@ SCHEMAS: dict[str, type[Settings]] = {
     "generate": GenerateConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "adapt": AdaptConfig,
     "judge": JudgeConfig,
     "study": StudyConfig,
 }

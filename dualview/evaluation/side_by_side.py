@@ -41,7 +41,7 @@ def print_found(found: Sequence[Found], console: Console | None = None) -> None:
         console.print(table)
     if any(hit.obeys is not None for search in found for hits in search.hits.values() for hit in hits):
         console.print(
-            f"{OBEYS} relevant under this instruction, {BREAKS} not, by the benchmark's labels", style="dim"
+            f"{OBEYS} relevant under this instruction, {BREAKS} not, by the labels or metadata", style="dim"
         )
 
 

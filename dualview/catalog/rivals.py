@@ -1,0 +1,87 @@
+"""What else can be done with the query vector and no training: the rows that an instruction encoder is compared with.
+
+Each row is a pair of vectors for a query and an instruction: `base` and `added`; the query vector at a strength is
+base + strength * added.
+"""
+
+# C = cases, E = embedding size, V = values
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualview.catalog.instructions import Case, Requirements
+from dualview.catalog.vocabulary import Value
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]  # queries of the untouched encoder
+_NUM_PHRASES = 3
+
+
+class Row(NamedTuple):
+    base_CE: NDArray[np.floating]
+    added_CE: NDArray[np.floating]
+
+    def at(self, strength: float) -> NDArray[np.floating]:
+        return self.base_CE + strength * self.added_CE
+
+
+def phrase_vectors(values: Sequence[Value], encode: Encode) -> NDArray[np.float32]:
+    """The mean vector of some phrases of each value, (V, E)."""
+    phrases = [list(value.phrases["train"])[:_NUM_PHRASES] for value in values]
+    vectors = iter(encode([phrase for of_value in phrases for phrase in of_value]))
+    return np.stack([np.mean([next(vectors) for _ in of_value], axis=0) for of_value in phrases])
+
+
+def signed_sums(
+    needs: Sequence[Requirements], vectors_VE: NDArray[np.floating], *, only_excluded: bool = False
+) -> NDArray[np.floating]:
+    """Wanted minus unwanted: the vectors of included values less those of excluded ones, (C, E)."""
+    sums = np.zeros((len(needs), vectors_VE.shape[1]))
+    for number, requirements in enumerate(needs):
+        for needed in requirements:
+            if not (only_excluded and needed.include):
+                sums[number] += needed.sign * vectors_VE[needed.value]
+    return sums
+
+
+def rows_of(
+    view: str,
+    cases: Sequence[Case],
+    queries: Sequence[str],  # all, by number
+    values: Sequence[Value],
+    phrases_VE: NDArray[np.float32],
+    directions_VE: NDArray[np.floating],
+    encode: Encode,
+) -> dict[str, Row]:
+    """The rows of one view of each case.
+
+    untouched: the encoder reads query and instruction. subtraction: it reads the query and what is included; vectors of
+    what is excluded are subtracted. DEO: wanted minus unwanted from the vector of query and instruction, which is where its
+    objective is stationary [2603.09185; the parts of the instruction are given, not found by a language model].
+    arithmetic: the same from the query's vector. probe: the query plus the probe's own directions.
+    """
+    needs = [case.requirements[view] for case in cases]
+    asked = [queries[case.query] for case in cases]
+    query_CE = encode(asked)
+    with_instruction_CE = encode(
+        [f"{query}. {case.instructions[view]}" for query, case in zip(asked, cases, strict=True)]
+    )
+    with_included_CE = encode(
+        [". ".join([query, *_included(needed, values)]) for query, needed in zip(asked, needs, strict=True)]
+    )
+    none = np.zeros_like(query_CE)
+    wanted = signed_sums(needs, phrases_VE)
+    return {
+        "query alone": Row(query_CE, none),
+        "untouched": Row(with_instruction_CE, none),
+        "subtraction": Row(with_included_CE, signed_sums(needs, phrases_VE, only_excluded=True)),
+        "DEO": Row(with_instruction_CE, wanted),
+        "arithmetic": Row(query_CE, wanted),
+        "probe": Row(query_CE, signed_sums(needs, directions_VE)),
+    }
+
+
+def _included(requirements: Requirements, values: Sequence[Value]) -> list[str]:
+    return [values[needed.value].phrases["train"][0] for needed in requirements if needed.include]
