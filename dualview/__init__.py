@@ -1,6 +1,6 @@
 """Instruction-following retrieval: dual-view data, training and evaluation on Ray.
 
-    generate(config), train(config), evaluate(config), search(evaluation)    the verbs; they run on Ray
+    generate(config), train(config), evaluate(config), adapt(config), search(evaluation)    the verbs; they run on Ray
     open_run(output)    a generate run: rows(), trainable(), summary(), to_huggingface()
     p_mrr(original, changed, stopped)    how far passages drop that are no longer relevant, -1..1
     info_nce(scores, relation, temperature)    contrastive loss over a matrix of views and passages; needs torch
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dualview.extras import needs
 
 if TYPE_CHECKING:
-    from dualview.api import evaluate, generate, search, train
+    from dualview.api import adapt, evaluate, generate, search, train
     from dualview.errors import InputError
     from dualview.evaluation.metrics import p_mrr
     from dualview.evaluation.significance import bootstrap_interval, paired_difference, sign_flip_test
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "adapt",
     "bootstrap_interval",
     "evaluate",
     "generate",
@@ -40,6 +41,7 @@ __all__ = [
 
 _MODULE_OF = {
     "InputError": "dualview.errors",
+    "adapt": "dualview.api",
     "bootstrap_interval": "dualview.evaluation.significance",
     "evaluate": "dualview.api",
     "generate": "dualview.api",

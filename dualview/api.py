@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualview.config.adapt import AdaptConfig
 from dualview.config.evaluate import EvaluateConfig
 from dualview.config.generate import GenerateConfig
 from dualview.config.loading import settings_of
@@ -56,6 +57,17 @@ def evaluate(config: str | Path | Mapping[str, Any] | EvaluateConfig, **changes:
     with needs("evaluate", "evaluation"):
         from dualview.pipelines.evaluate import evaluate
     return evaluate(settings)
+
+
+def adapt(config: str | Path | Mapping[str, Any] | AdaptConfig, **changes: Any) -> dict[str, Any]:
+    """Teaches an index to follow instructions from the metadata of its documents; resumes an interrupted run.
+
+    Returns what each stage found: the probe, the cases, the training and the test.
+    """
+    settings = settings_of(AdaptConfig, config, changes)
+    with needs("adapt", "adapting an index"):
+        from dualview.pipelines.adapt.run import adapt
+    return adapt(settings)
 
 
 def search(

@@ -1,4 +1,4 @@
-"""Instructions on a catalog: requirements put into words, drawn for training and for the cases of a test."""
+"""Instructions on a catalog: clauses put into words, drawn for training and for the cases of a test."""
 
 # D = documents, V = values, K = documents on a query's topic
 
@@ -19,7 +19,7 @@ _KINDS: tuple[Kind, ...] = ("another value", "reversal", "compound")
 
 
 @dataclass(frozen=True)
-class Requirement:
+class Clause:
     """A document must have (include) or must not have the value with this number."""
 
     include: bool
@@ -29,53 +29,61 @@ class Requirement:
     def sign(self) -> int:
         return 1 if self.include else -1
 
+    @property
+    def opposite(self) -> "Clause":
+        return Clause(not self.include, self.value)
 
-Requirements = tuple[Requirement, ...]
+
+Clauses = tuple[Clause, ...]  # all of an instruction
 
 
-def obeying(labels_DV: NDArray[np.int8], requirements: Sequence[Requirement]) -> NDArray[np.int8]:
-    """Whether each document meets all requirements, (D,): NO if it breaks one, else UNKNOWN if one is unknown."""
+def obeying(labels_DV: NDArray[np.int8], clauses: Clauses) -> NDArray[np.int8]:
+    """Whether each document obeys all clauses, (D,): NO if it breaks one, else UNKNOWN if one is unknown."""
     is_broken, is_unknown = np.zeros((2, len(labels_DV)), bool)
-    for needed in requirements:
-        labels_D = labels_DV[:, needed.value]
+    for clause in clauses:
+        labels_D = labels_DV[:, clause.value]
         is_unknown |= labels_D == UNKNOWN
-        is_broken |= labels_D == (NO if needed.include else YES)
+        is_broken |= labels_D == (NO if clause.include else YES)
     return np.where(is_broken, NO, np.where(is_unknown, UNKNOWN, YES)).astype(np.int8)
 
 
-_JOINTS = (". ", ". ", ", ", " and ", "; ")
-
-
-def word(
-    values: Sequence[Value], requirements: Sequence[Requirement], split: Split, rng: random.Random
-) -> str:
-    """An instruction in phrases and wordings of the split."""
-    clauses = [
-        say(needed.include, rng.choice(values[needed.value].phrases[split]), split, rng)
-        for needed in requirements
+def word(values: Sequence[Value], clauses: Clauses, split: Split, rng: random.Random) -> str:
+    """An instruction in phrases and wordings of the split, its clauses in any order."""
+    said = [
+        say(clause.include, rng.choice(values[clause.value].phrases[split]), split, rng) for clause in clauses
     ]
-    rng.shuffle(clauses)
-    text, *further = clauses
-    for clause in further:
+    rng.shuffle(said)
+    text = said[0]
+    for further in said[1:]:
         joint = rng.choice(_JOINTS)
-        if joint != ". ":
-            clause = clause[0].lower() + clause[1:] if clause[1:2].islower() else clause
-        text = (
-            text.rstrip(".") + joint + clause if joint != ". " or text[-1] in ".?" else text + joint + clause
-        )
+        text = f"{text} {further}" if joint == "." else f"{text.rstrip('.')}{joint} {_lower(further)}"
     return text
 
 
-def draw_requirements(
-    values: Sequence[Value], usable: Sequence[int], compound_share: float, rng: random.Random
-) -> Requirements:
-    """One requirement, or two on different attributes; attributes are equally likely, and so are both polarities."""
-    by_attribute: dict[str, list[int]] = {}
-    for number in usable:
-        by_attribute.setdefault(values[number].attribute, []).append(number)
+_JOINTS = (".", ".", ",", " and", ";")
+
+
+def _lower(sentence: str) -> str:
+    """The sentence as a clause within another: "I" and names in capitals stay."""
+    is_word = sentence[1:2].islower()
+    return sentence[0].lower() + sentence[1:] if is_word else sentence
+
+
+def by_attribute(values: Sequence[Value], numbers: Sequence[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for number in numbers:
+        found.setdefault(values[number].attribute, []).append(number)
+    return found
+
+
+def draw_clauses(
+    values: Sequence[Value], numbers: Sequence[int], compound_share: float, rng: random.Random
+) -> Clauses:
+    """One clause, or two on different attributes; attributes are equally likely, and so are both polarities."""
+    of_attribute = by_attribute(values, numbers)
     num = 2 if rng.random() < compound_share else 1
-    drawn = rng.sample(sorted(by_attribute), min(num, len(by_attribute)))
-    return tuple(Requirement(rng.random() < 0.5, rng.choice(by_attribute[name])) for name in drawn)
+    drawn = rng.sample(sorted(of_attribute), min(num, len(of_attribute)))
+    return tuple(Clause(rng.random() < 0.5, rng.choice(of_attribute[name])) for name in drawn)
 
 
 # --- cases ----------------------------------------------------------------------------------------
@@ -83,12 +91,12 @@ def draw_requirements(
 
 @dataclass(frozen=True)
 class Case:
-    """A query under two instructions; documents are numbers."""
+    """A query, by its number, under two instructions."""
 
     query: int
     kind: Kind
-    instructions: Mapping[str, str]  # "original" and "changed"
-    requirements: Mapping[str, Requirements]
+    instructions: Mapping[str, str]  # by view
+    clauses: Mapping[str, Clauses]
     labels: Mapping[str, str]  # scores are also reported for each
 
 
@@ -99,7 +107,7 @@ _TRIES = 40
 
 def draw_cases(
     values: Sequence[Value],
-    usable: Sequence[int],
+    numbers: Sequence[int],
     unseen: frozenset[int],
     labels_DV: NDArray[np.int8],
     on_topic: Mapping[int, NDArray[np.int64]],
@@ -107,79 +115,69 @@ def draw_cases(
     split: Split,
     seed: int,
 ) -> list[Case]:
-    """Up to `per_query` cases of each query, over values that some of its on-topic documents have and others lack.
+    """Up to `per_query` cases of each query, over those of the values that divide its on-topic documents.
 
     In a reversal, the changed instruction asks for the opposite; in a compound, half of it is kept.
     """
-    cases = []
+    cases: list[Case] = []
     for query, documents_K in on_topic.items():
         rng = random.Random(f"{seed}:{split}:{query}")
         labels_KV = labels_DV[documents_K]
-        possible = [
-            number
-            for number in usable
-            if min((labels_KV[:, number] == label).sum() for label in (YES, NO)) > _MIN_CHANGED
-        ]
-        num = 0
-        for _ in range(_TRIES):
-            pair = _draw_pair(values, possible, rng) if num < per_query else None
-            if pair is None:
+        dividing = by_attribute(values, [number for number in numbers if _divides(labels_KV[:, number])])
+        of_query: list[Case] = []
+        for _ in range(_TRIES if dividing else 0):
+            drawn = _draw_pair(dividing, rng)
+            if drawn is None or not _changes(labels_KV, *drawn[1:]):
                 continue
-            kind, original, changed = pair
-            before_K, after_K = obeying(labels_KV, original), obeying(labels_KV, changed)
-            stopped, begun = (before_K == YES) & (after_K == NO), (before_K == NO) & (after_K == YES)
-            if min(stopped.sum(), begun.sum()) < _MIN_CHANGED:
-                continue
-            needed = [*original, *changed]
-            cases.append(
-                Case(
-                    query,
-                    kind,
-                    {
-                        name: word(values, requirements, split, rng)
-                        for name, requirements in zip(VIEWS, (original, changed), strict=True)
-                    },
-                    {"original": original, "changed": changed},
-                    {
-                        "polarity": "inclusion" if all(need.include for need in needed) else "exclusion",
-                        "kind": kind,
-                        "range": "yes" if any(_is_range(values[need.value]) for need in needed) else "no",
-                        "value": "unseen" if any(need.value in unseen for need in needed) else "seen",
-                    },
-                )
-            )
-            num += 1
+            kind, *pair = drawn
+            clauses = dict(zip(VIEWS, pair, strict=True))
+            instructions = {view: word(values, clauses[view], split, rng) for view in VIEWS}
+            of_query.append(Case(query, kind, instructions, clauses, _labels(kind, values, unseen, pair)))
+            if len(of_query) == per_query:
+                break
+        cases += of_query
     return cases
 
 
-def _is_range(value: Value) -> bool:
-    return value.kind in ("number", "date")
+def _divides(labels_K: NDArray[np.int8]) -> bool:
+    return bool(min((labels_K == label).sum() for label in (YES, NO)) > _MIN_CHANGED)
 
 
-def _draw_pair(
-    values: Sequence[Value], possible: Sequence[int], rng: random.Random
-) -> tuple[Kind, Requirements, Requirements] | None:
-    by_attribute: dict[str, list[int]] = {}
-    for number in possible:
-        by_attribute.setdefault(values[number].attribute, []).append(number)
-    if not by_attribute:
-        return None
-    attribute = rng.choice(sorted(by_attribute))
-    first, kind = rng.choice(by_attribute[attribute]), rng.choice(_KINDS)
-    include = rng.random() < 0.5
-    if kind == "another value":
-        others = [number for number in by_attribute[attribute] if number != first]
-        if not others:
-            return None
-        return kind, (Requirement(include, first),), (Requirement(include, rng.choice(others)),)
-    one, opposite = Requirement(include, first), Requirement(not include, first)
+def _changes(labels_KV: NDArray[np.int8], original: Clauses, changed: Clauses) -> bool:
+    before_K, after_K = obeying(labels_KV, original), obeying(labels_KV, changed)
+    num_stopped = ((before_K == YES) & (after_K == NO)).sum()
+    num_begun = ((before_K == NO) & (after_K == YES)).sum()
+    return bool(min(num_stopped, num_begun) >= _MIN_CHANGED)
+
+
+def _draw_pair(dividing: Mapping[str, list[int]], rng: random.Random) -> tuple[Kind, Clauses, Clauses] | None:
+    """None if the drawn kind is impossible for the drawn attribute."""
+    attribute = rng.choice(sorted(dividing))
+    kind = rng.choice(_KINDS)
+    first = Clause(rng.random() < 0.5, rng.choice(dividing[attribute]))
     if kind == "reversal":
-        return kind, (one,), (opposite,)
-    others = [number for name, numbers in by_attribute.items() if name != attribute for number in numbers]
+        return kind, (first,), (first.opposite,)
+    if kind == "another value":
+        others = [number for number in dividing[attribute] if number != first.value]
+        return (kind, (first,), (Clause(first.include, rng.choice(others)),)) if others else None
+    others = [number for name, numbers in dividing.items() if name != attribute for number in numbers]
     if not others:
         return None
-    kept = Requirement(rng.random() < 0.5, rng.choice(others))
-    return kind, (one, kept), (opposite, kept)
+    kept = Clause(rng.random() < 0.5, rng.choice(others))
+    return kind, (first, kept), (first.opposite, kept)
+
+
+def _labels(
+    kind: Kind, values: Sequence[Value], unseen: frozenset[int], pair: Sequence[Clauses]
+) -> dict[str, str]:
+    clauses = [clause for of_view in pair for clause in of_view]
+    has_range = any(values[clause.value].kind in ("number", "date") for clause in clauses)
+    return {
+        "polarity": "inclusion" if all(clause.include for clause in clauses) else "exclusion",
+        "kind": kind,
+        "range": "yes" if has_range else "no",
+        "value": "unseen" if any(clause.value in unseen for clause in clauses) else "seen",
+    }
 
 
 def to_json(case: Case) -> dict[str, Any]:
@@ -187,7 +185,7 @@ def to_json(case: Case) -> dict[str, Any]:
 
 
 def from_json(row: Mapping[str, Any]) -> Case:
-    requirements = {
-        name: tuple(Requirement(**needed) for needed in needs) for name, needs in row["requirements"].items()
+    clauses = {
+        view: tuple(Clause(**clause) for clause in of_view) for view, of_view in row["clauses"].items()
     }
-    return Case(**{**row, "requirements": requirements})
+    return Case(**{**row, "clauses": clauses})

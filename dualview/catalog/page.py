@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from dualview.catalog.probe import is_usable
 from dualview.catalog.scoring import METRICS
 from dualview.config.adapt import AdaptConfig
 from dualview.evaluation.html import PALETTE, STYLE, html_page, html_table, svg_of
@@ -70,7 +71,7 @@ FILTER = (
 
 def _lead(config: AdaptConfig, found: Mapping[str, Any]) -> str:
     probe, train = found["probe"], found["train"]
-    known = sum((value["auc"] or 0) >= config.draft.min_auc for value in probe["values"])
+    known = sum(is_usable(value["auc"], config.draft.min_auc) for value in probe["values"])
     return (
         f"{probe['num_documents']:,} {config.noun}; the vectors know {known} of {len(probe['values'])} values well enough."
         f" Trained for {train['kept_step']:,} steps; default strength {train['strength']:g}. Documents and plain queries"
@@ -99,7 +100,7 @@ def _probe_tables(config: AdaptConfig, probe: Mapping[str, Any]) -> list[str]:
                 value["value"],
                 f"{value['num_having']:,}",
                 auc_text(value),
-                "yes" if (value["auc"] or 0) >= config.draft.min_auc else "**no**",
+                "yes" if is_usable(value["auc"], config.draft.min_auc) else "**no**",
             ]
             for value in sorted(values, key=lambda value: -(value["auc"] or 0))
         ]

@@ -6,7 +6,6 @@ documents with a value from those without it bounds every instruction that asks 
 
 # D = documents, E = embedding size, V = values
 
-from collections.abc import Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -91,6 +90,6 @@ def directions(
         return found_VE * lengths_V[:, None]
 
 
-def usable(probes: Sequence[Probed], min_auc: float) -> NDArray[np.bool_]:
-    """Whether an instruction on each value can work with this index."""
-    return np.array([found.auc >= min_auc for found in probes])  # NaN is not
+def is_usable(auc: float | None, min_auc: float) -> bool:
+    """Whether an instruction on a value with this AUC can work with the index; not if it was not measured."""
+    return auc is not None and auc >= min_auc  # NaN is not

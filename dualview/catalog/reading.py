@@ -16,7 +16,7 @@ from dualview.catalog.vocabulary import is_year, spoken
 from dualview.catalog.wordings import includes
 
 
-class Found(NamedTuple):
+class Recognised(NamedTuple):
     include: bool
     attribute: Attribute
     value: str
@@ -35,19 +35,19 @@ _RANGES = (
 )
 
 
-def read(instruction: str, attributes: Sequence[Attribute]) -> list[Found]:
+def read(instruction: str, attributes: Sequence[Attribute]) -> list[Recognised]:
     """The requirements, clause by clause; [] if none is recognised."""
     clauses = [clause for clause in re.split(r"[.;!?](?:\s|$)|,\s|\bbut\b", instruction) if clause.strip()]
-    found: list[Found] = []
+    found: list[Recognised] = []
     for clause in clauses:
         include = includes(clause)
         for attribute in attributes:
-            found += [Found(include, attribute, value) for value in _named(clause, attribute)]
-        found += [Found(include, attribute, value) for attribute, value in _ranges(clause, attributes)]
+            found += [Recognised(include, attribute, value) for value in _named(clause, attribute)]
+        found += [Recognised(include, attribute, value) for attribute, value in _ranges(clause, attributes)]
     return list({(needed.include, needed.attribute.name, needed.value): needed for needed in found}.values())
 
 
-def obeying(found: Sequence[Found]) -> NDArray[np.int8] | None:
+def obeying(found: Sequence[Recognised]) -> NDArray[np.int8] | None:
     """Whether each document meets all requirements: YES, NO or UNKNOWN; None without a requirement."""
     if not found:
         return None

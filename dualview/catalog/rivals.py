@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dualview.catalog.instructions import Case, Requirements
+from dualview.catalog.instructions import Case, Clauses
 from dualview.catalog.vocabulary import Value
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]  # queries of the untouched encoder
@@ -35,14 +35,14 @@ def phrase_vectors(values: Sequence[Value], encode: Encode) -> NDArray[np.float3
 
 
 def signed_sums(
-    needs: Sequence[Requirements], vectors_VE: NDArray[np.floating], *, only_excluded: bool = False
+    asked: Sequence[Clauses], vectors_VE: NDArray[np.floating], *, only_excluded: bool = False
 ) -> NDArray[np.floating]:
     """Wanted minus unwanted: the vectors of included values less those of excluded ones, (C, E)."""
-    sums = np.zeros((len(needs), vectors_VE.shape[1]))
-    for number, requirements in enumerate(needs):
-        for needed in requirements:
-            if not (only_excluded and needed.include):
-                sums[number] += needed.sign * vectors_VE[needed.value]
+    sums = np.zeros((len(asked), vectors_VE.shape[1]))
+    for number, clauses in enumerate(asked):
+        for clause in clauses:
+            if not (only_excluded and clause.include):
+                sums[number] += clause.sign * vectors_VE[clause.value]
     return sums
 
 
@@ -62,26 +62,26 @@ def rows_of(
     objective is stationary [2603.09185; the parts of the instruction are given, not found by a language model].
     arithmetic: the same from the query's vector. probe: the query plus the probe's own directions.
     """
-    needs = [case.requirements[view] for case in cases]
-    asked = [queries[case.query] for case in cases]
-    query_CE = encode(asked)
+    asked = [case.clauses[view] for case in cases]
+    texts = [queries[case.query] for case in cases]
+    query_CE = encode(texts)
     with_instruction_CE = encode(
-        [f"{query}. {case.instructions[view]}" for query, case in zip(asked, cases, strict=True)]
+        [f"{text}. {case.instructions[view]}" for text, case in zip(texts, cases, strict=True)]
     )
     with_included_CE = encode(
-        [". ".join([query, *_included(needed, values)]) for query, needed in zip(asked, needs, strict=True)]
+        [". ".join([text, *_included(clauses, values)]) for text, clauses in zip(texts, asked, strict=True)]
     )
     none = np.zeros_like(query_CE)
-    wanted = signed_sums(needs, phrases_VE)
+    wanted = signed_sums(asked, phrases_VE)
     return {
         "query alone": Row(query_CE, none),
         "untouched": Row(with_instruction_CE, none),
-        "subtraction": Row(with_included_CE, signed_sums(needs, phrases_VE, only_excluded=True)),
+        "subtraction": Row(with_included_CE, signed_sums(asked, phrases_VE, only_excluded=True)),
         "DEO": Row(with_instruction_CE, wanted),
         "arithmetic": Row(query_CE, wanted),
-        "probe": Row(query_CE, signed_sums(needs, directions_VE)),
+        "probe": Row(query_CE, signed_sums(asked, directions_VE)),
     }
 
 
-def _included(requirements: Requirements, values: Sequence[Value]) -> list[str]:
-    return [values[needed.value].phrases["train"][0] for needed in requirements if needed.include]
+def _included(clauses: Clauses, values: Sequence[Value]) -> list[str]:
+    return [values[clause.value].phrases["train"][0] for clause in clauses if clause.include]

@@ -44,7 +44,7 @@ def score(
 
 def _score(catalog: Catalog, case: Case, scores: Mapping[str, NDArray[np.floating]]) -> list[float]:
     topic_K = catalog.on_topic[case.query]
-    obey = {view: obeying(catalog.labels_DV[topic_K], case.requirements[view]) for view in VIEWS}
+    obey = {view: obeying(catalog.labels_DV[topic_K], case.clauses[view]) for view in VIEWS}
     stopped = topic_K[(obey["original"] == YES) & (obey["changed"] == NO)]
     begun = topic_K[(obey["original"] == NO) & (obey["changed"] == YES)]
     before, after = (_ranks(scores[view], stopped) for view in VIEWS)
@@ -58,7 +58,7 @@ def _score(catalog: Catalog, case: Case, scores: Mapping[str, NDArray[np.floatin
         top = _top(scores[view])
         relevance.append(_ndcg(top, topic_K[obey[view] == YES]))
         topicality.append(_ndcg(top, topic_K))
-        obedience.append(float((obeying(catalog.labels_DV[top], case.requirements[view]) == YES).mean()))
+        obedience.append(float((obeying(catalog.labels_DV[top], case.clauses[view]) == YES).mean()))
     return [
         float(changes.mean()),
         float((right["original"].mean() + right["changed"].mean()) / 2),

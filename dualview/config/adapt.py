@@ -15,6 +15,7 @@ from dualview.config.base import (
     Share,
     WholeGroups,
 )
+from dualview.config.train import IndexConfig
 
 Stage = Literal["probe", "cases", "train", "test"]
 
@@ -87,6 +88,8 @@ class AdaptConfig(Settings):
     """What the documents are, in the plural, for example "movies"."""
     encoder: BaseEncoder
     """The encoder of the index."""
+    index: IndexConfig | None
+    """The vectors of your index: compared with the model's on a sample and taken over; what is missing is encoded."""
     embeddings: str | None
     """Embedding cache that runs share: a folder or s3://...; null keeps it under the output."""
     sample: Positive

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from dualview.catalog.probe import SHRINKAGE, directions, probe, usable
+from dualview.catalog.probe import SHRINKAGE, directions, is_usable, probe
 
 RNG = np.random.default_rng(0)
 NUM, SIZE = 600, 8
@@ -33,7 +33,7 @@ def test_the_probe_tells_what_the_vectors_know():
     assert shown.low > 0.9
     assert hidden.low < 0.5 < hidden.high
     assert (shown.num_having, shown.num_lacking) == (SHOWN.sum(), NUM - SHOWN.sum())
-    assert usable([shown, hidden], 0.75).tolist() == [True, False]
+    assert [is_usable(found.auc, 0.75) for found in (shown, hidden)] == [True, False]
 
 
 def test_unknown_documents_count_on_neither_side():
@@ -49,7 +49,8 @@ def test_unknown_documents_count_on_neither_side():
 def test_a_value_that_no_document_lacks_cannot_be_probed():
     [found] = probe(VECTORS, np.ones((NUM, 1), np.int8), seed=0)
     assert np.isnan(found.auc)
-    assert not usable([found], 0.0)[0]
+    assert not is_usable(found.auc, 0.0)
+    assert not is_usable(None, 0.0)
 
 
 def test_a_perfect_sample_is_not_a_certain_probe():

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dualview.catalog.instructions import Case, Requirement
+from dualview.catalog.instructions import Case, Clause
 from dualview.catalog.rivals import phrase_vectors, rows_of, signed_sums
 from dualview.catalog.vocabulary import Value
 
@@ -15,7 +15,7 @@ CASE = Case(
     0,
     "compound",
     {"original": "Comedies, no dramas.", "changed": ""},
-    {"original": (Requirement(True, 0), Requirement(False, 1)), "changed": ()},
+    {"original": (Clause(True, 0), Clause(False, 1)), "changed": ()},
     {},
 )
 
@@ -60,5 +60,5 @@ def test_deo_is_where_its_objective_is_stationary():
 
 
 def test_signed_sums_of_exclusions_alone():
-    needs = [CASE.requirements["original"]]
-    np.testing.assert_array_equal(signed_sums(needs, DIRECTIONS, only_excluded=True)[0], -DIRECTIONS[1])
+    clauses = [CASE.clauses["original"]]
+    np.testing.assert_array_equal(signed_sums(clauses, DIRECTIONS, only_excluded=True)[0], -DIRECTIONS[1])

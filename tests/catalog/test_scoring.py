@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dualview.catalog.instructions import Case, Requirement, obeying
+from dualview.catalog.instructions import Case, Clause, obeying
 from dualview.catalog.scoring import Catalog, score
 from dualview.evaluation.metrics import ndcg, p_mrr, pair_accuracy, precision
 
@@ -15,7 +15,7 @@ CASE = Case(
     0,
     "reversal",
     {"original": "", "changed": ""},
-    {"original": (Requirement(True, 0),), "changed": (Requirement(False, 0), Requirement(True, 1))},
+    {"original": (Clause(True, 0),), "changed": (Clause(False, 0), Clause(True, 1))},
     {},
 )
 QUERIES = {view: RNG.normal(size=(1, 6)) for view in ("original", "changed")}
@@ -32,7 +32,7 @@ RANKINGS = {
     view: [str(place) for place in np.argsort(-(VECTORS @ QUERIES[view][0].astype(np.float32)))]
     for view in QUERIES
 }
-OBEY = {view: obeying(LABELS, CASE.requirements[view]) for view in QUERIES}
+OBEY = {view: obeying(LABELS, CASE.clauses[view]) for view in QUERIES}
 
 
 def ids(is_in_D, among=TOPIC):

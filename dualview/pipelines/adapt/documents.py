@@ -27,6 +27,7 @@ from dualview.config.adapt import AdaptConfig
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
 from dualview.models import Side, model_fingerprint, pooling_of, saved_settings
+from dualview.pipelines.index import Model, take_over
 from dualview.records import Passage
 from dualview.retrieval.embeddings import EmbeddingSpec, Wanted, gather, keys_of, locate
 from dualview.storage import Store, arrow_filesystem, open_store
@@ -35,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 CORPUS_KEY = "corpus.jsonl"
 MIN_DOCUMENTS = 200
-_OWN_COLUMNS = frozenset({"_id", "id", "title", "text", "metadata", "vector"})
+_VECTORS = ("vector", "embedding", "embeddings", "values")  # as pipelines/index.py reads them
+_OWN_COLUMNS = frozenset({"_id", "id", "title", "text", "metadata", *_VECTORS})
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _rows(url: str) -> Iterator[Mapping[str, Any]]:
     try:
         with filesystem.open_input_file(path) as file:
             content = pq.ParquetFile(file)
-            columns = [name for name in content.schema_arrow.names if name != "vector"]
+            columns = [name for name in content.schema_arrow.names if name not in _VECTORS]
             for batch in content.iter_batches(columns=columns):
                 yield from batch.to_pylist()
     except (OSError, pa.ArrowInvalid) as error:
@@ -162,9 +164,19 @@ def vectors_store(config: AdaptConfig) -> Store:
 
 
 def encode_documents(config: AdaptConfig, store: Store) -> None:
-    """Encodes the documents that have no vectors in the cache yet."""
+    """Takes over the vectors of the index, if there is one, and encodes the documents that have none yet."""
     passages, _ = _read(store)
     texts = [passage.full_text for passage in passages]
+    if config.index is not None:
+        by_id = config.index.vectors.endswith(".npy") and config.index.corpus is None
+        index = (
+            config.index.model_copy(update={"corpus": f"{store.url}/{CORPUS_KEY}"}) if by_id else config.index
+        )
+        keys = np.unique(keys_of(texts))
+        model = Model(config.encoder.model, config.encoder.trust_remote_code, config.actors)
+        take_over(
+            index, model, vectors_store(config), spec_of(config, "document"), keys, np.zeros(len(keys), bool)
+        )
     wanted = Wanted(
         config.encoder.model,
         spec_of(config, "document"),

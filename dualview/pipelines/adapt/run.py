@@ -14,11 +14,16 @@ import ray
 from dualview.beir import file_sha256
 from dualview.catalog.page import page
 from dualview.config.adapt import AdaptConfig, Stage
+from dualview.config.base import fingerprint
 from dualview.distributed.cluster import ENCODING_ENVIRONMENT, errors_of_workers, join_cluster
 from dualview.errors import InputError
 from dualview.models import check_model, model_fingerprint, pooling_of
-from dualview.pipelines.adapt import learn
+from dualview.pipelines.adapt.cases import draw
 from dualview.pipelines.adapt.documents import encode_documents, keep_sample
+from dualview.pipelines.adapt.probe import find_out
+from dualview.pipelines.adapt.test import test
+from dualview.pipelines.adapt.train import learn
+from dualview.pipelines.adapt.work import CASES_KEY, PROBE_KEY, SCORES_KEY, VOCABULARY_KEY, Work
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.runs.publishing import LAST_KEY
 from dualview.storage import Store, check_reachable, open_store
@@ -29,11 +34,11 @@ CONFIG_KEY = "adapt.json"
 REPORT_KEY = "report.html"
 
 # What a stage is called in `until`, the file that it puts last, and what runs on a worker.
-STAGES: Mapping[Stage, tuple[str, Callable[[learn.Work], Iterator[str]]]] = {
-    "probe": (learn.PROBE_KEY, learn.find_out),
-    "cases": (learn.CASES_KEY, learn.draw),
-    "train": (LAST_KEY, learn.learn),
-    "test": (learn.SCORES_KEY, learn.test),
+STAGES: Mapping[Stage, tuple[str, Callable[[Work], Iterator[str]]]] = {
+    "probe": (PROBE_KEY, find_out),
+    "cases": (CASES_KEY, draw),
+    "train": (LAST_KEY, learn),
+    "test": (SCORES_KEY, test),
 }
 
 
@@ -52,6 +57,7 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     _pin(config, store)
     keep_sample(config, store)
     encode_documents(config, store)
+    _forget_old_probe(store)
     found: dict[str, Any] = {}
     for stage, (key, work) in STAGES.items():
         if not store.list(key):
@@ -66,6 +72,14 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     return found
 
 
+def _forget_old_probe(store: Store) -> None:
+    """Removes probe.json if vocabulary.yaml was edited since, which is allowed until the cases are made."""
+    if store.list(PROBE_KEY) and not store.list(CASES_KEY):
+        probed = json.loads(store.get(PROBE_KEY))["vocabulary"]
+        if probed != fingerprint(store.get(VOCABULARY_KEY).decode()):
+            store.remove(PROBE_KEY)
+
+
 def _pin(config: AdaptConfig, store: Store) -> None:
     settings, deciding = config.model_dump(mode="json"), config.deciding()
     content = {
@@ -77,9 +91,7 @@ def _pin(config: AdaptConfig, store: Store) -> None:
     pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata)
 
 
-def _on_worker(
-    config: AdaptConfig, store: Store, work: Callable[[learn.Work], Iterator[str]]
-) -> Iterator[str]:
+def _on_worker(config: AdaptConfig, store: Store, work: Callable[[Work], Iterator[str]]) -> Iterator[str]:
     """Runs a stage where `learner` says; yields its messages as they come."""
     join_cluster(config.learner)
     task = ray.remote(
@@ -101,8 +113,8 @@ def _environment(config: AdaptConfig) -> dict[str, str]:
     }
 
 
-def _run(work: Callable[[learn.Work], Iterator[str]], config: AdaptConfig, store: Store) -> Iterator[str]:
-    yield from work(learn.Work(config, store))
+def _run(work: Callable[[Work], Iterator[str]], config: AdaptConfig, store: Store) -> Iterator[str]:
+    yield from work(Work(config, store))
 
 
 def _warn(probe: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ from dualview.catalog.reading import obeying, read
 from dualview.errors import InputError
 from dualview.evaluation.side_by_side import Found, Hit
 from dualview.pipelines.adapt.documents import read_documents
-from dualview.pipelines.adapt.learn import Work
 from dualview.pipelines.adapt.run import read_config, read_strength
+from dualview.pipelines.adapt.work import Work
 from dualview.retrieval.encoder import load_encoder
 from dualview.storage import check_reachable, open_store
 from dualview.training.instruction_encoder import encode_instructions

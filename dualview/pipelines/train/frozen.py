@@ -17,7 +17,7 @@ from dualview.config.train import TrainConfig
 from dualview.distributed.embeddings import ensure_embeddings
 from dualview.errors import InputError
 from dualview.models import model_fingerprint, pooling_of
-from dualview.pipelines.train.index import take_over
+from dualview.pipelines.index import Model, take_over
 from dualview.pipelines.train.prepare import on_this_node, open_prepared
 from dualview.retrieval.embeddings import EmbeddingSpec, Tokenized, Wanted, locate, vectors_of
 from dualview.runs.manifest import pin_embedding_cache
@@ -45,7 +45,8 @@ def keep_vectors(config: TrainConfig, prepared: Prepared) -> None:
             )
         return
     if config.index is not None:
-        take_over(config, cache_store, spec, prepared.text_keys, prepared.cut)
+        of_index = Model(config.encoder.model, config.encoder.trust_remote_code, config.workers)
+        take_over(config.index, of_index, cache_store, spec, prepared.text_keys, prepared.cut)
     model = config.encoder.model
     read = partial(_read_tokens, config.model_dump_json())
     wanted = Wanted(model, spec, prepared.text_keys, list, read, PASSAGES_PER_UNIT)

@@ -18,8 +18,9 @@ import pyarrow.dataset as pads
 import ray
 
 from dualview.beir import read_rows
-from dualview.config.train import IndexConfig, TrainConfig
-from dualview.distributed.cluster import errors_of_workers
+from dualview.config.base import Actors
+from dualview.config.train import IndexConfig
+from dualview.distributed.cluster import errors_of_workers, join_cluster
 from dualview.errors import InputError
 from dualview.retrieval.embeddings import (
     Embedded,
@@ -47,8 +48,17 @@ class Found(NamedTuple):
     vectors_BE: NDArray[np.float32]
 
 
+class Model(NamedTuple):
+    """The model of the index, and where it is run to compare."""
+
+    name: str
+    trust_remote_code: bool
+    actors: Actors
+
+
 def take_over(
-    config: TrainConfig,
+    index: IndexConfig,
+    model: Model,
     store: Store,
     spec: EmbeddingSpec,
     text_keys: NDArray[np.uint64],
@@ -56,18 +66,18 @@ def take_over(
 ) -> None:
     """Puts the index's vectors of these texts into the embedding cache, unless the cache has them.
 
-    Raises InputError if a file cannot be read, the index has none of the texts, or the vectors are not the model's.
+    cut: whether each text is longer than the model reads. Raises InputError if a file cannot be read, the index has none
+    of the texts, or the vectors are not the model's.
     """
-    assert config.index is not None
     held = keys_by_unit(store, spec).values()
     wanted = np.setdiff1d(text_keys, np.concatenate([np.empty(0, np.uint64), *held]))
     if not len(wanted):
         return
     was_cut = dict(zip(text_keys.tolist(), cut.tolist(), strict=True))
     num_found, in_unit_length = 0, True
-    for found in _batches(config.index, wanted):
+    for found in _batches(index, wanted):
         if not num_found:
-            in_unit_length = _compare(config, spec, found)
+            in_unit_length = _compare(index, model, spec, found)
         taken = np.isin(found.keys_B, wanted)  # the first of several copies of a text counts
         if not taken.any():
             continue
@@ -80,11 +90,11 @@ def take_over(
         num_found += len(keys_B)
     if not num_found:
         raise InputError(
-            f"index.vectors: {config.index.vectors} has none of the {len(text_keys):,} passages to train on; expected their"
+            f"index.vectors: {index.vectors} has none of the {len(text_keys):,} passages to train on; expected their"
             " texts as the training data has them, title and text"
         )
     logger.info(
-        f"{config.index.vectors}: vectors of {num_found:,} passages taken over, {len(wanted):,} left to encode"
+        f"{index.vectors}: vectors of {num_found:,} passages taken over, {len(wanted):,} left to encode"
     )
 
 
@@ -115,17 +125,15 @@ def compare(
     return float(cosines[worst])
 
 
-def _compare(config: TrainConfig, spec: EmbeddingSpec, found: Found) -> bool:
+def _compare(index: IndexConfig, model: Model, spec: EmbeddingSpec, found: Found) -> bool:
     """Compares a sample; returns whether the model's vectors have unit length."""
-    assert config.index is not None
-    texts, settings = found.texts[:NUM_COMPARED], config.encoder
-    of_model = ray.remote(_encode).options(num_cpus=config.workers.cpus, num_gpus=config.workers.gpus)
+    texts = found.texts[:NUM_COMPARED]
+    join_cluster(model.actors)
+    of_model = ray.remote(_encode).options(num_cpus=model.actors.cpus, num_gpus=model.actors.gpus)
     with errors_of_workers():
-        ours_BE = ray.get(of_model.remote(settings.model, spec, texts, settings.trust_remote_code))
-    smallest = compare(texts, found.vectors_BE[:NUM_COMPARED], ours_BE, config.index.vectors)
-    logger.info(
-        f"{config.index.vectors}: {len(texts)} vectors have cosine {smallest:.5f} or more to the model's"
-    )
+        ours_BE = ray.get(of_model.remote(model.name, spec, texts, model.trust_remote_code))
+    smallest = compare(texts, found.vectors_BE[:NUM_COMPARED], ours_BE, index.vectors)
+    logger.info(f"{index.vectors}: {len(texts)} vectors have cosine {smallest:.5f} or more to the model's")
     return bool(np.allclose(np.linalg.norm(ours_BE, axis=1), 1.0, atol=1e-3))
 
 

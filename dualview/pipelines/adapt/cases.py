@@ -1,0 +1,111 @@
+"""The second stage: queries, and pairs of instructions on them for development and test."""
+
+# K = documents on a query's topic
+
+from collections.abc import Iterator, Sequence
+import json
+import random
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualview.beir import read_rows
+from dualview.catalog.instructions import Case, draw_cases, to_json
+from dualview.catalog.queries import candidate_phrases, choose
+from dualview.catalog.wordings import Split
+from dualview.config.base import fingerprint
+from dualview.errors import InputError
+from dualview.pipelines.adapt.work import CASES_KEY, Work
+
+_TOPIC_SHARE = 50  # at most one document in so many is on a query's topic
+
+
+def draw(work: Work) -> Iterator[str]:
+    """Puts cases.json: queries, and pairs of instructions on them for development and test."""
+    config, settings = work.config, work.config.draft
+    if config.queries is None:
+        given = False
+        names = [text for value in work.values for text in (value.attribute, value.value)]
+        found = candidate_phrases(work.documents.texts, names)
+        if not found:
+            raise InputError(
+                f"{config.corpus}: no phrase occurs in several documents, so no query can be drafted; expected `queries`, a"
+                ' file of your own, for example {"text": "prison escape"}'
+            )
+        chosen = choose(work.encode_queries(found), work.documents.vectors_DE, settings.num_queries)
+        queries = [found[place] for place in chosen]
+    else:
+        given = True
+        queries = list(dict.fromkeys(row.text("text") for row in read_rows(config.queries)))
+    shuffled = random.Random(config.seed).sample(range(len(queries)), len(queries))
+    on_topic = _on_topic(work, queries)
+    num_test = _num_for_test([on_topic[number] for number in shuffled], len(work.documents.passages))
+    splits: dict[Split, list[int]] = {"test": shuffled[:num_test], "development": shuffled[num_test:]}
+    unseen = _unseen(work)
+    cases: dict[Split, list[Case]] = {}
+    for split, numbers in splits.items():
+        cases[split] = draw_cases(
+            work.values,
+            work.usable if split == "test" else [value for value in work.usable if value not in unseen],
+            unseen,
+            work.labels_DV,
+            {number: on_topic[number] for number in numbers},
+            settings.cases_per_query,
+            split,
+            config.seed,
+        )
+        if len(cases[split]) < _MIN_CASES:
+            raise InputError(
+                f"{config.corpus}: only {len(cases[split])} pairs of instructions can be made for {split}, of {len(numbers)}"
+                f" queries; expected {_MIN_CASES}: give more `queries`, or values that more documents"
+                " have (draft.min_documents)"
+            )
+    content = {
+        "vocabulary": fingerprint(work.vocabulary_text),
+        "queries": queries,
+        "splits": splits,
+        "unseen": sorted(unseen),
+        "cases": {split: [to_json(case) for case in of_split] for split, of_split in cases.items()},
+        "on_topic": {number: documents.tolist() for number, documents in on_topic.items()},
+    }
+    work.store.put_new(CASES_KEY, json.dumps(content, indent=1).encode(), attempt=uuid4().hex)
+    yield (
+        f"{len(queries)} {'given' if given else 'drafted'} queries, for example {queries[0]!r};"
+        f" {len(cases['development'])} pairs of instructions for development and {len(cases['test'])} for the test"
+    )
+
+
+_MIN_CASES = 20
+_TEST_SHARE_OF_QUERIES = 0.6
+_TEST_SHARE_OF_DOCUMENTS = 0.25
+
+
+def _num_for_test(on_topic: Sequence[NDArray[np.int64]], num_documents: int) -> int:
+    """How many of the first queries are for the test: their documents are not trained on, so not too many."""
+    held: set[int] = set()
+    for number, documents in enumerate(on_topic):
+        held.update(documents.tolist())
+        if number >= _TEST_SHARE_OF_QUERIES * len(on_topic) or (
+            len(held) > _TEST_SHARE_OF_DOCUMENTS * num_documents
+        ):
+            return number
+    return len(on_topic)
+
+
+def _on_topic(work: Work, queries: Sequence[str]) -> dict[int, NDArray[np.int64]]:
+    """The documents that the untouched encoder ranks first for each query."""
+    num_documents = len(work.documents.passages)
+    num = max(10, min(work.config.draft.documents_on_topic, num_documents // _TOPIC_SHARE))
+    queries_QE = work.encode_queries(queries)
+    return {
+        number: np.argsort(-(work.documents.vectors_DE @ query_E), kind="stable")[:num]
+        for number, query_E in enumerate(queries_QE)
+    }
+
+
+def _unseen(work: Work) -> frozenset[int]:
+    """A share of the values of categories, which training does not name."""
+    of_categories = [number for number in work.usable if work.values[number].kind in ("category", "several")]
+    num = int(work.config.draft.unseen_share * len(of_categories))
+    return frozenset(random.Random(work.config.seed).sample(of_categories, num))

@@ -1,0 +1,154 @@
+"""The third stage: an encoder of instructions learns the directions of values and terms."""
+
+# V = values and terms, E = embedding size, C = cases
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+import random
+import tempfile
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
+import torch
+
+from dualview.catalog import rivals
+from dualview.catalog.instructions import VIEWS, Clause, Clauses, draw_clauses, word
+from dualview.catalog.page import card
+from dualview.catalog.terms import terms_of
+from dualview.catalog.vocabulary import Value
+from dualview.config.adapt import AdaptConfig
+from dualview.config.base import plain_json
+from dualview.pipelines.adapt.work import Curve, Work, best_strength, curve_of, device
+from dualview.runs.publishing import LAST_KEY, offer, publish
+from dualview.training.instruction_encoder import (
+    Batch,
+    encode_instructions,
+    export,
+    instruction_encoder,
+    metric_of,
+    train,
+)
+
+
+def learn(work: Work) -> Iterator[str]:
+    """Trains the instruction encoder and publishes it with result.json."""
+    if publish(work.store):
+        return
+    config, settings = work.config, work.config.training
+    named = [number for number in work.usable if number not in work.drawn.unseen]
+    values, directions_VE = _with_terms(work)
+    known = [number for number in named if np.isfinite(directions_VE[number]).all()]
+    encoder = instruction_encoder(
+        config.encoder.model,
+        pooling=config.encoder.pooling,
+        trust_remote_code=config.encoder.trust_remote_code,
+    ).to(device())
+    development = _Development(work)
+    losses: list[float] = []
+    evaluations: list[dict[str, Any]] = []
+    best: dict[str, torch.Tensor] = {}
+    for loss in train(
+        encoder,
+        _batches(config, values, known, range(len(work.values), len(values)), directions_VE),
+        metric_of(work.documents.vectors_DE[work.to_learn_from_D]),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+    ):
+        losses.append(loss)
+        step = len(losses)
+        if step % settings.evaluate_every_steps and step != settings.steps:
+            continue
+        curve = development.curve(encoder)
+        strength = best_strength(curve)
+        found = {"step": step, "strength": strength, "curve": curve}
+        if all(_worth(found) > _worth(earlier) for earlier in evaluations):
+            best = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+        evaluations.append(found)
+        yield (
+            f"step {step} of {settings.steps}: loss {loss:.2f}; on development p-MRR"
+            f" {100 * curve[strength]['p-MRR']:.1f}, nDCG@10 {100 * curve[strength]['nDCG@10']:.1f} at strength"
+            f" {strength:g}"
+        )
+    encoder.load_state_dict(best)
+    chosen = max(evaluations, key=_worth)
+    result = {
+        "steps": settings.steps,
+        "kept_step": chosen["step"],
+        "strength": chosen["strength"],
+        "evaluations": evaluations,
+        "losses": losses,
+        "num_values": len(known),
+        "num_terms": len(values) - len(work.values),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        export(encoder, work.encoder, Path(folder) / "encoder", card(config, result))
+        (Path(folder) / LAST_KEY).write_text(plain_json(result))
+        offer(work.store, uuid4().hex, Path(folder))
+    publish(work.store)
+
+
+def _with_terms(work: Work) -> tuple[list[Value], NDArray[np.floating]]:
+    """The values of the catalog, followed by terms of the texts, and the direction of each."""
+    used_D = work.to_learn_from_D
+    terms, terms_TE = terms_of(
+        [text for text, is_used in zip(work.documents.texts, used_D, strict=True) if is_used],
+        work.documents.vectors_DE[used_D],
+        work.config.noun,
+        [work.values[number].value for number in sorted(work.drawn.unseen)],
+        work.config.training.num_terms,
+    )
+    return [*work.values, *terms], np.concatenate([work.directions_VE, terms_TE])
+
+
+def _batches(
+    config: AdaptConfig,
+    values: Sequence[Value],
+    named: Sequence[int],
+    terms: Sequence[int],
+    directions_VE: NDArray[np.floating],
+) -> Iterator[Batch]:
+    """Instructions on the named values, some with a term in a value's place, and the directions that they ask for.
+
+    Each is followed by its opposite in other words: that the sign is all that differs is learned first and fastest.
+    """
+    settings, rng = config.training, random.Random(config.seed)
+    while True:
+        drawn: list[Clauses] = []
+        while len(drawn) < settings.batch:
+            clauses = tuple(
+                Clause(clause.include, rng.choice(terms))
+                if terms and rng.random() < settings.term_share
+                else clause
+                for clause in draw_clauses(values, named, settings.compound_share, rng)
+            )
+            drawn += [clauses, tuple(clause.opposite for clause in clauses)]
+        yield Batch(
+            [word(values, clauses, "train", rng) for clauses in drawn],
+            rivals.signed_sums(drawn, directions_VE),
+        )
+
+
+class _Development:
+    """The development cases, for choosing the step and the strength."""
+
+    def __init__(self, work: Work) -> None:
+        self.work, self.cases = work, work.drawn.cases["development"]
+        self.queries_CE = work.encode_queries([work.drawn.queries[case.query] for case in self.cases])
+
+    def curve(self, encoder: SentenceTransformer) -> Curve:
+        rows = {
+            view: rivals.Row(
+                self.queries_CE,
+                encode_instructions(encoder, [case.instructions[view] for case in self.cases]),
+            )
+            for view in VIEWS
+        }
+        return curve_of(self.work.catalog, self.cases, rows, self.work.config.strengths)
+
+
+def _worth(evaluation: Mapping[str, Any]) -> float:
+    scores = evaluation["curve"][evaluation["strength"]]
+    return float(scores["p-MRR"] + scores["nDCG@10"])
