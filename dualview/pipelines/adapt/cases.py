@@ -2,7 +2,7 @@
 
 # K = documents on a query's topic
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import random
 from uuid import uuid4
@@ -23,44 +23,11 @@ _TOPIC_SHARE = 50  # at most one document in so many is on a query's topic
 
 def draw(work: Work) -> Iterator[str]:
     """Puts cases.json: queries, and pairs of instructions on them for development and test."""
-    config, settings = work.config, work.config.draft
-    if config.queries is None:
-        given = False
-        names = [text for value in work.values for text in (value.attribute, value.value)]
-        found = candidate_phrases(work.documents.texts, names)
-        if not found:
-            raise InputError(
-                f"{config.corpus}: no phrase occurs in several documents, so no query can be drafted; expected `queries`, a"
-                ' file of your own, for example {"text": "prison escape"}'
-            )
-        chosen = choose(work.encode_queries(found), work.documents.vectors_DE, settings.num_queries)
-        queries = [found[place] for place in chosen]
-    else:
-        given = True
-        queries = list(dict.fromkeys(row.text("text") for row in read_rows(config.queries)))
-    shuffled = random.Random(config.seed).sample(range(len(queries)), len(queries))
+    queries = _drafted(work) if work.config.queries is None else _given(work.config.queries)
     on_topic = _on_topic(work, queries)
-    num_test = _num_for_test([on_topic[number] for number in shuffled], len(work.documents.passages))
-    splits: dict[Split, list[int]] = {"test": shuffled[:num_test], "development": shuffled[num_test:]}
+    splits = _split(work, on_topic)
     unseen = _unseen(work)
-    cases: dict[Split, list[Case]] = {}
-    for split, numbers in splits.items():
-        cases[split] = draw_cases(
-            work.values,
-            work.usable if split == "test" else [value for value in work.usable if value not in unseen],
-            unseen,
-            work.labels_DV,
-            {number: on_topic[number] for number in numbers},
-            settings.cases_per_query,
-            split,
-            config.seed,
-        )
-        if len(cases[split]) < _MIN_CASES:
-            raise InputError(
-                f"{config.corpus}: only {len(cases[split])} pairs of instructions can be made for {split}, of {len(numbers)}"
-                f" queries; expected {_MIN_CASES}: give more `queries`, or values that more documents"
-                " have (draft.min_documents)"
-            )
+    cases = {split: _cases(work, split, numbers, on_topic, unseen) for split, numbers in splits.items()}
     content = {
         "vocabulary": fingerprint(work.vocabulary_text),
         "queries": queries,
@@ -71,9 +38,60 @@ def draw(work: Work) -> Iterator[str]:
     }
     work.store.put_new(CASES_KEY, json.dumps(content, indent=1).encode(), attempt=uuid4().hex)
     yield (
-        f"{len(queries)} {'given' if given else 'drafted'} queries, for example {queries[0]!r};"
+        f"{len(queries)} {'drafted' if work.config.queries is None else 'given'} queries, for example {queries[0]!r};"
         f" {len(cases['development'])} pairs of instructions for development and {len(cases['test'])} for the test"
     )
+
+
+def _given(url: str) -> list[str]:
+    return list(dict.fromkeys(row.text("text") for row in read_rows(url)))
+
+
+def _drafted(work: Work) -> list[str]:
+    """Key phrases without the names of attributes and values: queries are about the topic alone."""
+    names = [text for value in work.values for text in (value.attribute, value.value)]
+    phrases = candidate_phrases(work.documents.texts, names)
+    if not phrases:
+        raise InputError(
+            f"{work.config.corpus}: no phrase occurs in several documents, so no query can be drafted; expected `queries`, a"
+            ' file of your own, for example {"text": "prison escape"}'
+        )
+    num = work.config.draft.num_queries
+    chosen = choose(work.encode_queries(phrases), work.documents.vectors_DE, num)
+    return [phrases[place] for place in chosen]
+
+
+def _split(work: Work, on_topic: Mapping[int, NDArray[np.int64]]) -> dict[Split, list[int]]:
+    shuffled = random.Random(work.config.seed).sample(sorted(on_topic), len(on_topic))
+    num_test = _num_for_test([on_topic[number] for number in shuffled], len(work.documents.passages))
+    return {"test": shuffled[:num_test], "development": shuffled[num_test:]}
+
+
+def _cases(
+    work: Work,
+    split: Split,
+    queries: Sequence[int],
+    on_topic: Mapping[int, NDArray[np.int64]],
+    unseen: frozenset[int],
+) -> list[Case]:
+    """Raises InputError if there are too few."""
+    cases = draw_cases(
+        work.values,
+        [value for value in work.usable if split == "test" or value not in unseen],
+        unseen,
+        work.labels_DV,
+        {number: on_topic[number] for number in queries},
+        work.config.draft.cases_per_query,
+        split,
+        work.config.seed,
+    )
+    if len(cases) < _MIN_CASES:
+        raise InputError(
+            f"{work.config.corpus}: only {len(cases)} pairs of instructions can be made for {split}, of {len(queries)}"
+            f" queries; expected {_MIN_CASES}: give more `queries`, or values that more documents have"
+            " (draft.min_documents)"
+        )
+    return cases
 
 
 _MIN_CASES = 20
