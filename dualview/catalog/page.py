@@ -13,7 +13,7 @@ from dualview.config.adapt import AdaptConfig
 from dualview.evaluation.html import PALETTE, STYLE, html_page, html_table, svg_of
 
 OURS = "instruction encoder"
-ORDER = (OURS, "probe", "arithmetic", "DEO", "subtraction", "untouched", "query alone", "ceiling")
+ORDER = (OURS, "probe", "arithmetic", "DEO", "subtraction", "untouched", "query alone", "ceiling", "filter")
 _MEANING = {
     OURS: "reads the instruction; its vector is added to the query's",
     "probe": "the query plus the linear probe's own directions, which know the metadata",
@@ -22,6 +22,7 @@ _MEANING = {
     "subtraction": "query and wanted phrases as one text, minus vectors of unwanted phrases",
     "untouched": "the untouched encoder reads query and instruction",
     "query alone": "ignores the instruction",
+    "filter": "the query among the documents that obey by their metadata: exact, where the metadata are known",
     "ceiling": "the probe's directions without the query: how well any single direction orders the pairs",
 }
 _GROUPS = {

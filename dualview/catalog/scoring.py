@@ -25,9 +25,15 @@ class Catalog(NamedTuple):
 
 
 def score(
-    catalog: Catalog, cases: Sequence[Case], vectors: Mapping[str, NDArray[np.floating]]
+    catalog: Catalog,
+    cases: Sequence[Case],
+    vectors: Mapping[str, NDArray[np.floating]],
+    *,
+    filtered: bool = False,
 ) -> dict[str, NDArray[np.float64]]:
     """Each metric of each case, (C,), as fractions. vectors: view -> the queries' vectors (C, E).
+
+    filtered: documents that obey by their metadata come first, as after a filter.
 
     p-MRR, over the on-topic documents that stop being relevant; both rankings are of the whole catalog. Pair accuracy, of
     the pairs of an on-topic document that stops and one that begins to be relevant: the share ranked as the instruction
@@ -38,6 +44,11 @@ def score(
     values = np.zeros((len(METRICS), len(cases)))
     for number, case in enumerate(cases):
         scores = {view: catalog.vectors_DE @ vectors[view][number].astype(np.float32) for view in VIEWS}
+        if filtered:
+            for view, scores_D in scores.items():
+                scores_D[obeying(catalog.labels_DV, case.clauses[view]) != YES] -= (
+                    2 * np.abs(scores_D).max() + 1
+                )
         values[:, number] = _score(catalog, case, scores)
     return dict(zip(METRICS, values, strict=True))
 

@@ -55,6 +55,12 @@ def test_p_mrr_and_pairs(scores):
     assert scores["both right"] == pytest.approx(np.mean(both))
 
 
+def test_a_filter_is_always_obeyed():
+    found = score(Catalog(VECTORS, LABELS, {0: TOPIC}), [CASE], QUERIES, filtered=True)
+    assert found["both right"] == found["pair accuracy"] == found["precision@10 obeying"] == 1
+    assert found["p-MRR"] > 0
+
+
 def test_relevance_topicality_and_obedience(scores):
     def mean(value):
         return np.mean([value(RANKINGS[view], OBEY[view]) for view in QUERIES])

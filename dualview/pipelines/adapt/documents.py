@@ -58,14 +58,15 @@ class Documents:
 def keep_sample(config: AdaptConfig, store: Store) -> None:
     """Puts corpus.jsonl: all usable documents, or a random sample of `config.sample` in their order.
 
-    Leaves out documents without text and repeated ids, and says how many. Raises InputError if the corpus cannot be read
+    One pass over the corpus, in memory that does not grow with it. Leaves out documents without text and repeated ids, and
+    says how many (repeated ids among the sample). Raises InputError if the corpus cannot be read
     or too few documents remain.
     """
     if store.list(CORPUS_KEY):
         return
     left_out = Counter[str]()
     kept: list[tuple[int, int, str]] = []  # a heap: minus the hash, the place in the corpus, the line
-    ids: set[int] = set()
+    draws: set[int] = set()  # of the kept ones
     total = 0
     for total, row in enumerate(_rows(config.corpus), start=1):
         document = _document(row)
@@ -73,15 +74,15 @@ def keep_sample(config: AdaptConfig, store: Store) -> None:
             left_out["without text"] += 1
             continue
         draw = _hash(f"{config.seed}:{document['_id']}")
-        if draw in ids:
+        if draw in draws:
             left_out["with the id of an earlier one"] += 1
             continue
-        ids.add(draw)
-        item = (-draw, total, json.dumps(document, ensure_ascii=False))
-        if len(kept) < config.sample:
-            heapq.heappush(kept, item)
-        else:
-            heapq.heappushpop(kept, item)
+        if len(kept) == config.sample:
+            if draw > -kept[0][0]:
+                continue
+            draws.remove(-heapq.heappop(kept)[0])
+        draws.add(draw)
+        heapq.heappush(kept, (-draw, total, json.dumps(document, ensure_ascii=False)))
     for reason, number in left_out.items():
         logger.warning(f"{config.corpus}: left out {number:,} documents {reason}")
     if len(kept) < MIN_DOCUMENTS:

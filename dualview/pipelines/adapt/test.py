@@ -45,7 +45,10 @@ def test(work: Work) -> Iterator[str]:
         report["rows"][name] = {"strength": strength, "curve": curves["test"]}
     added_alone = {view: rows["test"][view]["probe"].added_CE for view in VIEWS}
     per_case["ceiling"] = score(catalog, drawn.cases["test"], added_alone)
-    report["rows"]["ceiling"] = {"strength": None, "curve": {}}
+    queries = {view: rows["test"][view]["query alone"].base_CE for view in VIEWS}
+    per_case["filter"] = score(catalog, drawn.cases["test"], queries, filtered=True)
+    for name in ("ceiling", "filter"):
+        report["rows"][name] = {"strength": None, "curve": {}}
     for name, metrics in per_case.items():
         report["rows"][name]["metrics"] = _intervals(config, drawn, metrics)
     report["differences"] = _differences(config, drawn, per_case)
