@@ -146,6 +146,7 @@ def test_the_scores_have_every_row_with_intervals(adapted):
         "arithmetic",
         "probe",
         "ceiling",
+        "filter",
     } <= set(rows)
     for row in rows.values():
         cell = row["metrics"]["p-MRR"]

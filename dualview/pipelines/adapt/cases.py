@@ -91,10 +91,13 @@ def _cases(
             f" queries; expected {_MIN_CASES}: give more `queries`, or values that more documents have"
             " (draft.min_documents)"
         )
+    if split == "development" and len(cases) > _MAX_DEVELOPMENT:
+        return random.Random(work.config.seed).sample(cases, _MAX_DEVELOPMENT)
     return cases
 
 
 _MIN_CASES = 20
+_MAX_DEVELOPMENT = 240  # enough to choose a step and a strength, and scored at each evaluation
 _TEST_SHARE_OF_QUERIES = 0.6
 _TEST_SHARE_OF_DOCUMENTS = 0.25
 
