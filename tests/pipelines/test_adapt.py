@@ -319,5 +319,5 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 
 
 def test_the_strength_is_the_largest_that_keeps_relevance():
-    curve = {0.5: {"nDCG@10": 0.60}, 1.0: {"nDCG@10": 0.58}, 2.0: {"nDCG@10": 0.40}}
+    curve = {0.5: {"nDCG@10": 0.60}, 1.0: {"nDCG@10": 0.55}, 2.0: {"nDCG@10": 0.53}}
     assert best_strength(curve) == 1.0

@@ -155,10 +155,10 @@ def curve_of(
     return curve
 
 
-_KEPT_NDCG = 0.95
+_KEPT_NDCG = 0.9
 
 
 def best_strength(curve: Curve) -> float:
-    """The largest strength that keeps 95% of the best nDCG@10: beyond it, obedience costs the topic too much."""
+    """The largest strength that keeps 90% of the best nDCG@10: beyond it, obedience costs the topic too much."""
     best = max(scores["nDCG@10"] for scores in curve.values())
     return max(strength for strength, scores in curve.items() if scores["nDCG@10"] >= _KEPT_NDCG * best)
