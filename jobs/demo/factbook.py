@@ -534,6 +534,29 @@ def write_flips(url: str, split: Literal["development", "test"], num_queries: in
     _put(url, {"corpus.jsonl": _json_lines(passages), "queries.jsonl": _json_lines(queries)})
 
 
+def write_catalog(url: str) -> None:
+    """Puts corpus.jsonl, all passages with their attributes as metadata, and queries.jsonl, the topics' phrasings."""
+    splits: tuple[Split, ...] = ("train", "development", "test")
+    rows = [
+        {
+            "_id": passage.id,
+            "title": passage.title,
+            "text": passage.text,
+            "metadata": dict(passage.attributes),
+        }
+        for split in splits
+        for of_topic in passages(split).values()
+        for passage in of_topic.values()
+    ]
+    queries = [
+        {"text": text}
+        for split in splits
+        for topic in _recipe()["topics"][split].values()
+        for text in topic["phrasings"]
+    ]
+    _put(url, {"corpus.jsonl": _json_lines(rows), "queries.jsonl": _json_lines(queries)})
+
+
 def _json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
@@ -567,8 +590,10 @@ def main() -> None:
     for_evaluation = kinds.add_parser("flips", help="corpus.jsonl and queries.jsonl, for evaluate")
     for_evaluation.add_argument("--split", choices=("development", "test"), required=True)
     for_evaluation.add_argument("--num-queries", type=_positive, required=True, metavar="N")
+    for_adapting = kinds.add_parser("catalog", help="corpus.jsonl with metadata and queries.jsonl, for adapt")
     for kind in (for_training, for_evaluation):
         kind.add_argument("--seed", type=int, required=True, metavar="N", help="random seed of all draws")
+    for kind in (for_training, for_evaluation, for_adapting):
         kind.add_argument("--out", required=True, metavar="FOLDER", help="a path or s3://bucket/prefix")
     arguments = parser.parse_args()
     if arguments.kind == "seeds":
@@ -580,6 +605,8 @@ def main() -> None:
             arguments.num_templates,
             arguments.num_negatives,
         )
+    elif arguments.kind == "catalog":
+        write_catalog(arguments.out)
     else:
         write_flips(arguments.out, arguments.split, arguments.num_queries, arguments.seed)
 

@@ -2,6 +2,7 @@ from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import combinations
+import json
 import os
 from pathlib import Path
 import re
@@ -14,6 +15,7 @@ from factbook import (
     seeds,
     unseen_values,
     vocabulary,
+    write_catalog,
     write_examples,
     write_flips,
 )
@@ -503,3 +505,14 @@ def test_impossible_numbers_are_refused(tmp_path):
     assert too_many.returncode == 2
     assert re.fullmatch(r"error: --num-queries: .* about \d+ queries, fewer than 5000; .*\n", too_many.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_catalog_has_every_passage_with_its_attributes_and_the_topics_phrasings(tmp_path):
+    write_catalog(str(tmp_path))
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    assert {row["_id"]: row["metadata"] for row in rows} == {
+        passage.id: dict(passage.attributes) for split in SPLITS for passage in all_passages(split)
+    }
+    queries = [json.loads(line)["text"] for line in (tmp_path / "queries.jsonl").read_text().splitlines()]
+    assert "main export commodities" in queries
+    assert len(queries) == len(set(queries)) > 50
