@@ -78,16 +78,24 @@ def directions(
     size = len(covariance)
     covariance += SHRINKAGE * np.trace(covariance) / size * np.eye(size)
     with np.errstate(invalid="ignore"):  # without documents of a kind, its mean is NaN
-        means = [
-            (is_kind.T.astype(np.float64) @ vectors) / is_kind.sum(axis=0)[:, None]
-            for is_kind in (labels == YES, labels == NO)
-        ]
-        differences_VE = means[0] - means[1]
+        differences_VE = _means(labels, YES, vectors) - _means(labels, NO, vectors)
         found_VE = np.linalg.solve(covariance, differences_VE.T).T
         found_VE /= np.linalg.norm(found_VE, axis=1, keepdims=True)
         gaps_V = (found_VE * differences_VE).sum(axis=1)
         lengths_V: NDArray[np.float64] = np.sqrt(_USUAL_GAP / np.maximum(gaps_V, _MIN_GAP))
         return found_VE * lengths_V[:, None]
+
+
+_BLOCK = 128  # values at a time, to bound memory
+
+
+def _means(labels_DV: NDArray[np.int8], kind: int, vectors_DE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean vector (V, E) of the documents with this label; NaN without any."""
+    blocks = []
+    for start in range(0, labels_DV.shape[1], _BLOCK):
+        is_kind = labels_DV[:, start : start + _BLOCK] == kind
+        blocks.append((is_kind.T.astype(np.float64) @ vectors_DE) / is_kind.sum(axis=0)[:, None])
+    return np.concatenate(blocks)
 
 
 def is_usable(auc: float | None, min_auc: float) -> bool:
