@@ -50,8 +50,17 @@ def write(path: Path, rows) -> str:
     return str(path)
 
 
+CACHE = {}  # a place for vectors that all runs share, because encoding takes most of their time
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_vectors(tmp_path_factory):
+    CACHE["embeddings"] = str(tmp_path_factory.mktemp("embeddings"))
+
+
 def config_of(corpus, output, **changes) -> AdaptConfig:
     settings = {
+        **CACHE,
         "corpus": str(corpus),
         "output": str(output),
         "noun": "films",
@@ -212,11 +221,12 @@ def test_the_vectors_of_an_index_are_taken_over(cluster, corpus, tmp_path, caplo
     (tmp_path / "ids.txt").write_text("\n".join(row["_id"] for row in rows))
     index = {"vectors": str(tmp_path / "vectors.npy"), "ids": str(tmp_path / "ids.txt")}
     caplog.set_level("INFO")
-    adapt(config_of(corpus, tmp_path / "run", until="probe", index=index))
+    apart = {"embeddings": None, "until": "probe", "index": index}
+    adapt(config_of(corpus, tmp_path / "run", **apart))
     assert "vectors of 320 passages taken over, 0 left to encode" in caplog.text
     np.save(tmp_path / "vectors.npy", vectors[::-1])
     with pytest.raises(InputError, match="was not made by this model"):
-        adapt(config_of(corpus, tmp_path / "other", until="probe", index=index))
+        adapt(config_of(corpus, tmp_path / "other", **apart))
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(adapted, cluster, corpus, queries, tmp_path):
