@@ -14,7 +14,7 @@ from dualview.config.adapt import AdaptConfig
 from dualview.config.loading import load
 from dualview.errors import InputError
 from dualview.models import local_model
-from dualview.pipelines.adapt.documents import CORPUS_KEY, keep_sample
+from dualview.pipelines.adapt.documents import CORPUS_KEY, keep_sample, read_corpus
 from dualview.pipelines.adapt.run import adapt, read_config
 from dualview.pipelines.adapt.search import search_adapted
 from dualview.pipelines.adapt.work import Work, best_strength
@@ -331,3 +331,55 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 def test_the_strength_is_the_largest_that_keeps_relevance():
     curve = {0.5: {"nDCG@10": 0.60}, 1.0: {"nDCG@10": 0.55}, 2.0: {"nDCG@10": 0.53}}
     assert best_strength(curve) == 1.0
+
+
+def test_a_text_may_contain_any_separator_of_lines(tmp_path):
+    """JSON leaves U+2028 and U+0085 as they are, and str.splitlines would split at them."""
+    rows = documents(250)
+    rows[7]["text"] += " one\u2028two\u0085three\x0bfour"
+    config = config_of(write(tmp_path / "corpus.jsonl", rows), tmp_path / "out")
+    keep_sample(config, open_store(config.output))
+    passages, metadata = read_corpus(open_store(config.output))
+    assert [passage.text for passage in passages] == [row["text"] for row in rows]
+    assert list(metadata) == [row["metadata"] for row in rows]
+
+
+def test_what_json_cannot_hold_is_unknown(tmp_path):
+    rows = documents(250)
+    rows[0]["metadata"]["year"] = float("nan")
+    kept_of(config_of(write(tmp_path / "corpus.jsonl", rows), tmp_path / "out"))
+    text = (tmp_path / "out" / "corpus.jsonl").read_text()
+    assert "NaN" not in text
+    assert json.loads(text.split("\n")[0])["metadata"]["year"] is None
+
+
+def test_an_output_of_another_verb_is_refused(corpus, tmp_path):
+    """Its result.json would count as the training of this run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"result\.json of another verb"):
+        adapt(config_of(corpus, tmp_path / "run"))
+    assert not (tmp_path / "run" / "adapt.json").exists()
+
+
+def test_a_removed_vocabulary_is_drafted_again(cluster, corpus, queries, tmp_path):
+    config = config_of(corpus, tmp_path / "run", queries=queries, until="probe")
+    found = adapt(config)
+    (tmp_path / "run" / "vocabulary.yaml").unlink()
+    assert adapt(config) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"vocabulary\.yaml: cannot be read \(there is no such file\)"),
+        (b"noun: \xff", r"vocabulary\.yaml line 1: is not UTF-8"),
+        (b"noun: m\nattributes: {size: {kind: number, values: {}}}", "no attribute 'size'"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_used_is_named(cluster, corpus, tmp_path, content, message):
+    path = tmp_path / "vocabulary.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        adapt(config_of(corpus, tmp_path / "run", vocabulary=str(path), until="probe"))

@@ -14,6 +14,7 @@ import hashlib
 import heapq
 import json
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,15 @@ def _document(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """The value with dates and other objects of Parquet as texts."""
+    """The value as JSON has it: dates and other objects of Parquet as texts, NaN and infinities as null."""
     match value:
         case Mapping():
             return {str(key): _plain(inner) for key, inner in value.items()}
         case list() | tuple():
             return [_plain(inner) for inner in value]
-        case None | bool() | int() | float() | str():
+        case float():
+            return value if math.isfinite(value) else None
+        case None | bool() | int() | str():
             return value
     return str(value)
 
@@ -166,7 +169,7 @@ def vectors_store(config: AdaptConfig) -> Store:
 
 def encode_documents(config: AdaptConfig, store: Store) -> None:
     """Takes over the vectors of the index, if there is one, and encodes the documents that have none yet."""
-    passages, _ = _read(store)
+    passages, _ = read_corpus(store)
     texts = [passage.full_text for passage in passages]
     if config.index is not None:
         by_id = config.index.vectors.endswith(".npy") and config.index.corpus is None
@@ -197,14 +200,16 @@ def _pick(texts: Sequence[str], numbers: Sequence[int]) -> list[str]:
 
 def read_documents(config: AdaptConfig, store: Store) -> Documents:
     """The documents and their vectors, after keep_sample and encode_documents."""
-    passages, metadata = _read(store)
+    passages, metadata = read_corpus(store)
     cache, spec = vectors_store(config), spec_of(config, "document")
     units = locate(cache, spec, keys_of([passage.full_text for passage in passages]))
     return Documents(passages, metadata, gather(cache, units))
 
 
-def _read(store: Store) -> tuple[list[Passage], list[Mapping[str, Any]]]:
-    rows = [json.loads(line) for line in store.get(CORPUS_KEY).decode().splitlines()]
+def read_corpus(store: Store) -> tuple[list[Passage], list[Mapping[str, Any]]]:
+    """The documents of corpus.jsonl, and their metadata."""
+    text = store.get(CORPUS_KEY).decode()  # lines end only at \n: a text may contain U+2028
+    rows = [json.loads(line) for line in text.split("\n") if line]
     return (
         [Passage(row["_id"], text=row["text"], title=row["title"]) for row in rows],
         [row["metadata"] for row in rows],

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from uuid import uuid4
 
+from dualview.beir import read_lines
 from dualview.catalog.probe import is_usable, probe
 from dualview.catalog.vocabulary import draft, parse, to_yaml
 from dualview.config.base import fingerprint, plain_json
 from dualview.errors import InputError
 from dualview.pipelines.adapt.work import PROBE_KEY, VOCABULARY_KEY, Work
-from dualview.storage import open_store
 
 
 def find_out(work: Work) -> Iterator[str]:
@@ -21,7 +21,7 @@ def find_out(work: Work) -> Iterator[str]:
             )
             text = to_yaml(drafted)
         else:
-            text = _read_text(config.vocabulary)
+            text = "\n".join(line for _, line in read_lines(config.vocabulary))
             parse(text, config.vocabulary, work.attributes)
         work.store.put_new(VOCABULARY_KEY, text.encode(), attempt=uuid4().hex)
     probes = probe(work.documents.vectors_DE, work.labels_DV, config.seed)
@@ -47,13 +47,3 @@ def find_out(work: Work) -> Iterator[str]:
         )
     work.store.put_new(PROBE_KEY, plain_json(report, indent=1).encode(), attempt=uuid4().hex)
     yield f"the vectors know {num_known} of {len(probes)} values well enough for instructions"
-
-
-def _read_text(url: str) -> str:
-    folder, slash, name = url.rpartition("/")
-    try:
-        return open_store(folder + slash or ".").get(name).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{url}: cannot be read ({type(error).__name__}); expected a vocabulary.yaml"
-        ) from None

@@ -73,10 +73,11 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
 
 
 def _forget_old_probe(store: Store) -> None:
-    """Removes probe.json if vocabulary.yaml was edited since, which is allowed until the cases are made."""
+    """Removes probe.json if vocabulary.yaml was edited or removed since, which is allowed until the cases are made."""
     if store.list(PROBE_KEY) and not store.list(CASES_KEY):
         probed = json.loads(store.get(PROBE_KEY))["vocabulary"]
-        if probed != fingerprint(store.get(VOCABULARY_KEY).decode()):
+        is_there = store.list(VOCABULARY_KEY)
+        if not is_there or probed != fingerprint(store.get(VOCABULARY_KEY).decode()):
             store.remove(PROBE_KEY)
 
 
@@ -87,6 +88,8 @@ def _pin(config: AdaptConfig, store: Store) -> None:
         "documents": model_fingerprint(config.encoder.model, "document"),
         "queries": model_fingerprint(config.encoder.model, "query"),
     }
+    if store.list(LAST_KEY) and not store.list(CONFIG_KEY):
+        raise InputError(f"{store.url}: holds {LAST_KEY} of another verb; choose another output")
     metadata = {key: value for key, value in settings.items() if key not in deciding}
     pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata)
 
