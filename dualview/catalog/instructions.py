@@ -14,8 +14,8 @@ from dualview.catalog.attributes import NO, UNKNOWN, YES
 from dualview.catalog.vocabulary import Value
 from dualview.catalog.wordings import Split, say
 
-Kind = Literal["another value", "reversal", "compound"]
-_KINDS: tuple[Kind, ...] = ("another value", "reversal", "compound")
+CaseKind = Literal["another value", "reversal", "compound"]
+_KINDS: tuple[CaseKind, ...] = ("another value", "reversal", "compound")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Case:
     """A query, by its number, under two instructions."""
 
     query: int
-    kind: Kind
+    kind: CaseKind
     instructions: Mapping[str, str]  # by view
     clauses: Mapping[str, Clauses]
     labels: Mapping[str, str]  # scores are also reported for each
@@ -150,7 +150,9 @@ def _changes(labels_KV: NDArray[np.int8], original: Clauses, changed: Clauses) -
     return bool(min(num_stopped, num_begun) >= _MIN_CHANGED)
 
 
-def _draw_pair(dividing: Mapping[str, list[int]], rng: random.Random) -> tuple[Kind, Clauses, Clauses] | None:
+def _draw_pair(
+    dividing: Mapping[str, list[int]], rng: random.Random
+) -> tuple[CaseKind, Clauses, Clauses] | None:
     """None if the drawn kind is impossible for the drawn attribute."""
     attribute = rng.choice(sorted(dividing))
     kind = rng.choice(_KINDS)
@@ -168,7 +170,7 @@ def _draw_pair(dividing: Mapping[str, list[int]], rng: random.Random) -> tuple[K
 
 
 def _labels(
-    kind: Kind, values: Sequence[Value], unseen: frozenset[int], pair: Sequence[Clauses]
+    kind: CaseKind, values: Sequence[Value], unseen: frozenset[int], pair: Sequence[Clauses]
 ) -> dict[str, str]:
     clauses = [clause for of_view in pair for clause in of_view]
     has_range = any(values[clause.value].kind in ("number", "date") for clause in clauses)

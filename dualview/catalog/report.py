@@ -26,13 +26,10 @@ def print_adapted(config: AdaptConfig, found: Mapping[str, Any], console: Consol
 
 def _probe_table(config: AdaptConfig, probe: Mapping[str, Any]) -> Table:
     table = Table(title=f"What this index of {config.noun} can obey")
-    for name, justify in (
-        ("attribute", "left"),
-        ("values", "right"),
-        ("AUC", "right"),
-        ("least known", "left"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("attribute")
+    table.add_column("values", justify="right")
+    table.add_column("AUC", justify="right")
+    table.add_column("least known")
     for name in dict.fromkeys(value["attribute"] for value in probe["values"]):
         values = [value for value in probe["values"] if value["attribute"] == name]
         aucs = [value["auc"] or 0.0 for value in values]

@@ -19,7 +19,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]  # queries of the untouc
 _NUM_PHRASES = 3
 
 
-class Row(NamedTuple):
+class QueryVectors(NamedTuple):
     base_CE: NDArray[np.floating]
     added_CE: NDArray[np.floating]
 
@@ -54,7 +54,7 @@ def rows_of(
     phrases_VE: NDArray[np.float32],
     directions_VE: NDArray[np.floating],
     encode: Encode,
-) -> dict[str, Row]:
+) -> dict[str, QueryVectors]:
     """The rows of one view of each case.
 
     untouched: the encoder reads query and instruction. subtraction: it reads the query and what is included; vectors of
@@ -74,12 +74,12 @@ def rows_of(
     none = np.zeros_like(query_CE)
     wanted = signed_sums(asked, phrases_VE)
     return {
-        "query alone": Row(query_CE, none),
-        "untouched": Row(with_instruction_CE, none),
-        "subtraction": Row(with_included_CE, signed_sums(asked, phrases_VE, only_excluded=True)),
-        "DEO": Row(with_instruction_CE, wanted),
-        "arithmetic": Row(query_CE, wanted),
-        "probe": Row(query_CE, signed_sums(asked, directions_VE)),
+        "query alone": QueryVectors(query_CE, none),
+        "untouched": QueryVectors(with_instruction_CE, none),
+        "subtraction": QueryVectors(with_included_CE, signed_sums(asked, phrases_VE, only_excluded=True)),
+        "DEO": QueryVectors(with_instruction_CE, wanted),
+        "arithmetic": QueryVectors(query_CE, wanted),
+        "probe": QueryVectors(query_CE, signed_sums(asked, directions_VE)),
     }
 
 

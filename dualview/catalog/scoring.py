@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from dualview.catalog.attributes import NO, YES
 from dualview.catalog.instructions import VIEWS, Case, obeying
+from dualview.evaluation.metrics import ndcg, rank_change
 
 METRICS = ("p-MRR", "pair accuracy", "both right", "nDCG@10", "nDCG@10 topic", "precision@10 obeying")
 _CUT = 10
-_DISCOUNTS = 1 / np.log2(np.arange(2, _CUT + 2))
 
 
 class Catalog(NamedTuple):
@@ -59,7 +59,7 @@ def _score(catalog: Catalog, case: Case, scores: Mapping[str, NDArray[np.floatin
     stopped = topic_K[(obey["original"] == YES) & (obey["changed"] == NO)]
     begun = topic_K[(obey["original"] == NO) & (obey["changed"] == YES)]
     before, after = (_ranks(scores[view], stopped) for view in VIEWS)
-    changes = np.where(before >= after, after / before - 1, 1 - before / after)  # as evaluation/metrics.py
+    changes = list(map(rank_change, before.tolist(), after.tolist()))
     right = {
         view: (sign * (scores[view][stopped][:, None] - scores[view][begun])) > 0
         for view, sign in (("original", 1), ("changed", -1))
@@ -71,7 +71,7 @@ def _score(catalog: Catalog, case: Case, scores: Mapping[str, NDArray[np.floatin
         topicality.append(_ndcg(top, topic_K))
         obedience.append(float((obeying(catalog.labels_DV[top], case.clauses[view]) == YES).mean()))
     return [
-        float(changes.mean()),
+        float(np.mean(changes)),
         float((right["original"].mean() + right["changed"].mean()) / 2),
         float((right["original"] & right["changed"]).mean()),
         float(np.mean(relevance)),
@@ -91,5 +91,4 @@ def _top(scores_D: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def _ndcg(top: NDArray[np.int64], relevant: NDArray[np.int64]) -> float:
-    gains = np.isin(top, relevant) * _DISCOUNTS[: len(top)]
-    return float(gains.sum() / _DISCOUNTS[: min(_CUT, len(relevant))].sum()) if len(relevant) else 0.0
+    return ndcg(list(map(str, top)), dict.fromkeys(map(str, relevant), 1), _CUT)

@@ -35,7 +35,7 @@ class Asked(Settings):
     values: dict[str, Several[Annotated[str, Field(min_length=1)]]]
 
 
-class Vocabulary(Settings):
+class CatalogVocabulary(Settings):
     noun: Annotated[str, Field(min_length=1)]
     attributes: Annotated[dict[str, Asked], Field(min_length=1)]
 
@@ -50,7 +50,9 @@ class Value:
     phrases: Mapping[Split, Sequence[str]]
 
 
-def draft(noun: str, attributes: Sequence[Attribute], min_documents: int, max_values: int) -> Vocabulary:
+def draft(
+    noun: str, attributes: Sequence[Attribute], min_documents: int, max_values: int
+) -> CatalogVocabulary:
     """A vocabulary of the common values of each attribute. Raises InputError if there is none."""
     asked = {}
     for attribute in attributes:
@@ -62,10 +64,10 @@ def draft(noun: str, attributes: Sequence[Attribute], min_documents: int, max_va
             f"no attribute of the metadata has a value that at least {min_documents} documents have and as many lack;"
             ' expected for example "genre": "comedy" or "year": 1990 in the metadata of many documents'
         )
-    return Vocabulary(noun=noun, attributes=asked)
+    return CatalogVocabulary(noun=noun, attributes=asked)
 
 
-def to_yaml(vocabulary: Vocabulary) -> str:
+def to_yaml(vocabulary: CatalogVocabulary) -> str:
     """The file, with a phrase list on each line."""
     lines = [
         "# What instructions may ask for, and the phrases that say it: edit, add or remove any of it, and name the file",
@@ -86,7 +88,7 @@ def _quoted(text: str) -> str:
     return str(yaml.safe_dump(text, default_style='"', width=10**6, allow_unicode=True)).strip()
 
 
-def parse(text: str, where: str, attributes: Sequence[Attribute]) -> Vocabulary:
+def parse(text: str, where: str, attributes: Sequence[Attribute]) -> CatalogVocabulary:
     """Reads the file's text. Raises InputError, naming `where`, unless it fits the attributes of the catalog."""
     try:
         content: Any = yaml.safe_load(text)
@@ -94,7 +96,7 @@ def parse(text: str, where: str, attributes: Sequence[Attribute]) -> Vocabulary:
         problem = str(getattr(error, "problem", error)).splitlines()[0]
         raise InputError(f"{where}: is not valid YAML ({problem})") from None
     try:
-        vocabulary = Vocabulary.model_validate(content)
+        vocabulary = CatalogVocabulary.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -118,7 +120,7 @@ def parse(text: str, where: str, attributes: Sequence[Attribute]) -> Vocabulary:
     return vocabulary
 
 
-def values_of(vocabulary: Vocabulary, attributes: Sequence[Attribute]) -> list[Value]:
+def values_of(vocabulary: CatalogVocabulary, attributes: Sequence[Attribute]) -> list[Value]:
     """All values in the order of the file, with their phrases split by wording."""
     known = {attribute.name: attribute for attribute in attributes}
     found = []

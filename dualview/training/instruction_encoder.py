@@ -44,7 +44,7 @@ def instruction_encoder(
     return SentenceTransformer(modules=[*encoder.children(), head], device=str(encoder.device))
 
 
-class Batch(NamedTuple):
+class InstructionBatch(NamedTuple):
     instructions: list[str]
     targets_BE: NDArray[np.floating]  # the directions to add
 
@@ -60,7 +60,7 @@ def metric_of(vectors_DE: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def train(
     encoder: SentenceTransformer,
-    batches: Iterable[Batch],
+    batches: Iterable[InstructionBatch],
     metric_EE: NDArray[np.float64],
     *,
     steps: int,
@@ -92,7 +92,7 @@ def train(
                 f"the loss of step {step} was {loss.item()}; lower training.learning_rate and choose another output"
             )
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         schedule.step()

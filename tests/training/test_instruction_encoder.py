@@ -11,7 +11,7 @@ import torch
 from dualview.errors import Interruption
 from dualview.models import model_fingerprint, saved_settings
 from dualview.training.instruction_encoder import (
-    Batch,
+    InstructionBatch,
     encode_instructions,
     export,
     instruction_encoder,
@@ -34,7 +34,7 @@ def fresh(folder):
 
 def batches():
     targets = np.random.default_rng(0).normal(size=(len(TEXTS), SIZE)) / 6
-    return itertools.repeat(Batch(TEXTS, targets))
+    return itertools.repeat(InstructionBatch(TEXTS, targets))
 
 
 def test_it_begins_as_the_model_itself(folder):
@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_weights(folder):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(folder):
-    broken = itertools.repeat(Batch(TEXTS, np.full((len(TEXTS), SIZE), np.nan)))
+    broken = itertools.repeat(InstructionBatch(TEXTS, np.full((len(TEXTS), SIZE), np.nan)))
     with pytest.raises(Interruption, match=r"the loss of step 1 was nan.*learning_rate"):
         list(train(fresh(folder), broken, np.eye(SIZE), steps=3, learning_rate=1e-3))
 

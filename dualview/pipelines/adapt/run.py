@@ -21,9 +21,9 @@ from dualview.models import check_model, model_fingerprint, pooling_of
 from dualview.pipelines.adapt.cases import draw
 from dualview.pipelines.adapt.documents import encode_documents, keep_sample
 from dualview.pipelines.adapt.probe import find_out
+from dualview.pipelines.adapt.state import CASES_KEY, PROBE_KEY, SCORES_KEY, VOCABULARY_KEY, AdaptRun
 from dualview.pipelines.adapt.test import test
 from dualview.pipelines.adapt.train import learn
-from dualview.pipelines.adapt.work import CASES_KEY, PROBE_KEY, SCORES_KEY, VOCABULARY_KEY, Work
 from dualview.runs.manifest import pin_embedding_cache, pin_manifest
 from dualview.runs.publishing import LAST_KEY
 from dualview.storage import Store, check_reachable, open_store
@@ -34,7 +34,7 @@ CONFIG_KEY = "adapt.json"
 REPORT_KEY = "report.html"
 
 # What a stage is called in `until`, the file that it puts last, and what runs on a worker.
-STAGES: Mapping[Stage, tuple[str, Callable[[Work], Iterator[str]]]] = {
+STAGES: Mapping[Stage, tuple[str, Callable[[AdaptRun], Iterator[str]]]] = {
     "probe": (PROBE_KEY, find_out),
     "cases": (CASES_KEY, draw),
     "train": (LAST_KEY, learn),
@@ -59,9 +59,9 @@ def adapt(config: AdaptConfig) -> dict[str, Any]:
     encode_documents(config, store)
     _forget_old_probe(store)
     found: dict[str, Any] = {}
-    for stage, (key, work) in STAGES.items():
+    for stage, (key, do) in STAGES.items():
         if not store.list(key):
-            for message in _on_worker(config, store, work):
+            for message in _on_worker(config, store, do):
                 logger.info(message)
         found[stage] = json.loads(store.get(key))
         if stage == "probe":
@@ -94,7 +94,7 @@ def _pin(config: AdaptConfig, store: Store) -> None:
     pin_manifest(store, CONFIG_KEY, {**deciding, "content": content}, metadata)
 
 
-def _on_worker(config: AdaptConfig, store: Store, work: Callable[[Work], Iterator[str]]) -> Iterator[str]:
+def _on_worker(config: AdaptConfig, store: Store, do: Callable[[AdaptRun], Iterator[str]]) -> Iterator[str]:
     """Runs a stage where `learner` says; yields its messages as they come."""
     join_cluster(config.learner)
     task = ray.remote(
@@ -104,7 +104,7 @@ def _on_worker(config: AdaptConfig, store: Store, work: Callable[[Work], Iterato
         runtime_env={"env_vars": _environment(config)},
     )(_run)
     with errors_of_workers():
-        for message in task.options(num_returns="streaming").remote(work, config, store):
+        for message in task.options(num_returns="streaming").remote(do, config, store):
             yield ray.get(message)
 
 
@@ -116,8 +116,8 @@ def _environment(config: AdaptConfig) -> dict[str, str]:
     }
 
 
-def _run(work: Callable[[Work], Iterator[str]], config: AdaptConfig, store: Store) -> Iterator[str]:
-    yield from work(Work(config, store))
+def _run(do: Callable[[AdaptRun], Iterator[str]], config: AdaptConfig, store: Store) -> Iterator[str]:
+    yield from do(AdaptRun(config, store))
 
 
 def _warn(probe: Mapping[str, Any]) -> None:

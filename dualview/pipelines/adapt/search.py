@@ -10,7 +10,7 @@ from dualview.errors import InputError
 from dualview.evaluation.side_by_side import Found, Hit
 from dualview.pipelines.adapt.documents import read_documents
 from dualview.pipelines.adapt.run import read_config, read_strength
-from dualview.pipelines.adapt.work import Work
+from dualview.pipelines.adapt.state import AdaptRun
 from dualview.retrieval.encoder import load_encoder
 from dualview.storage import check_reachable, open_store
 from dualview.training.instruction_encoder import encode_instructions
@@ -32,7 +32,7 @@ def search_adapted(
         raise InputError('--instruction: expected one or several, for example --instruction "No comedies."')
     documents = read_documents(config, store)
     encoder = load_encoder(f"{store.url}/encoder", trust_remote_code=config.encoder.trust_remote_code)
-    [query_E] = Work(config, store).encode_queries([query])
+    [query_E] = AdaptRun(config, store).encode_queries([query])
     added = encode_instructions(encoder, list(instructions))
     found = []
     for instruction, added_E in zip(instructions, added, strict=True):

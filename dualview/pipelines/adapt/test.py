@@ -18,19 +18,19 @@ from dualview.catalog.wordings import Split
 from dualview.config.adapt import AdaptConfig
 from dualview.config.base import plain_json
 from dualview.evaluation.significance import bootstrap_interval, paired_difference
-from dualview.pipelines.adapt.work import SCORES_KEY, Drawn, Work, best_strength, curve_of, device
+from dualview.pipelines.adapt.state import SCORES_KEY, AdaptRun, Drawn, best_strength, curve_of, device
 from dualview.retrieval.encoder import load_encoder
 from dualview.training.instruction_encoder import encode_instructions
 
 
-def test(work: Work) -> Iterator[str]:
+def test(run: AdaptRun) -> Iterator[str]:
     """Puts scores.json: every row's metrics on the test cases, each at the strength that the development cases choose."""
-    config, drawn, catalog = work.config, work.drawn, work.catalog
-    encoder = load_encoder(
-        f"{work.store.url}/encoder", trust_remote_code=config.encoder.trust_remote_code
-    ).to(device())
-    phrases_VE = rivals.phrase_vectors(work.values, work.encode_queries)
-    rows = {split: _rows(work, split, phrases_VE, encoder) for split in _EVALUATED}
+    config, drawn, catalog = run.config, run.drawn, run.catalog
+    encoder = load_encoder(f"{run.store.url}/encoder", trust_remote_code=config.encoder.trust_remote_code).to(
+        device()
+    )
+    phrases_VE = rivals.phrase_vectors(run.values, run.encode_queries)
+    rows = {split: _rows(run, split, phrases_VE, encoder) for split in _EVALUATED}
     report: dict[str, Any] = {"rows": {}, "num_cases": len(drawn.cases["test"])}
     per_case: dict[str, Metrics] = {}
     for name in rows["test"]["original"]:
@@ -52,7 +52,7 @@ def test(work: Work) -> Iterator[str]:
     for name, metrics in per_case.items():
         report["rows"][name]["metrics"] = _intervals(config, drawn, metrics)
     report["differences"] = _differences(config, drawn, per_case)
-    work.store.put_new(SCORES_KEY, plain_json(report, indent=1).encode(), attempt=uuid4().hex)
+    run.store.put_new(SCORES_KEY, plain_json(report, indent=1).encode(), attempt=uuid4().hex)
     yield f"tested on {len(drawn.cases['test'])} pairs of instructions"
 
 
@@ -62,17 +62,17 @@ _WITHOUT_STRENGTH = ("query alone", "untouched")
 
 
 def _rows(
-    work: Work, split: Split, phrases_VE: NDArray[np.float32], encoder: SentenceTransformer
-) -> dict[str, dict[str, rivals.Row]]:
+    run: AdaptRun, split: Split, phrases_VE: NDArray[np.float32], encoder: SentenceTransformer
+) -> dict[str, dict[str, rivals.QueryVectors]]:
     """View -> name -> row."""
-    cases, directions_VE = work.drawn.cases[split], np.nan_to_num(work.directions_VE)
+    cases, directions_VE = run.drawn.cases[split], np.nan_to_num(run.directions_VE)
     found = {}
     for view in VIEWS:
         rows = rivals.rows_of(
-            view, cases, work.drawn.queries, work.values, phrases_VE, directions_VE, work.encode_queries
+            view, cases, run.drawn.queries, run.values, phrases_VE, directions_VE, run.encode_queries
         )
         added_CE = encode_instructions(encoder, [case.instructions[view] for case in cases])
-        found[view] = {**rows, OURS: rivals.Row(rows["query alone"].base_CE, added_CE)}
+        found[view] = {**rows, OURS: rivals.QueryVectors(rows["query alone"].base_CE, added_CE)}
     return found
 
 

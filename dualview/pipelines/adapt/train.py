@@ -21,10 +21,10 @@ from dualview.catalog.terms import terms_of
 from dualview.catalog.vocabulary import Value
 from dualview.config.adapt import AdaptConfig
 from dualview.config.base import plain_json
-from dualview.pipelines.adapt.work import Curve, Work, best_strength, curve_of, device
+from dualview.pipelines.adapt.state import AdaptRun, Curve, best_strength, curve_of, device
 from dualview.runs.publishing import LAST_KEY, offer, publish
 from dualview.training.instruction_encoder import (
-    Batch,
+    InstructionBatch,
     encode_instructions,
     export,
     instruction_encoder,
@@ -33,27 +33,27 @@ from dualview.training.instruction_encoder import (
 )
 
 
-def learn(work: Work) -> Iterator[str]:
+def learn(run: AdaptRun) -> Iterator[str]:
     """Trains the instruction encoder and publishes it with result.json."""
-    if publish(work.store):
+    if publish(run.store):
         return
-    config, settings = work.config, work.config.training
-    named = [number for number in work.usable if number not in work.drawn.unseen]
-    values, directions_VE = _with_terms(work)
+    config, settings = run.config, run.config.training
+    named = [number for number in run.usable if number not in run.drawn.unseen]
+    values, directions_VE = _with_terms(run)
     known = [number for number in named if np.isfinite(directions_VE[number]).all()]
     encoder = instruction_encoder(
         config.encoder.model,
         pooling=config.encoder.pooling,
         trust_remote_code=config.encoder.trust_remote_code,
     ).to(device())
-    development = _Development(work)
+    development = _Development(run)
     losses: list[float] = []
     evaluations: list[dict[str, Any]] = []
     best: dict[str, torch.Tensor] = {}
     for loss in train(
         encoder,
-        _batches(config, values, known, range(len(work.values), len(values)), directions_VE),
-        metric_of(work.documents.vectors_DE[work.to_learn_from_D]),
+        _batches(config, values, known, range(len(run.values), len(values)), directions_VE),
+        metric_of(run.documents.vectors_DE[run.to_learn_from_D]),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     ):
@@ -81,26 +81,26 @@ def learn(work: Work) -> Iterator[str]:
         "evaluations": evaluations,
         "losses": losses,
         "num_values": len(known),
-        "num_terms": len(values) - len(work.values),
+        "num_terms": len(values) - len(run.values),
     }
     with tempfile.TemporaryDirectory() as folder:
-        export(encoder, work.encoder, Path(folder) / "encoder", card(config, result))
+        export(encoder, run.encoder, Path(folder) / "encoder", card(config, result))
         (Path(folder) / LAST_KEY).write_text(plain_json(result))
-        offer(work.store, uuid4().hex, Path(folder))
-    publish(work.store)
+        offer(run.store, uuid4().hex, Path(folder))
+    publish(run.store)
 
 
-def _with_terms(work: Work) -> tuple[list[Value], NDArray[np.floating]]:
+def _with_terms(run: AdaptRun) -> tuple[list[Value], NDArray[np.floating]]:
     """The values of the catalog, followed by terms of the texts, and the direction of each."""
-    used_D = work.to_learn_from_D
+    used_D = run.to_learn_from_D
     terms, terms_TE = terms_of(
-        [text for text, is_used in zip(work.documents.texts, used_D, strict=True) if is_used],
-        work.documents.vectors_DE[used_D],
-        work.config.noun,
-        [work.values[number].value for number in sorted(work.drawn.unseen)],
-        work.config.training.num_terms,
+        [text for text, is_used in zip(run.documents.texts, used_D, strict=True) if is_used],
+        run.documents.vectors_DE[used_D],
+        run.config.noun,
+        [run.values[number].value for number in sorted(run.drawn.unseen)],
+        run.config.training.num_terms,
     )
-    return [*work.values, *terms], np.concatenate([work.directions_VE, terms_TE])
+    return [*run.values, *terms], np.concatenate([run.directions_VE, terms_TE])
 
 
 def _batches(
@@ -109,7 +109,7 @@ def _batches(
     named: Sequence[int],
     terms: Sequence[int],
     directions_VE: NDArray[np.floating],
-) -> Iterator[Batch]:
+) -> Iterator[InstructionBatch]:
     """Instructions on the named values, some with a term in a value's place, and the directions that they ask for.
 
     Each is followed by its opposite in other words: that the sign is all that differs is learned first and fastest.
@@ -125,7 +125,7 @@ def _batches(
                 for clause in draw_clauses(values, named, settings.compound_share, rng)
             )
             drawn += [clauses, tuple(clause.opposite for clause in clauses)]
-        yield Batch(
+        yield InstructionBatch(
             [word(values, clauses, "train", rng) for clauses in drawn],
             rivals.signed_sums(drawn, directions_VE),
         )
@@ -134,19 +134,19 @@ def _batches(
 class _Development:
     """The development cases, for choosing the step and the strength."""
 
-    def __init__(self, work: Work) -> None:
-        self.work, self.cases = work, work.drawn.cases["development"]
-        self.queries_CE = work.encode_queries([work.drawn.queries[case.query] for case in self.cases])
+    def __init__(self, run: AdaptRun) -> None:
+        self.run, self.cases = run, run.drawn.cases["development"]
+        self.queries_CE = run.encode_queries([run.drawn.queries[case.query] for case in self.cases])
 
     def curve(self, encoder: SentenceTransformer) -> Curve:
         rows = {
-            view: rivals.Row(
+            view: rivals.QueryVectors(
                 self.queries_CE,
                 encode_instructions(encoder, [case.instructions[view] for case in self.cases]),
             )
             for view in VIEWS
         }
-        return curve_of(self.work.catalog, self.cases, rows, self.work.config.strengths)
+        return curve_of(self.run.catalog, self.cases, rows, self.run.config.strengths)
 
 
 def _worth(evaluation: Mapping[str, Any]) -> float:

@@ -54,7 +54,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Work:
+class AdaptRun:
     """A worker's view of a run. Each property needs the files of the stages before."""
 
     config: AdaptConfig
@@ -144,7 +144,7 @@ Curve = Mapping[float, Mapping[str, float]]  # strength -> metric -> mean
 def curve_of(
     catalog: Catalog,
     cases: Sequence[Case],
-    rows: Mapping[str, rivals.Row],
+    rows: Mapping[str, rivals.QueryVectors],
     strengths: Sequence[float],
 ) -> Curve:
     """The mean of each metric at each strength. rows: by view."""
