@@ -46,8 +46,8 @@ def page(config: AdaptConfig, found: Mapping[str, Any]) -> str:
             "<h2>What this index can obey</h2>",
             '<p class="note">With frozen documents an instruction is a direction in the vector space. AUC, cross-validated: the'
             " probability that the best direction puts a document with the value above one without it, with its 95%"
-            f" interval. Values below {config.draft.min_auc} are left out of training: no instruction on them can work with"
-            " this index.</p>",
+            f" interval. Values below {config.draft.min_auc} are left out of training: the vectors know them too little for"
+            " instructions.</p>",
             *_probe_tables(config, probe),
             "<h2>Test</h2>",
             f'<p class="note">{escape(_test_note(found))}</p>',
@@ -108,7 +108,7 @@ def _probe_tables(config: AdaptConfig, probe: Mapping[str, Any]) -> list[str]:
         share = probe["known"][name] / num_documents
         parts += [
             f"<h3>{escape(name)}: known for {share:.0%} of the documents</h3>",
-            html_table(["value", "documents", "AUC", "can be obeyed"], rows),
+            html_table(["value", "documents", "AUC", "used"], rows),
         ]
     unusable = [f"{name}: {reason}." for name, reason in probe["unusable"].items()]
     return parts + [f"<p>{escape(' '.join(unusable))}</p>"] * bool(unusable)

@@ -1,7 +1,7 @@
 """Reads an instruction in plain words as requirements on a catalog's attributes, to mark what obeys it.
 
-Only for showing: values are found by their names, and ranges by words such as "before" and "at least". What is not found is
-not marked. The encoder does not use it.
+Only for the marks: values are found by their names, and ranges by words such as "before" and "at least". If nothing is
+found, nothing is marked. The encoder does not use it.
 """
 
 from collections.abc import Iterator, Sequence

@@ -36,7 +36,7 @@ def _probe_table(config: AdaptConfig, probe: Mapping[str, Any]) -> Table:
         can = sum(auc >= config.draft.min_auc for auc in aucs)
         least = values[aucs.index(min(aucs))]
         weak = (
-            "" if can == len(values) else f"{least['value']} ({min(aucs):.2f}): no instruction on it can work"
+            "" if can == len(values) else f"{least['value']} ({min(aucs):.2f}): too weak for instructions"
         )
         table.add_row(
             escape(name), f"{can} of {len(values)}", f"{min(aucs):.2f} to {max(aucs):.2f}", escape(weak)

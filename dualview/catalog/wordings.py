@@ -1,4 +1,4 @@
-"""How a requirement is put into words: our stock of wordings of inclusions and exclusions, split three ways."""
+"""The stock of wordings of inclusions and exclusions, split for training, development and test."""
 
 from functools import cache
 from pathlib import Path

@@ -77,7 +77,7 @@ class InstructionTraining(Settings):
 
 
 class AdaptConfig(Settings):
-    """Teaches an index to follow instructions, from the metadata of its documents."""
+    """Trains an encoder of instructions for an index, from the metadata of its documents."""
 
     output: str
     """Location of the output: s3://bucket/prefix, file:///folder or a plain path."""

@@ -112,7 +112,7 @@ def _batches(
 ) -> Iterator[InstructionBatch]:
     """Instructions on the named values, some with a term in a value's place, and the directions that they ask for.
 
-    Each is followed by its opposite in other words: that the sign is all that differs is learned first and fastest.
+    Each is followed by its opposite in other words, which shows what turns the sign and what does not.
     """
     settings, rng = config.training, random.Random(config.seed)
     while True:
