@@ -48,11 +48,11 @@ def _probed(labels_D: NDArray[np.int8], scores_D: NDArray[np.float64]) -> Probed
     if not having or not lacking or not np.isfinite(scores_D[known]).all():
         return Probed(having, lacking, np.nan, np.nan, np.nan)
     auc = float(roc_auc_score(labels_D[known], scores_D[known]))
-    error = _standard_error(auc, having, lacking)
-    return Probed(having, lacking, auc, max(0.0, auc - error), min(1.0, auc + error))
+    half = _half_width(auc, having, lacking)
+    return Probed(having, lacking, auc, max(0.0, auc - half), min(1.0, auc + half))
 
 
-def _standard_error(auc: float, having: int, lacking: int) -> float:
+def _half_width(auc: float, having: int, lacking: int) -> float:
     """Half of the 95% interval. [Hanley and McNeil 1982]"""
     auc = min(auc, 1 - 0.5 / (having * lacking))  # a perfect sample does not make a certain probe
     both_having, both_lacking = auc / (2 - auc), 2 * auc**2 / (1 + auc)
@@ -68,7 +68,7 @@ def directions(
     """The direction (V, E) towards the documents with each value, away from those without it.
 
     Linear discriminants with one covariance for all values [Fisher 1936]. Their length depends on how far apart the two
-    kinds lie along them, so that equal strengths move the scores of different values alike; NaN without documents of
+    kinds lie along them, so that equal strengths count more nearly alike for different values; NaN without documents of
     both kinds among `used_D`.
     """
     vectors, labels = vectors_DE[used_D].astype(np.float64), labels_DV[used_D]

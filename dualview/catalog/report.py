@@ -35,9 +35,7 @@ def _probe_table(config: AdaptConfig, probe: Mapping[str, Any]) -> Table:
         aucs = [value["auc"] or 0.0 for value in values]
         can = sum(auc >= config.draft.min_auc for auc in aucs)
         least = values[aucs.index(min(aucs))]
-        weak = (
-            "" if can == len(values) else f"{least['value']} ({min(aucs):.2f}): too weak for instructions"
-        )
+        weak = "" if can == len(values) else f"{least['value']} ({min(aucs):.2f}): too weak for instructions"
         table.add_row(
             escape(name), f"{can} of {len(values)}", f"{min(aucs):.2f} to {max(aucs):.2f}", escape(weak)
         )

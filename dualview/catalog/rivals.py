@@ -20,6 +20,8 @@ _NUM_PHRASES = 3
 
 
 class QueryVectors(NamedTuple):
+    """One row's vectors of one view of each case, (C, E)."""
+
     base_CE: NDArray[np.floating]
     added_CE: NDArray[np.floating]
 
